@@ -1,0 +1,216 @@
+"""The law that pruning is judged by: the unpruned model, in which dropped vision tokens are hidden instead of removed.
+
+From a stage's layer on, no token but itself sees a dropped vision token. Nothing is shortened: masks, positions, caches
+and `generate` are those of the plain model, and the rows of dropped tokens are still computed, seen by nobody. So
+
+    with masked_reference(model, vision_mask(model, batch["input_ids"]), [Stage(2, kept), Stage(5, kept_later)]):
+        expected = model.generate(**batch)
+
+is what a model that really drops those tokens must answer. It knows nothing of how tokens are dropped elsewhere.
+
+Coordinates: `column` is a token's place in the padded prompt, which is also its slot in an unpruned cache; `kept` and
+`anchors` count the sample's vision tokens (0 is the first one), -1 where padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from families import vision_mask
+
+Merge = Callable[[int, Tensor], Tensor]
+"""From a sample's number and the hidden states [N, D] of all its vision tokens, the merged ones [M, D] of its anchors."""
+
+
+class Stage(NamedTuple):
+    """What one stage did. A plain tuple of the same fields will do."""
+
+    layer: int | None
+    """The first decoder layer that sees fewer tokens; None (after vision) is layer 0."""
+    kept: Tensor
+    """int64 [B, K]: the vision tokens that survive, padded with -1."""
+    anchors: Tensor | None = None
+    """int64 [B, M]: survivors whose slot holds a merged token from here on, padded with -1; need not be in `kept`."""
+    merged: Tensor | Merge | None = None
+    """What is written there as this layer's input: [B, M, D], or a function that computes it from the layer's input."""
+
+
+@contextmanager
+def masked_reference(
+    model: PreTrainedModel, vision: Tensor, stages: Sequence[Stage | tuple[Any, ...]]
+) -> Iterator[None]:
+    """Hide, in every forward of `model` inside the block, the vision tokens that the stages dropped.
+
+    `vision` is bool [B, L] over the prompt (over all turns so far, if a later turn brings images again). Serves
+    forward and `generate` with sdpa or eager attention, dynamic or static cache or none; batches that `generate`
+    expands (beams, several answers) repeat each row. `kept` of later stages must lie within that of earlier ones.
+    """
+    steps = [Stage(*stage) for stage in stages]
+    columns = [row.nonzero().flatten() for row in vision]
+    hidden_columns = torch.zeros_like(vision)
+    handles = []
+    try:
+        for index, layer in enumerate(model.get_decoder().layers):
+            here = [step for step in steps if (step.layer or 0) == index]
+            for step in here:
+                visible = _visible(vision, columns, step)
+                if (visible & hidden_columns).any():
+                    raise ValueError(f"a stage before layer {index} keeps vision tokens that an earlier stage dropped")
+                hidden_columns = vision & ~visible
+            if any((step.layer or 0) <= index for step in steps):
+                hook = _LayerHook(index, here, columns, hidden_columns)
+                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _LayerHook:
+    """Pre-hook of one decoder layer: writes merged tokens, then hides columns."""
+
+    def __init__(self, index: int, stages: Sequence[Stage], columns: Sequence[Tensor], hidden_columns: Tensor) -> None:
+        self.index, self.stages, self.columns, self.hidden_columns = index, stages, columns, hidden_columns
+
+    def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden, *rest = args
+        batch, length = hidden.shape[:2]
+        expansion, remainder = divmod(batch, len(self.columns))
+        if remainder:
+            raise ValueError(f"{batch} rows in the model, {len(self.columns)} in the reference")
+        cache = kwargs.get("past_key_values")
+        past = int(cache.get_seq_length(self.index)) if cache is not None else 0  # column of this forward's first token
+        width, offset = (
+            cache.get_mask_sizes(length, self.index) if cache is not None else (length, 0)
+        )  # keys it will see
+        if offset:
+            raise ValueError("the reference does not know sliding windows")
+
+        for stage in self.stages:
+            hidden = self.write_merged(hidden, stage, past, expansion)
+
+        mask = kwargs.get("attention_mask")
+        queries, keys = past + torch.arange(length)[:, None], torch.arange(width)
+        if mask is None:
+            mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation)
+        if mask.ndim != 4 or mask.shape[-1] != width:
+            raise ValueError(f"attention mask {tuple(mask.shape)}: expected 4 dimensions and {width} columns")
+        dropped = pad(self.hidden_columns, (0, max(0, width - self.hidden_columns.shape[1])))[:, :width]
+        dropped = dropped.repeat_interleave(expansion, dim=0)[:, None, None, :]
+        dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
+        mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
+        return (hidden, *rest), kwargs | {"attention_mask": mask}
+
+    def write_merged(self, hidden: Tensor, stage: Stage, past: int, expansion: int) -> Tensor:
+        """`hidden` [rows, length, D] with the merged tokens in their anchors' slots, where this forward holds them."""
+        if stage.merged is None or stage.anchors is None:
+            return hidden
+        hidden = hidden.clone()
+        for row in range(len(hidden)):
+            sample = row // expansion
+            slots = self.columns[sample] - past
+            if not len(slots) or slots.min() < 0 or slots.max() >= hidden.shape[1]:
+                continue  # a decode step, or a later turn: the vision tokens went by before
+            anchors = stage.anchors[sample][stage.anchors[sample] >= 0]
+            if isinstance(stage.merged, Tensor):
+                hidden[row, slots[anchors]] = stage.merged[sample][stage.anchors[sample] >= 0]
+            else:
+                hidden[row, slots[anchors]] = stage.merged(sample, hidden[row, slots])
+        return hidden
+
+
+def _visible(vision: Tensor, columns: Sequence[Tensor], stage: Stage) -> Tensor:
+    """bool [B, L]: the columns of the vision tokens that survive the stage."""
+    visible = torch.zeros_like(vision)
+    for sample, own in enumerate(columns):
+        for survivors in (stage.kept, stage.anchors):
+            if survivors is not None:
+                visible[sample, own[survivors[sample][survivors[sample] >= 0]]] = True
+    return visible
+
+
+def _dense_causal(queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str) -> Tensor:
+    """The mask [1, 1, queries, keys] that transformers leaves out: no padding, every token sees itself and the past."""
+    allowed = (keys <= queries)[None, None]
+    if attention == "sdpa":
+        return allowed
+    if attention == "eager":
+        return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    raise ValueError(f"attention {attention!r}: the reference knows sdpa and eager")
+
+
+@torch.no_grad()
+def reference_logits(
+    model: PreTrainedModel, inputs: Mapping[str, Tensor], stages: Sequence[Stage | tuple[Any, ...]]
+) -> Tensor:
+    """Logits [B, L, V] of one masked forward over the whole prompt; those at dropped tokens mean nothing."""
+    with masked_reference(model, vision_mask(model, inputs["input_ids"]), stages):
+        return model(**inputs).logits
+
+
+def generate_logits(
+    model: PreTrainedModel, inputs: Mapping[str, Any], *, seed: int = 0, **options: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Sequences [B * answers, L + new] and the raw logits of each step, [B * beams, V]; same seed, same samples."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        options = {"max_new_tokens": 6, "do_sample": False} | options
+        output = model.generate(**inputs, return_dict_in_generate=True, output_logits=True, **options)
+    return output.sequences, output.logits
+
+
+def surviving(
+    vision: Tensor, attention_mask: Tensor, kept: Tensor, anchors: Tensor | None = None, *, padding: bool = False
+) -> list[Tensor]:
+    """For each row, the ascending columns of its text tokens and of the vision tokens in `kept` (of the last stage).
+
+    With `padding` also the padding columns of the prompt, which a pruned sequence may well carry along.
+    """
+    columns = [row.nonzero().flatten() for row in vision]
+    visible = _visible(vision, columns, Stage(0, kept, anchors))
+    text = ~vision if padding else ~vision & attention_mask.bool()
+    return [row.nonzero().flatten() for row in text | visible]
+
+
+def pruned_difference(
+    pruned: Tensor,
+    reference: Tensor,
+    vision: Tensor,
+    attention_mask: Tensor,
+    kept: Tensor,
+    anchors: Tensor | None = None,
+) -> float:
+    """Largest difference of logits [B, shorter, V] that a pruned model gave from the reference's [B, L, V].
+
+    The pruned sequence holds each row's survivors and its prompt padding in order, flush right: rows that kept fewer
+    tokens than the longest are padded on the left. Padding is not compared.
+    """
+    worst = 0.0
+    for row, columns in enumerate(surviving(vision, attention_mask, kept, anchors, padding=True)):
+        real = attention_mask[row, columns].bool()
+        difference = pruned[row, -len(columns) :][real] - reference[row, columns][real]
+        worst = max(worst, difference.abs().max().item())
+    return worst
+
+
+def random_kept(vision: Tensor, keep: float, *, seed: int = 0, within: Tensor | None = None) -> Tensor:
+    """int64 [B, K]: a random share of each sample's vision tokens (or of those in `within`), ascending, at least one.
+
+    An int `keep` is a count; -1 pads samples that have fewer.
+    """
+    random = torch.Generator().manual_seed(seed)
+    rows = []
+    for sample, mask in enumerate(vision):
+        own = torch.arange(int(mask.sum())) if within is None else within[sample][within[sample] >= 0]
+        chosen = torch.randperm(len(own), generator=random)[
+            : keep if isinstance(keep, int) else max(1, round(keep * len(own)))
+        ]
+        rows.append(own[chosen].sort().values)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)

@@ -1,0 +1,46 @@
+"""tokenprune: faster vision-language models by dropping, merging or recycling vision tokens. See docs/index.md."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenprune.budget import Budget as Budget
+    from tokenprune.build import build as build
+    from tokenprune.models.attach import Attached as Attached
+    from tokenprune.models.attach import attach as attach
+    from tokenprune.pipeline import Pipeline as Pipeline
+    from tokenprune.recipe import Recipe as Recipe
+    from tokenprune.recipe import list_recipes as list_recipes
+    from tokenprune.recipe import load_recipe as load_recipe
+    from tokenprune.report import Report as Report
+    from tokenprune.stage import Stage as Stage
+    from tokenprune.tokens import Tokens as Tokens
+
+_HOMES = {
+    "Attached": "models.attach",
+    "Budget": "budget",
+    "Pipeline": "pipeline",
+    "Recipe": "recipe",
+    "Report": "report",
+    "Stage": "stage",
+    "Tokens": "tokens",
+    "attach": "models.attach",
+    "build": "build",
+    "list_recipes": "recipe",
+    "load_recipe": "recipe",
+}
+__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import tokenprune` needs neither torch nor transformers."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tokenprune' has no attribute {name!r}")
+    return getattr(import_module(f"tokenprune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

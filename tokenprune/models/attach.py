@@ -1,0 +1,147 @@
+"""`attach`: put a recipe on an unmodified Hugging Face vision-language model, and take it off again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenprune.build import build
+from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.models.adapter import Anatomy, anatomy
+from tokenprune.models.engine import Engine
+from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.report import Report
+
+
+class Attached:
+    """A recipe on a model, until `detach` or the end of its ``with`` block. Made by `attach`."""
+
+    def __init__(self, parts: Anatomy, recipe: Recipe) -> None:
+        self._anatomy = parts
+        self.recipe = recipe
+        pipeline = build(recipe, depth=len(parts.layers)).to(next(parts.text.parameters()).device)
+        self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
+        self._engine = Engine(parts, pipeline, self.report)
+        self._handle: Any = None
+        self._generate: Any = None
+
+    def _mount(self) -> None:
+        model: Any = self._anatomy.model
+        self._engine.mount()
+        self._handle = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True, prepend=True)
+        if hasattr(model, "generate"):
+            # An instance attribute shadows the method: only generate() itself knows where the prompt ends.
+            original = model.generate
+            self._generate = model.__dict__.get("generate")
+            model.generate = lambda *args, **kwargs: self._run_generate(original, args, kwargs)
+
+    def detach(self) -> None:
+        """Take the recipe off: the model is bit-identical to one that never had it. Safe to call twice."""
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        self._engine.unmount()
+        self._anatomy.model.__dict__.pop("generate", None)
+        if self._generate is not None:
+            self._anatomy.model.generate = self._generate
+        _forget_compiled()
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached to" if self._handle is not None else "detached from"
+        return f"<recipe {self.recipe.name!r} {state} {type(self._anatomy.model).__name__}>"
+
+    def _refuse_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is None or not self._engine.pipeline.stages:
+            return
+        ids, embeddings = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+        reference = embeddings if ids is None else ids
+        if reference is not None and bool(self._anatomy.vision_mask(ids, reference).any()):
+            raise InputError(
+                "labels were given, but the attached recipe shortens the sequence, so logits and labels would not line up; "
+                "compute the loss on a detached model, or score the answer by generate()"
+            )
+
+    def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        config = kwargs.get("generation_config") or self._anatomy.model.generation_config
+        chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if chunk is not None:
+            raise UnsupportedModelError(
+                f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; leave prefill_chunk_size out"
+            )
+        self._engine.limit = _prompt_length(args, kwargs)
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._engine.limit = None
+
+
+def attach(
+    model: nn.Module,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    keep: float | None = None,
+    average: float | None = None,
+    final: float | None = None,
+) -> Attached:
+    """Attach a recipe to a Hugging Face vision-language model.
+
+    Use it as a context manager, or keep the result and call `detach` on it. While it is attached, `model(...)` and
+    `model.generate(...)` run with fewer vision tokens; prompts without vision tokens pass through untouched.
+
+    Args:
+        model: a supported model (docs/models.md); its weights and class stay as they are.
+        recipe: a recipe's name, path, dict or `Recipe`.
+        keep: budget that replaces the recipe's: vision tokens per layer from the recipe's first place on, a share (float) or
+            a count (int) of each sample's original ones.
+        average: the same, averaged over all layers.
+        final: the same, after the last stage.
+
+    Raises:
+        RecipeError: the recipe is not valid, or does not fit the model's depth.
+        BudgetError: the budget is out of range.
+        UnsupportedModelError: no adapter knows the model, or a recipe is attached to it already.
+    """
+    loaded = load_recipe(recipe, keep=keep, average=average, final=final)
+    parts = anatomy(model)
+    for hook in parts.text._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), Engine):
+            raise UnsupportedModelError(
+                f"attach: recipe {hook.__self__.report.recipe!r} is attached to this model already; detach it first"
+            )
+    attached = Attached(parts, loaded)
+    _forget_compiled()
+    attached._mount()
+    return attached
+
+
+def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Tokens of a generate() call's prompt, those already in the cache included; None when it cannot be told."""
+    given = [kwargs.get("input_ids"), kwargs.get("inputs"), kwargs.get("inputs_embeds"), args[0] if args else None]
+    lengths = [x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() >= 2]
+    if not lengths:
+        return None
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        lengths.append(mask.shape[1])
+    past = 0 if cache is None else int(cache.get_seq_length())
+    longest = max(lengths)
+    return longest if longest > past else past + longest
+
+
+def _forget_compiled() -> None:
+    """Drop compiled code: torch.compile does not notice hooks that come or go after it has traced a module."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

@@ -1,0 +1,164 @@
+"""Cache layers that store fewer slots than they report, so that all that transformers builds stays in original coordinates.
+
+transformers sizes masks and positions from the length that a cache reports. A pruned layer stores only the survivors, yet
+reports the length of the untouched prompt; masks, padding, position ids and rope deltas then need no correction, and a pruned
+layer only gathers rows and columns from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+
+from tokenprune.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """What the slots of a pruned cache layer hold. Tokens that arrive after a prefill are stored densely behind them."""
+
+    origin: Tensor
+    """``[B, n]`` int64, index of each slot's token in the untouched sequence."""
+    valid: Tensor | None
+    """``[B, n]`` bool, False on the padding (on the left) of a batch whose rows kept different numbers; None without."""
+    tail: int
+    """Index, in the untouched sequence, of the first token stored behind these slots."""
+    shift: Tensor | None = None
+    """``[B]`` int64 to subtract from later position ids, where survivors were renumbered."""
+
+    def at(self, rows: Tensor) -> Slots:
+        """The same for the batch rows `rows`, as beam search and batch selection reorder them."""
+        rows = rows.to(self.origin.device)
+        return Slots(
+            self.origin[rows],
+            None if self.valid is None else self.valid[rows],
+            self.tail,
+            None if self.shift is None else self.shift[rows],
+        )
+
+    def cropped(self, length: int) -> Slots:
+        """Slots left when the untouched sequence is cut back to `length` tokens, inside the text behind the last image."""
+        cut = self.tail - length
+        if cut <= 0:
+            return self
+        valid = None if self.valid is None else self.valid[:, :-cut]
+        return Slots(self.origin[:, :-cut], valid, length, self.shift)
+
+
+class VirtualLength(CacheLayerMixin):
+    """Mixin of a cache layer whose reported length exceeds what it stores by `removed`.
+
+    It derives from the common base of all cache layers, or Python would refuse to swap a layer's class for one with it.
+    """
+
+    removed: int
+    slots: Slots | None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.slots is not None:
+            self.slots = self.slots.at(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        if self.slots is not None:
+            self.slots = self.slots.at(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        if self.slots is not None:
+            rows = torch.arange(self.slots.origin.shape[0], device=self.slots.origin.device)
+            self.slots = self.slots.at(rows.repeat_interleave(repeats))
+
+
+class VirtualDynamicLayer(VirtualLength, DynamicLayer):
+    """A dynamic layer that reports the untouched length."""
+
+    def get_seq_length(self) -> int:
+        stored: int = super().get_seq_length()
+        # An empty layer reports 0, or generate() would believe in a past.
+        return stored + self.removed if stored else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def reset(self) -> None:
+        super().reset()
+        self.removed, self.slots = 0, None
+
+
+class VirtualStaticLayer(VirtualLength, StaticLayer):
+    """A static layer whose buffer holds only the survivors and what follows them, and that reports the untouched length."""
+
+    shrunk: int
+    """Slots saved in the buffer, taken off `max_cache_len` before it was allocated."""
+
+    def get_seq_length(self) -> int | Tensor:
+        return self.cumulative_length + self.removed if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.max_cache_len + self.removed, 0
+
+    def get_max_length(self) -> int:
+        return int(self.max_cache_len + self.shrunk)
+
+    def reset(self) -> None:
+        super().reset()
+        if self.shrunk:
+            # The next prompt may keep more, so its buffer is allocated anew.
+            self.max_cache_len += self.shrunk
+            self.keys = self.values = None
+            self.is_initialized = False
+        self.removed, self.shrunk, self.slots = 0, 0, None
+
+
+CacheLayer = VirtualDynamicLayer | VirtualStaticLayer
+_VIRTUAL = {DynamicLayer: VirtualDynamicLayer, StaticLayer: VirtualStaticLayer}
+
+
+def layer_of(cache: Cache | None, index: int) -> Any | None:
+    """The cache layer at `index`; lazily built caches grow to it. None without a cache."""
+    if cache is None:
+        return None
+    while len(cache.layers) <= index:
+        cache.layers.append(cache.layer_class_to_replicate())
+    return cache.layers[index]
+
+
+def slots_of(layer: Any | None) -> Slots | None:
+    """What the layer's slots hold, or None when no token was ever dropped from it."""
+    return layer.slots if isinstance(layer, VirtualLength) else None
+
+
+def check_cache(cache: Cache | None) -> None:
+    """Raise `UnsupportedModelError` unless every layer of `cache` can hold a shortened sequence."""
+    for layer in getattr(cache, "layers", ()):
+        if type(layer) not in _VIRTUAL and not isinstance(layer, VirtualLength):
+            known = ", ".join(cls.__name__ for cls in _VIRTUAL)
+            raise UnsupportedModelError(
+                f"cache layer {type(layer).__name__} cannot hold a shortened sequence; expected one of {known}. "
+                "Use the default cache, or cache_implementation='static'"
+            )
+
+
+def virtualise(layer: Any) -> CacheLayer:
+    """Make this one cache layer able to report the untouched length (its class is swapped, transformers' is untouched)."""
+    if not isinstance(layer, VirtualLength):
+        layer.__class__ = _VIRTUAL[type(layer)]
+        layer.removed, layer.slots = 0, None
+        if isinstance(layer, VirtualStaticLayer):
+            layer.shrunk = 0
+    return layer
+
+
+def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
+    """Note that `removed` tokens of the present forward will never be stored in this layer."""
+    layer.slots = slots
+    layer.removed += removed
+    if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
+        layer.max_cache_len -= removed
+        layer.shrunk += removed

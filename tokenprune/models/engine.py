@@ -1,0 +1,318 @@
+"""The hooks that run a recipe's stages inside an unmodified model, and shorten its sequence from each stage's layer on.
+
+A hook on the base model sees the prompt, one on the text model opens the state of the forward, one on each decoder layer runs
+the stages of that layer and hands it the shorter sequence. Nothing of transformers is replaced; see docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.attention import Projection, RaterAttention
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.models.adapter import Anatomy
+from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
+from tokenprune.models.forward import Forward
+from tokenprune.models.gather import take
+from tokenprune.models.masks import rater_rows
+from tokenprune.models.projections import LayerInput, check_attention, positional_kernel, project
+from tokenprune.models.prompt import Prompt, check_text, read_prompt, real_tokens
+from tokenprune.pipeline import Pipeline
+from tokenprune.report import Report, StageReport, Stopwatch
+from tokenprune.stage import Stage
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """What the stages of one forward share."""
+
+    prompt: Prompt
+    counts: tuple[tuple[int | None, ...], ...]
+    """For each stage, tokens to keep of each sample; None where the scores decide."""
+    lengths: list[int]
+    """Real length of each row of the present sequence."""
+    text: Tensor
+    """``[B, T]`` index of the rating text tokens in the present sequence."""
+    inputs: dict[int, LayerInput]
+    """What entered the layers whose attention a later stage reads."""
+
+
+class Engine:
+    """Runs `pipeline` inside the model of `anatomy`; `mount` adds the hooks, `unmount` removes every trace.
+
+    Args:
+        anatomy: the model's modules.
+        pipeline: stages and budget.
+        report: filled as the stages run.
+    """
+
+    def __init__(self, anatomy: Anatomy, pipeline: Pipeline, report: Report) -> None:
+        self.anatomy = anatomy
+        self.pipeline = pipeline
+        self.report = report
+        self.depth = len(anatomy.layers)
+        self.layers = pipeline.layers(self.depth)
+        self.limit: int | None = None
+        """Length of the prompt of the running `generate` call: nothing behind it may rate."""
+        self._taps = self._needed_inputs()
+        self._handles: list[Any] = []
+        self._input_ids: Tensor | None = None
+        self._attention_mask: Any = None
+        self._vision: Tensor | None = None
+        self._forward: Forward | None = None
+        self._prefill: _Prefill | None = None
+
+    # ---------------------------------------------------------------- mounting
+
+    def mount(self) -> None:
+        """Add the hooks."""
+        anatomy = self.anatomy
+        self._handles = [
+            anatomy.base.register_forward_pre_hook(self._enter_base, with_kwargs=True),
+            anatomy.text.register_forward_pre_hook(self._enter_text, with_kwargs=True),
+            anatomy.text.register_forward_hook(self._leave_text, always_call=True),
+        ]
+        for index, layer in enumerate(anatomy.layers):
+            hook = self._layer_hook(index)
+            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        if anatomy.adapter.deepstack is not None:
+            original = getattr(anatomy.text, anatomy.adapter.deepstack)
+            setattr(anatomy.text, anatomy.adapter.deepstack, self._deepstack(original))
+
+    def unmount(self) -> None:
+        """Remove the hooks, and the state of any forward that did not end."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        if self.anatomy.adapter.deepstack is not None:
+            self.anatomy.text.__dict__.pop(self.anatomy.adapter.deepstack, None)
+        self._close()
+
+    def _needed_inputs(self) -> frozenset[int]:
+        """Layers whose input must be remembered for the scorers of later stages."""
+        needed = set()
+        for stage, layer in zip(self.pipeline.stages, self.layers, strict=True):
+            if not stage.reads_attention:
+                continue
+            check_attention(self.anatomy.layers[layer])
+            if "previous" in stage.reads_attention:
+                if layer == 0:
+                    raise UnsupportedModelError(
+                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, but nothing runs "
+                        "before layer 0; place it before a later layer, or use layer: next"
+                    )
+                needed.add(layer - 1)
+        return frozenset(needed)
+
+    # ---------------------------------------------------------------- base model and text model
+
+    def _enter_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._close()
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self._input_ids = input_ids
+        self._attention_mask = kwargs.get("attention_mask")
+        embeddings = kwargs.get("inputs_embeds")
+        if input_ids is None and embeddings is not None:
+            self._vision = self.anatomy.vision_mask(None, embeddings)
+
+    def _enter_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        embeddings = kwargs.get("inputs_embeds")
+        cache = kwargs.get("past_key_values")
+        if embeddings is None:
+            return
+        batch, length = embeddings.shape[:2]
+        static = bool(getattr(cache, "is_compileable", False))
+        decoding = length == 1 and cache is not None
+        past = 0 if cache is None or (static and decoding) else int(cache.get_seq_length())
+        config = self.anatomy.text.config
+        self._forward = Forward(
+            batch=batch,
+            length=length,
+            past=past,
+            static=static,
+            positions=_positions(kwargs.get("position_ids"), past, length, embeddings.device),
+            rotary=self.anatomy.text.rotary_emb,
+            flash="flash" in str(getattr(config, "_attn_implementation", "")),
+        )
+        if not decoding:
+            check_cache(cache)
+            self._prefill = self._open_prefill(embeddings, self._forward)
+
+    def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
+        vision = self._vision
+        if vision is None:
+            if self._input_ids is None:
+                return None
+            if self._input_ids.shape[1] != forward.length:
+                raise UnsupportedModelError(
+                    f"{self._input_ids.shape[1]} input ids but {forward.length} embeddings reached the language model "
+                    "(prefix tuning?): vision tokens cannot be located"
+                )
+            vision = self.anatomy.vision_mask(self._input_ids, embeddings)
+        prompt = read_prompt(
+            self.anatomy,
+            vision=vision,
+            real=real_tokens(self._attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
+            embeddings=embeddings,
+            positions=forward.positions,
+            limit=forward.length if self.limit is None else max(1, self.limit - forward.past),
+        )
+        if prompt is None:
+            return None
+        if any(stage.raters is not None for stage in self.pipeline.stages):
+            check_text(prompt)
+        tokens = prompt.tokens
+        plans = [
+            self.pipeline.plan(total, grids, self.depth) for total, grids in zip(tokens.total, tokens.grids, strict=True)
+        ]
+        self.report.begin(tokens.total, tokens.grids)
+        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text, {})
+
+    def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
+        try:
+            # `output` is None when the forward raised: its own error is the one to show.
+            if self._prefill is not None and output is not None:
+                self.report.finish()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._input_ids = self._attention_mask = self._vision = self._forward = self._prefill = None
+
+    # ---------------------------------------------------------------- decoder layers
+
+    def _layer_hook(self, index: int) -> Callable[..., Any]:
+        stages = [i for i, layer in enumerate(self.layers) if layer == index]
+        first = min(self.layers, default=self.depth)
+
+        def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            forward = self._forward
+            if forward is None or (index < first and index not in self._taps):
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            store = layer_of(kwargs.get("past_key_values"), index)
+            prefill = self._prefill
+            if prefill is not None and index >= first and store is not None:
+                store = virtualise(store)
+            adjusted = forward.adjust(kwargs, store)
+            if prefill is not None:
+                for number in stages:
+                    source = self._layer_input(layer, hidden, adjusted, store)
+                    hidden = self._run(number, index, hidden, source, store)
+                    adjusted = forward.adjust(kwargs, store)
+                if index in self._taps:
+                    prefill.inputs[index] = self._layer_input(layer, hidden, adjusted, store)
+                if index >= first:
+                    forward.store(store)
+            if adjusted is kwargs:
+                return None
+            if args:
+                return (hidden, *args[1:]), adjusted
+            return args, {**adjusted, "hidden_states": hidden}
+
+        return before_layer
+
+    def _layer_input(self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> LayerInput:
+        forward = self._forward
+        assert forward is not None
+        return LayerInput(
+            layer=layer,
+            hidden=hidden,
+            rope=kwargs["position_embeddings"],
+            mask=kwargs.get("attention_mask"),
+            stored=forward.stored(store),
+            valid=None if forward.alive is None else forward.alive.valid,
+        )
+
+    def _run(self, number: int, index: int, hidden: Tensor, source: LayerInput, store: Any | None) -> Tensor:
+        """Run stage `number` before layer `index`; returns the hidden states of what is left."""
+        forward, prefill = self._forward, self._prefill
+        assert forward is not None and prefill is not None
+        stage: Stage = self.pipeline.stages[number]
+        watch = Stopwatch(hidden.device.type == "cuda")
+        with watch.measure():
+            prompt = prefill.prompt
+            before = prompt.tokens.at_place(hidden, self._attention(stage, index, source))
+            counts = prefill.counts[number]
+            count = None if None in counts else tuple(c for c in counts if c is not None)
+            result = stage(before, count)
+            if result.tokens.sizes != before.sizes or result.merged.shape[1]:
+                hidden, moved = forward.keep(before, result, hidden, prefill.lengths)
+                tokens = result.tokens.moved(moved)
+                prefill.text = moved.gather(1, prefill.text)
+            else:
+                tokens = result.tokens
+            if stage.positions == "renumber":
+                forward.renumber(prompt.real, hidden, slots_of(store))
+            prefill.prompt = Prompt(tokens, prompt.text, prompt.real)
+        self.report.add(
+            StageReport(
+                name=stage.name,
+                place=str(stage.place),
+                layer=None if stage.place.at is None else index,
+                kept=result.kept,
+                merged=result.merged,
+                sizes=tokens.sizes,
+                scores=result.scores,
+                scored=before.origin,
+                watch=watch,
+            )
+        )
+        return hidden
+
+    def _attention(self, stage: Stage, index: int, source: LayerInput) -> RaterAttention | None:
+        """Attention of the prompt's raters at a stage before layer `index`, whose input is `source`."""
+        prefill = self._prefill
+        assert prefill is not None
+        if not stage.reads_attention:
+            return None
+        sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
+        text = prefill.text
+
+        def rows(layer: str, rope: bool) -> Projection:
+            at = sources[layer]
+            assert at is not None
+            q, k = project(at, text, rope=rope)
+            visible = rater_rows(at.mask, text, at.stored, k.shape[2], at.valid)
+            attention: Any = at.layer.self_attn
+            softcap = getattr(attention, "attn_logit_softcapping", None)
+            return Projection(q=q, k=k, visible=visible, scaling=float(attention.scaling), softcap=softcap)
+
+        def kernel(layer: str) -> tuple[Tensor, Tensor]:
+            at = sources[layer]
+            assert at is not None
+            return positional_kernel(at, text)
+
+        tokens = prefill.prompt.tokens
+        return RaterAttention(project=rows, columns=tokens.slot, columns_valid=tokens.valid, kernel=kernel)
+
+    # ---------------------------------------------------------------- DeepStack
+
+    def _deepstack(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Qwen3-VL adds vision features behind early layers at original indices: add only those of the survivors."""
+
+        def process(hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+            alive = None if self._forward is None else self._forward.alive
+            if alive is None:
+                return original(hidden, mask, features)
+            mask = mask.to(hidden.device)
+            full = hidden.new_zeros(*mask.shape, hidden.shape[-1])
+            full = full.masked_scatter(mask[..., None], features.to(hidden.device, hidden.dtype))
+            add = take(full, alive.index, 1)
+            return hidden + (add if alive.valid is None else add * alive.valid[..., None])
+
+        return process
+
+
+def _positions(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
+    """Position ids as the text model will use them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
+    if ids is None:
+        return torch.arange(past, past + length, device=device)[None]
+    if ids.dim() == 3 and ids.shape[0] == 4:
+        return ids[1:]
+    return ids

@@ -1,0 +1,262 @@
+"""One forward of the language model: which tokens are still alive at a layer, and what that layer must be handed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.models.cache import Slots, forget, slots_of
+from tokenprune.models.gather import take, take_positions, take_rope, true_indices
+from tokenprune.models.masks import join_valid, past_slots, reduce_mask
+from tokenprune.models.projections import Rope
+from tokenprune.stage import StageResult
+from tokenprune.tokens import Tokens
+
+
+@dataclass(eq=False)
+class Alive:
+    """The tokens that still stand at the present layer of a prefill. L is the length of the untouched forward."""
+
+    index: Tensor
+    """``[B, n]`` their index within this forward, ascending; padding on the left repeats index 0."""
+    valid: Tensor | None
+    """``[B, n]`` bool, False on that padding; None when every row kept the same number."""
+    rope: Rope | None = None
+    """Rotary tables after a stage with ``positions: renumber``; None while the original ones are gathered."""
+    positions: Tensor | None = None
+    """Renumbered position ids, ``[B, n]`` or ``[3, B, n]``."""
+    shift: Tensor | None = None
+    """``[B]`` by how much later position ids move down."""
+
+    def real(self) -> Tensor:
+        """``[B, n]`` bool."""
+        return torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
+
+    def pick(self, keep: Tensor, valid: Tensor | None) -> Alive:
+        """The same after keeping the entries `keep` ``[B, m]`` of the present sequence."""
+        return Alive(
+            take(self.index, keep, 1),
+            valid,
+            None if self.rope is None else (take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)),
+            None if self.positions is None else take_positions(self.positions, keep),
+            self.shift,
+        )
+
+
+@dataclass(eq=False)
+class Forward:
+    """State of one forward of the language model, alive from its pre-hook to its end."""
+
+    batch: int
+    length: int
+    past: int
+    """Untouched length of the cache before this forward; for a decode step on a static cache 0, and not used."""
+    static: bool
+    """Whether the cache is static: attention then always sees its whole buffer."""
+    positions: Tensor
+    """Position ids of this forward, ``[1 or B, L]`` or ``[3, 1 or B, L]``."""
+    rotary: Any
+    """The text model's rotary embedding module."""
+    flash: bool
+    """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
+    alive: Alive | None = None
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """Masks, slots and tables shared by the layers between two stages."""
+
+    def keep(self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+        """Shorten the sequence to what a stage left.
+
+        Args:
+            before: the tokens that came in; `slot` is their index in the present sequence.
+            result: what the stage made of them.
+            hidden: ``[B, n, D]`` hidden states of the present sequence.
+            lengths: real length of each row of the present sequence; updated in place.
+
+        Returns:
+            Hidden states ``[B, m, D]``, and ``[B, n]`` new index of every old slot (meaningful where it was kept).
+        """
+        after = result.tokens
+        batch, n = hidden.shape[:2]
+        if result.merged.shape[1]:
+            hidden = _write(hidden, after)
+        alive = self.alive or Alive(torch.arange(n, device=hidden.device).expand(batch, n), None)
+        stays = _scatter(alive.real(), before.slot, before.valid, False)
+        stays = _scatter(stays, after.slot, after.valid, True)
+        for row in range(batch):
+            lengths[row] += after.sizes[row] - before.sizes[row]
+        m = max(lengths)
+        keep = true_indices(stays, m, pad="left")
+        valid = keep >= 0 if min(lengths) < m else None
+        keep = keep.clamp(min=0)
+        self.alive = alive.pick(keep, valid)
+        self.memo.clear()
+        moved = stays.cumsum(1) - 1
+        if valid is not None:
+            moved = moved + (m - torch.tensor(lengths, device=hidden.device))[:, None]
+        return take(hidden, keep, 1), moved.clamp(min=0)
+
+    def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
+        """Number the survivors through (on all axes), from where the cache ends, skipping padding.
+
+        Args:
+            real: ``[B, L]`` bool, False on the prompt's padding.
+            hidden: ``[B, n, D]`` of the survivors, for dtype and device.
+            slots: what the layer's cache holds from earlier forwards.
+        """
+        if self.alive is None:
+            return
+        alive, positions = self.alive, self.positions
+        flat = (positions if positions.dim() == 2 else positions.amax(0)).expand(self.batch, -1)
+        first = (positions if positions.dim() == 2 else positions.amin(0)).expand(self.batch, -1)
+        start = first.masked_fill(~real, int(1e9)).amin(1)
+        if slots is not None and slots.shift is not None:
+            start = start - slots.shift.to(start.device)
+        counted = take(real, alive.index, 1) & alive.real()
+        ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
+        alive.shift = flat.masked_fill(~real, -1).amax(1) + 1 - start - counted.sum(1)
+        alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
+        alive.rope = self.rotary(hidden, alive.positions)
+        self.memo.clear()
+
+    def adjust(self, kwargs: dict[str, Any], layer: Any | None) -> dict[str, Any]:
+        """Keyword arguments of a decoder layer, in that layer's own coordinates. Untouched when nothing was dropped."""
+        slots = slots_of(layer)
+        if self.alive is None and slots is None:
+            return kwargs
+        kwargs = dict(kwargs)
+        if self.alive is not None:
+            self._adjust_prefill(kwargs, self.alive)
+        elif slots is not None and slots.shift is not None:
+            self._adjust_shifted(kwargs, slots.shift)
+        mask = kwargs.get("attention_mask")
+        key = ("mask", id(mask), id(slots), self._stored(layer))
+        if key not in self.memo:
+            # The mask itself is kept, so that its id cannot be given to another one while this entry lives.
+            self.memo[key] = mask, slots, self._mask(mask, layer, slots)
+        kwargs["attention_mask"] = self.memo[key][2]
+        return kwargs
+
+    def store(self, layer: Any | None) -> None:
+        """Tell a pruned layer's cache what it is about to store."""
+        if layer is None or self.alive is None:
+            return
+        slots = slots_of(layer)
+        key = ("slots", id(slots))
+        if key not in self.memo:
+            self.memo[key] = slots, self._slots(slots)
+        forget(layer, self.length - self.alive.index.shape[1], self.memo[key][1])
+
+    def stored(self, layer: Any | None) -> int:
+        """Tokens of earlier forwards that stand before this forward's keys in `layer`."""
+        if layer is None:
+            return 0
+        slots = slots_of(layer)
+        if slots is None:
+            return self.past
+        return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
+
+    def _slots(self, slots: Slots | None) -> Slots:
+        alive = self.alive
+        assert alive is not None
+        origin, valid = past_slots(slots, self.past, self.batch, alive.index.device)
+        joined = join_valid(valid, alive.valid, origin.shape[1], alive.index.shape[1])
+        shift = alive.shift if slots is None or slots.shift is None or alive.shift is not None else slots.shift
+        return Slots(torch.cat([origin, self.past + alive.index], dim=1), joined, self.past + self.length, shift)
+
+    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Tensor | None:
+        alive, device = self.alive, self.positions.device
+        if mask is not None and not isinstance(mask, Tensor):
+            raise UnsupportedModelError(
+                f"attention_mask of type {type(mask).__name__} reached a decoder layer; expected a tensor (sdpa, eager, flash)"
+            )
+        valid = None if alive is None else alive.valid
+        if mask is None and valid is None and (slots is None or slots.valid is None):
+            return None
+        index = torch.arange(self.length, device=device).expand(self.batch, -1) if alive is None else alive.index
+        if layer is None:
+            keys, kept = index, valid
+        elif self.static and alive is None and slots is not None:
+            keys, kept = _static_keys(slots, layer.max_cache_len)
+        else:
+            past, past_valid = past_slots(slots, self.past, self.batch, device)
+            keys = torch.cat([past, self.past + index], dim=1)
+            kept = join_valid(past_valid, valid, past.shape[1], index.shape[1])
+            if self.static:
+                free = self._physical(layer) - keys.shape[1]
+                start = self.past + self.length
+                unwritten = torch.arange(start, start + free, device=device).expand(self.batch, -1)
+                kept = join_valid(kept, None, keys.shape[1], free) if kept is not None else None
+                keys = torch.cat([keys, unwritten], dim=1)
+        return reduce_mask(
+            mask,
+            rows=None if alive is None else alive.index,
+            queries=self.past + index,
+            keys=keys,
+            valid=kept,
+        )
+
+    def _physical(self, layer: Any) -> int:
+        """Slots in a static layer's buffer once it is allocated: it is made smaller by what this forward drops."""
+        size = int(layer.max_cache_len)
+        if not layer.is_initialized and self.alive is not None:
+            size -= self.length - self.alive.index.shape[1]
+        return size
+
+    def _stored(self, layer: Any | None) -> int:
+        return 0 if layer is None or not self.static else int(layer.max_cache_len)
+
+    def _adjust_prefill(self, kwargs: dict[str, Any], alive: Alive) -> None:
+        if alive.rope is not None:
+            kwargs["position_embeddings"] = alive.rope
+        else:
+            rope = kwargs["position_embeddings"]
+            key = ("rope", id(rope))
+            if key not in self.memo:
+                self.memo[key] = rope, tuple(take_rope(table, alive.index) for table in rope)
+            kwargs["position_embeddings"] = self.memo[key][1]
+        ids = kwargs.get("position_ids")
+        if self.flash:
+            kwargs["position_ids"] = None
+        elif ids is not None:
+            renumbered = alive.positions
+            if renumbered is not None and renumbered.dim() == 2:
+                kwargs["position_ids"] = renumbered
+            else:
+                kwargs["position_ids"] = take_positions(ids, alive.index)
+
+    def _adjust_shifted(self, kwargs: dict[str, Any], shift: Tensor) -> None:
+        key = ("shift", id(shift))
+        if key not in self.memo:
+            full = self.positions
+            ids = full.expand(*full.shape[:-2], self.batch, -1) - shift.to(full.device)[:, None]
+            self.memo[key] = shift, ids, self.rotary(kwargs["position_embeddings"][0], ids)
+        kwargs["position_embeddings"] = self.memo[key][2]
+        if kwargs.get("position_ids") is not None and self.memo[key][1].dim() == 2:
+            kwargs["position_ids"] = self.memo[key][1]
+
+
+def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
+    """Original index of every slot of a static buffer, written or not: it never changes between two prefills."""
+    device, (batch, n) = slots.origin.device, slots.origin.shape
+    tail = torch.arange(slots.tail, slots.tail + size - n, device=device).expand(batch, -1)
+    valid = None if slots.valid is None else join_valid(slots.valid, None, n, size - n)
+    return torch.cat([slots.origin, tail], dim=1), valid
+
+
+def _scatter(flags: Tensor, slot: Tensor, valid: Tensor, value: bool) -> Tensor:
+    """`flags` ``[B, n]`` with `value` at the valid slots."""
+    n = flags.shape[1]
+    padded = torch.nn.functional.pad(flags, (0, 1))
+    return padded.scatter(1, slot.masked_fill(~valid, n), value)[:, :n]
+
+
+def _write(hidden: Tensor, tokens: Tokens) -> Tensor:
+    """Hidden states with those of `tokens` in their slots: kept ones are unchanged, anchors get the merged token."""
+    n = hidden.shape[1]
+    at = tokens.slot.masked_fill(~tokens.valid, n)[..., None].expand_as(tokens.hidden)
+    return torch.nn.functional.pad(hidden, (0, 0, 0, 1)).scatter(1, at, tokens.hidden.to(hidden.dtype))[:, :n]
+

@@ -1,0 +1,44 @@
+"""Gathers shared by the engine: rows of a batch at per-sample indices, for tensors of any rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Slices of `x` along `dim` at `index` ``[B, n]``, sample by sample. `x` may have batch 1, and live elsewhere."""
+    index = index.to(x.device)
+    if x.shape[0] != index.shape[0]:
+        x = x.expand(index.shape[0], *x.shape[1:])
+    dim %= x.dim()
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = index.shape
+    return x.gather(dim, index.view(shape).expand(*x.shape[:dim], index.shape[1], *x.shape[dim + 1 :]))
+
+
+def take_positions(ids: Tensor, index: Tensor) -> Tensor:
+    """Position ids ``[B, L]`` or ``[3, B, L]`` (M-RoPE) at `index` ``[B, n]``; the batch may be 1."""
+    if ids.dim() == 2:
+        return take(ids, index, 1)
+    return torch.stack([take(axis, index, 1) for axis in ids])
+
+
+def take_rope(table: Tensor, index: Tensor) -> Tensor:
+    """Rotary table ``[B, L, d]``, or ``[3, B, L, d]`` as M-RoPE families had it before 5.13, at `index` ``[B, n]``."""
+    if table.dim() == 4:
+        return torch.stack([take(axis, index, 1) for axis in table])
+    return take(table, index, 1)
+
+
+def true_indices(mask: Tensor, count: int, *, pad: str) -> Tensor:
+    """Indices of the True entries of `mask` ``[B, L]``, ascending, as ``[B, count]``; rows with fewer get -1 on side `pad`.
+
+    `count` is the largest number of True entries of a row, known to the caller, so that nothing waits for the device.
+    """
+    length = mask.shape[1]
+    index = torch.arange(length, device=mask.device).expand_as(mask)
+    if pad == "left":
+        return torch.where(mask, index, -1).sort(dim=1).values[:, length - count :]
+    ordered = torch.where(mask, index, length).sort(dim=1).values[:, :count]
+    return ordered.masked_fill(ordered == length, -1)

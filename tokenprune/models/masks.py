@@ -1,0 +1,97 @@
+"""From a mask in original coordinates to the mask of a pruned layer, and the rows of it that raters need."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.models.cache import Slots
+from tokenprune.models.gather import take
+
+
+def past_slots(slots: Slots | None, past: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Original index ``[B, m]`` of every token that a layer stored before this forward, and which are real (None: all)."""
+    if slots is None:
+        return torch.arange(past, device=device).expand(batch, -1), None
+    slots = slots.cropped(past)
+    tail = torch.arange(slots.tail, past, device=device).expand(batch, -1)
+    origin = slots.origin.to(device).expand(batch, -1)
+    if slots.valid is None:
+        return torch.cat([origin, tail], dim=1), None
+    valid = slots.valid.to(device)
+    return torch.cat([origin, tail], dim=1), torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], dim=1)
+
+
+def join_valid(first: Tensor | None, second: Tensor | None, m: int, n: int) -> Tensor | None:
+    """Concatenate validity masks ``[B, m]`` and ``[B, n]``, where None means all True."""
+    if first is None and second is None:
+        return None
+    known = first if first is not None else second
+    assert known is not None
+    ones = known.new_ones
+    first = ones(known.shape[0], m) if first is None else first
+    second = ones(known.shape[0], n) if second is None else second.to(first.device)
+    return torch.cat([first, second], dim=1)
+
+
+def reduce_mask(
+    mask: Tensor | None,
+    *,
+    rows: Tensor | None,
+    queries: Tensor,
+    keys: Tensor,
+    valid: Tensor | None,
+) -> Tensor | None:
+    """The mask of a pruned layer.
+
+    Args:
+        mask: what transformers built: None (plain causal), a padding mask ``[B, K0]``, or ``[B, 1, Q0, K0]`` (bool, True =
+            visible; or float, added to the logits). All in original coordinates.
+        rows: ``[B, Q]`` index of the surviving queries within this forward, None when all survive.
+        queries: ``[B, Q]`` original index of the queries.
+        keys: ``[B, K]`` original index of each key as the layer stores it.
+        valid: ``[B, K]`` bool, False on padding slots; None without.
+
+    Returns:
+        The same kind of mask over the queries and keys at hand; None stays None unless padding slots must be hidden.
+    """
+    if mask is None:
+        if valid is None:
+            return None
+        return (keys[:, None, None, :] <= queries[:, None, :, None]) & valid[:, None, None, :]
+    width = mask.shape[-1]
+    visible = keys < width
+    if valid is not None:
+        visible = visible & valid
+    columns = keys.clamp(max=width - 1)
+    if mask.dim() == 2:
+        return take(mask, columns, 1) * visible.to(mask.dtype)
+    if rows is not None:
+        mask = take(mask, rows, 2)
+    mask = take(mask, columns, 3)
+    hidden = ~visible[:, None, None, :]
+    if mask.dtype == torch.bool:
+        return mask & ~hidden
+    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+
+
+def rater_rows(mask: Tensor | None, text: Tensor, stored: int, length: int, valid: Tensor | None) -> Tensor:
+    """Which of this forward's tokens each text token may attend to: ``[B, 1, T, L]`` bool.
+
+    Args:
+        mask: the layer's own mask, in the layer's coordinates.
+        text: ``[B, T]`` index of the text tokens in the layer's sequence.
+        stored: tokens of earlier forwards that stand before this forward's keys.
+        length: L, tokens of this forward.
+        valid: ``[B, L]`` bool, False on padding slots of this forward; None without.
+    """
+    index = torch.arange(length, device=text.device)
+    causal = (index <= text[..., None])[:, None]
+    if valid is not None:
+        causal = causal & valid[:, None, None, :].to(text.device)
+    if mask is None:
+        return causal
+    if mask.dim() == 2:
+        return causal & mask[:, None, None, stored : stored + length].bool()
+    rows = take(mask, text, 2)[..., stored : stored + length]
+    return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2

@@ -1,0 +1,22 @@
+"""Types of the parts' settings, with their limits: recipes, their JSON Schema and their help are made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+Share = Annotated[float, Field(gt=0, le=1)]
+"""A share in (0, 1]."""
+ShareOrNone = Annotated[float, Field(ge=0, le=1)]
+"""A share in [0, 1], where 0 means none at all."""
+TokenCount = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A number of vision tokens."""
+Keep = TokenCount | Share
+"""A count (written without a decimal point), or a share in (0, 1]."""
+Stride = Annotated[int, Field(ge=1, le=256)]
+"""Every so many rows and columns."""
+Offset = Annotated[int, Field(ge=0, le=255)]
+"""The first row and column of a strided lattice."""
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+"""A seed for the hash that stands in for a random generator."""

@@ -1,0 +1,93 @@
+"""Rater selectors: which text tokens have a say about the vision tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenprune.parts.part import Part
+from tokenprune.tokens import Tokens
+
+_TOLERANCE = 16 * torch.finfo(torch.float32).eps
+"""Relative; shares are means of softmax values, so one of exactly 1/T comes out a few units in the last place off."""
+
+
+class RaterSelector(Part):
+    """Weighs the text tokens. Base class of the role ``raters``."""
+
+    role = "raters"
+    suffix = "Raters"
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Rater weights ``[B, T]`` float32: at least 0, sum 1 over the valid text of each sample, 0 on padding.
+
+        A sample without valid text has no raters: its weights are all 0.
+        """
+
+
+class AboveMeanRaters(RaterSelector):
+    """Text tokens that resemble the image: each vision token spreads one vote over the text, raters get more than 1/T.
+
+    SparseVLM, equations 4 to 6: softmax over the text of the dot products of embeddings, mean over the vision tokens.
+    Where nobody qualifies, the last text token rates.
+
+    Args:
+        threshold: ``at_least`` the mean share is the paper's rule; ``above`` it is the released code's, which selects
+            nobody when all shares are equal.
+    """
+
+    def __init__(self, *, threshold: Literal["at_least", "above"] = "at_least") -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.check()
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        relative = self.shares(tokens) * tokens.text_valid.sum(1, keepdim=True)  # 1 is the mean
+        if self.threshold == "at_least":
+            chosen = relative >= 1 - _TOLERANCE
+        else:
+            chosen = relative > 1 + _TOLERANCE
+        chosen = chosen & tokens.text_valid
+        nobody = ~chosen.any(1, keepdim=True)
+        return _weights(chosen | (_last(tokens.text_valid) & nobody))
+
+    def shares(self, tokens: Tokens) -> Tensor:
+        """Share of the vision tokens' votes that each text token gets: ``[B, T]`` float32, sum 1, 0 on padding."""
+        vision, valid = tokens.hidden, tokens.valid
+        if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no embeddings any more
+            vision = tokens.aux["vision_embedding"]
+            valid = tokens.aux.get("vision_embedding_valid", torch.ones_like(vision[..., 0], dtype=torch.bool))
+        alike = vision.float() @ tokens.text.float().mT
+        # The lowest number instead of -inf: with no text at all, softmax of -inf everywhere would be NaN.
+        alike = alike.masked_fill(~tokens.text_valid.unsqueeze(1), torch.finfo(torch.float32).min)
+        votes = alike.softmax(-1).masked_fill(~valid.unsqueeze(-1), 0.0)
+        mean = votes.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return mean.masked_fill(~tokens.text_valid, 0.0)
+
+
+class LastTextRaters(RaterSelector):
+    """The last text token of the prompt is the only rater (FastV, FEATHER, PyramidDrop)."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return _last(tokens.text_valid).float()
+
+
+class AllTextRaters(RaterSelector):
+    """All text tokens after the image rate, with equal weight."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        return _weights(tokens.text_valid)
+
+
+def _weights(chosen: Tensor) -> Tensor:
+    """Equal weights ``[B, T]`` for the chosen, sum 1 where there are any."""
+    return chosen.float() / chosen.sum(1, keepdim=True).clamp(min=1)
+
+
+def _last(valid: Tensor) -> Tensor:
+    """``[B, T]`` bool: the last True of each row, whichever side the padding is on."""
+    return valid & (valid.flip(1).cumsum(1).flip(1) == 1)

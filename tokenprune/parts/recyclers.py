@@ -1,0 +1,183 @@
+"""Recyclers: what becomes of the vision tokens that were not kept."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tokenprune import ops
+from tokenprune.parts.limits import Share
+from tokenprune.parts.part import Part
+from tokenprune.tokens import Count, Tokens
+
+
+class Recycler(Part):
+    """Turns the dropped tokens into nothing, or into a few merged tokens. Base class of the role ``recycler``."""
+
+    role = "recycler"
+    suffix = "Recycler"
+
+    @abstractmethod
+    def added(self, dropped: int) -> int:
+        """Merged tokens that it makes of `dropped` tokens: known without data, at most `dropped`, 0 for 0."""
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
+        """Survivors and merged tokens together, in raster order; kept tokens and text are bit-identical.
+
+        Args:
+            tokens: N vision tokens before the stage.
+            kept: ``[B, K]`` indices into N, -1 where padded.
+            scores: ``[B, N]`` float32.
+            count: tokens kept of each sample (of each row of `kept`), as plain numbers.
+
+        Returns:
+            The new `Tokens`, and ``[B, M]`` indices into N of the anchors: the dropped tokens whose slot, position and
+            origin a merged token takes over (-1 where padded).
+        """
+
+
+class DropRecycler(Recycler):
+    """Nothing: what is not kept is gone."""
+
+    def added(self, dropped: int) -> int:
+        return 0
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
+        return tokens.take(kept, tokens.counts(count)), kept[:, :0]
+
+
+class ClusterRecycler(Recycler):
+    """Merges the best of the dropped tokens into the centres of their clusters (SparseVLM, density peaks).
+
+    Of the P dropped tokens of a sample, the R with the highest scores are clustered into C, and each cluster becomes
+    one token at its centre. Density is that of the C nearest neighbours, the token itself included, and computed as a
+    logarithm; of equals the lower index is the denser one. No noise, and no randomness.
+
+    Args:
+        share: share of the dropped tokens that is recycled; higher recycles more (τ).
+        per_cluster: recycled tokens per merged token; higher gives fewer merged tokens (1/θ).
+        plus_one: R = ⌊share·P⌋ + 1 and C = ⌊R/per_cluster⌋ + 1 as in the released code; false leaves off both + 1 (and
+            makes at least one token where anything is recycled).
+        reduce: a merged token is the ``mean`` of its cluster (released code), or the ``sum`` (equation 10), whose
+            length grows with the cluster so that later layers hardly change it.
+        metric: tokens join the nearest centre by Euclidean distance ``l2`` (released code) or by ``cosine`` similarity.
+        distance_scale: distances are divided by the square root of the ``width`` (released code), or not: ``none``.
+            It weighs density against separation when centres are chosen.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: Share = 0.3,
+        per_cluster: Annotated[int, Field(ge=1, le=1_000_000)] = 10,
+        plus_one: bool = True,
+        reduce: Literal["mean", "sum"] = "mean",
+        metric: Literal["l2", "cosine"] = "l2",
+        distance_scale: Literal["width", "none"] = "width",
+    ) -> None:
+        super().__init__()
+        self.share = share
+        self.per_cluster = per_cluster
+        self.plus_one = plus_one
+        self.reduce = reduce
+        self.metric = metric
+        self.distance_scale = distance_scale
+        self.check()
+
+    def recycled(self, dropped: int) -> int:
+        """R, the tokens that are clustered, of `dropped`."""
+        share = ops.rational(self.share)
+        return min(dropped, share.numerator * dropped // share.denominator + self.plus_one)
+
+    def added(self, dropped: int) -> int:
+        recycled = self.recycled(dropped)
+        return min(recycled, max(1, recycled // self.per_cluster + self.plus_one))
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
+        counts = tokens.counts(count)
+        dropped = [size - k for size, k in zip(tokens.sizes, counts, strict=True)]
+        clusters = [self.added(p) for p in dropped]
+        if not any(clusters):
+            return tokens.take(kept, counts), kept[:, :0]
+        n = scores.shape[1]
+        survives = ops.mask_of(kept, n)
+        candidates = ops.top_k(scores, [self.recycled(p) for p in dropped], tokens.valid & ~survives)
+        centres, member = self.clusters(ops.take_rows(tokens.hidden, candidates), candidates >= 0, clusters)
+        anchors = candidates.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
+        sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
+        index = ops.places(survives | ops.mask_of(anchors, n), sizes)
+        return self._write(tokens.take(index, sizes), index, anchors, tokens, candidates, member), anchors
+
+    def clusters(self, x: Tensor, valid: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+        """Clusters of the rows of `x` by density peaks.
+
+        Args:
+            x: ``[B, R, D]`` tokens; `valid` ``[B, R]`` bool.
+            counts: clusters of each sample, at most its valid tokens.
+
+        Returns:
+            Centres ``[B, C]``, ascending indices into R, -1 where padded; and membership ``[B, R, C]`` bool: each valid
+            token in exactly one cluster, each centre in its own.
+        """
+        x = x.float().masked_fill(~valid.unsqueeze(-1), 0.0)
+        centres = ops.top_k(self._prominence(x, valid, counts), counts, valid)
+        real = centres >= 0
+        at = centres.clamp(min=0)
+        if self.metric == "cosine":  # between unit vectors the nearest is the one of highest cosine
+            x = torch.nn.functional.normalize(x, dim=-1)
+        apart = ops.distances(x, ops.take_rows(x, at)).masked_fill(~real.unsqueeze(1), torch.inf)
+        number = torch.arange(centres.shape[1], device=x.device)
+        # A centre joins itself, even where an equal token is the centre of a cluster before it.
+        own = (at.unsqueeze(1) == torch.arange(x.shape[1], device=x.device).unsqueeze(-1)) & real.unsqueeze(1)
+        joins = apart.masked_fill(own, -1.0).argmin(-1, keepdim=True)
+        return centres, (joins == number) & valid.unsqueeze(-1)
+
+    def _prominence(self, x: Tensor, valid: Tensor, counts: list[int]) -> Tensor:
+        """Logarithm of density times separation, ``[B, R]``: what makes a token a centre.
+
+        The separation of the densest token is its own largest distance (paper). The released code takes the largest of
+        all distances; that token is the first centre either way, since no other is denser or farther from a denser one.
+        """
+        apart = ops.distances(x, x)
+        if self.distance_scale == "width":
+            apart = apart / x.shape[-1] ** 0.5
+        pair = valid.unsqueeze(1) & valid.unsqueeze(2)
+        neighbours = max(counts)
+        nearest = apart.masked_fill(~pair, torch.inf).topk(neighbours, dim=-1, largest=False, sorted=True).values
+        counted = ops.first(counts, neighbours, x.device).unsqueeze(1) & valid.unsqueeze(-1)
+        density = -nearest.square().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
+        index = torch.arange(x.shape[1], device=x.device)
+        ours, theirs = density.unsqueeze(2), density.unsqueeze(1)
+        denser = pair & ((theirs > ours) | ((theirs == ours) & (index < index.unsqueeze(1))))
+        separation = apart.masked_fill(~denser, torch.inf).amin(-1)
+        largest = apart.masked_fill(~pair, 0.0).amax(-1)
+        return density + torch.where(denser.any(-1), separation, largest).log()
+
+    def _write(
+        self, taken: Tokens, index: Tensor, anchors: Tensor, tokens: Tokens, candidates: Tensor, member: Tensor
+    ) -> Tokens:
+        """`taken`, the tokens at `index`, with merged tokens written where the anchors stand."""
+        weight = member.float().mT  # [B, C, R]
+        x = ops.take_rows(tokens.hidden, candidates).float().masked_fill((candidates < 0).unsqueeze(-1), 0.0)
+        merged = weight @ x
+        if self.reduce == "mean":
+            merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
+        mass = weight @ tokens.mass.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, 0.0).unsqueeze(-1)
+        # Which cluster stands at a token, -1 for none; padded anchors are written to a column that is never read.
+        n = tokens.valid.shape[1]
+        cluster = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
+        owner = torch.full_like(tokens.origin[:, :1], -1).repeat(1, n + 1)
+        owner = owner.scatter(1, anchors.masked_fill(anchors < 0, n), cluster).gather(1, index.clamp(min=0))
+        owner = owner.masked_fill(index < 0, -1)
+        here = owner >= 0
+        return replace(
+            taken,
+            hidden=torch.where(here.unsqueeze(-1), ops.take_rows(merged, owner).to(taken.hidden.dtype), taken.hidden),
+            mass=torch.where(here, mass.squeeze(-1).gather(1, owner.clamp(min=0)), taken.mass),
+        )

@@ -1,0 +1,124 @@
+"""Samplers: which vision tokens survive, from scores and a count."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import prod
+
+import torch
+from torch import Tensor
+
+from tokenprune import ops
+from tokenprune.errors import InputError
+from tokenprune.parts.limits import Offset, Seed, Stride
+from tokenprune.parts.part import Part
+from tokenprune.parts.spread import spread
+from tokenprune.tokens import Count, Tokens
+
+
+class Sampler(Part):
+    """Picks exactly `count` tokens of each sample. Base class of the role ``sampler``."""
+
+    role = "sampler"
+    suffix = "Sampler"
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        """Indices into N of the tokens kept, ``[B, K]`` int64, ascending, without duplicates, -1 padded on the right.
+
+        K is the largest count of the batch. Equal scores are decided by the lower index.
+        """
+
+
+class TopKSampler(Sampler):
+    """The tokens with the highest scores."""
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        return ops.top_k(scores, tokens.counts(count), tokens.valid)
+
+
+class RandomSampler(Sampler):
+    """A choice that looks random: a hash of the seed and the original index, the same in every sample, batch and run.
+
+    Args:
+        seed: another number, another choice.
+    """
+
+    def __init__(self, *, seed: Seed = 0) -> None:
+        super().__init__()
+        self.seed = seed
+        self.check()
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        return ops.top_k(ops.hashed(tokens.origin, self.seed), tokens.counts(count), tokens.valid)
+
+
+class UniformSampler(Sampler):
+    """Tokens evenly spread over the image; scores are not looked at.
+
+    Args:
+        stride: None spreads the count over rows and columns as evenly as it goes (over what is left in raster order,
+            where an earlier stage has dropped tokens); a number takes every so many rows and columns first (FEATHER's
+            φ_uniform), thins them evenly when the count is smaller, and fills up evenly when it is larger.
+        offset: first row and column of the strided lattice, less than the stride.
+    """
+
+    def __init__(self, *, stride: Stride | None = None, offset: Offset = 0) -> None:
+        super().__init__()
+        self.stride = stride
+        self.offset = offset
+        self.check()
+        if offset and (stride is None or offset >= stride):
+            raise InputError(f"sampler 'uniform': offset {offset} must be less than the stride, {stride}")
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        counts = tokens.counts(count)
+        if self.stride is None and _untouched(tokens):
+            return _layout(tokens, counts)
+        want = ops.ints(counts, tokens.valid.device)
+        if self.stride is None:
+            return ops.places(ops.evenly(tokens.valid, want), counts)
+        points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
+        on_points = torch.minimum(want, points.sum(1))
+        chosen = ops.evenly(points, on_points) | ops.evenly(tokens.valid & ~points, want - on_points)
+        return ops.places(chosen, counts)
+
+
+class UnionSampler(Sampler):
+    """A strided lattice of rows and columns first, then the best scores up to the count.
+
+    With a count below the size of the lattice, its best-scored points. With the scheduler ``lattice``, FEATHER's first
+    stage: the union of lattice and best scores, exactly.
+
+    Args:
+        stride: every so many rows and columns; higher leaves more to the scores (FEATHER's s).
+        offset: first row and column of the lattice, less than the stride.
+    """
+
+    def __init__(self, *, stride: Stride = 3, offset: Offset = 0) -> None:
+        super().__init__()
+        self.stride = stride
+        self.offset = offset
+        self.check()
+        if offset >= stride:
+            raise InputError(f"sampler 'union': offset {offset} must be less than the stride, {stride}")
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
+        return ops.top_k(scores, tokens.counts(count), tokens.valid, prefer=points)
+
+
+def _untouched(tokens: Tokens) -> bool:
+    """Whether tokens still fill the samples' grids, so that a token's index is its place in the raster."""
+    whole = tuple(sum(prod(grid) for grid in grids) for grids in tokens.grids)
+    return tokens.sizes == tokens.total == whole
+
+
+def _layout(tokens: Tokens, counts: tuple[int, ...]) -> Tensor:
+    """Indices ``[B, K]`` of an even layout, worked out on the host."""
+    most = max(counts, default=0)
+    rows = [spread(grids, count) for grids, count in zip(tokens.grids, counts, strict=True)]
+    index = torch.tensor([row + [-1] * (most - len(row)) for row in rows], dtype=torch.int64)
+    if tokens.valid.device.type == "cuda":  # from pinned memory the copy does not wait for the device
+        index = index.pin_memory()
+    return index.to(tokens.valid.device, non_blocking=True)

@@ -1,0 +1,118 @@
+"""One stage: raters judge, a scorer scores, a scheduler counts, a sampler picks, a recycler deals with the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.errors import InputError
+from tokenprune.parts.raters import RaterSelector
+from tokenprune.parts.recyclers import Recycler
+from tokenprune.parts.samplers import Sampler
+from tokenprune.parts.schedulers import Scheduler
+from tokenprune.parts.scorers import Scorer
+from tokenprune.place import Place
+from tokenprune.tokens import Count, Tokens
+
+Positions = Literal["original", "renumber"]
+
+
+@dataclass(frozen=True, eq=False)
+class StageResult:
+    """What a stage made of its tokens."""
+
+    tokens: Tokens
+    """Survivors and merged tokens, in raster order."""
+    kept: Tensor
+    """``[B, K]`` original indices of the tokens kept as they are, ascending, -1 where padded."""
+    merged: Tensor
+    """``[B, M]`` original indices of the anchors of merged tokens, -1 where padded."""
+    scores: Tensor | None
+    """``[B, N]`` float32 scores of the tokens that came in; None when all were kept and nothing was scored."""
+
+
+class Stage(nn.Module):
+    """A place, and the parts that act there.
+
+    Args:
+        place: where.
+        scheduler: how many tokens survive.
+        scorer: what each is worth.
+        sampler: which ones survive.
+        recycler: what becomes of the rest.
+        raters: whose attention counts, for scorers that need raters.
+        positions: survivors keep their ``original`` position ids, or ``renumber`` (fidelity to older code).
+        name: how error messages and reports call it.
+    """
+
+    def __init__(
+        self,
+        *,
+        place: Place,
+        scheduler: Scheduler,
+        scorer: Scorer,
+        sampler: Sampler,
+        recycler: Recycler,
+        raters: RaterSelector | None = None,
+        positions: Positions = "original",
+        name: str = "stage",
+    ) -> None:
+        super().__init__()
+        self.place = place
+        self.positions = positions
+        self.name = name
+        self.raters = raters
+        self.scorer = scorer
+        self.scheduler = scheduler
+        self.sampler = sampler
+        self.recycler = recycler
+
+    @property
+    def reads_attention(self) -> frozenset[str]:
+        """Whose attention its parts read: of the layer ``"previous"`` to the place, of the ``"next"``, of both or none."""
+        return frozenset(which for which in (self.scorer.needs_attention, self.scheduler.needs_attention) if which)
+
+    def forward(self, tokens: Tokens, count: Count | None = None) -> StageResult:
+        """Reduce `tokens`.
+
+        Args:
+            tokens: N vision tokens.
+            count: tokens to keep, when a budget for the whole recipe has fixed it; else the scheduler decides.
+
+        Raises:
+            InputError: a count beyond the tokens at hand, or scores that are not numbers.
+        """
+        if count is None and self.scheduler.static:
+            count = self.scheduler(tokens, tokens.hidden)
+        if count is not None and tokens.counts(count) == tokens.sizes:
+            return self._untouched(tokens)
+        raters = None if self.raters is None else self.raters(tokens)
+        scores = self.scorer(tokens, raters)
+        self._refuse_nan(scores)
+        if count is None:
+            count = tuple(self.scheduler(tokens, scores, raters).tolist())
+            if count == tokens.sizes:
+                return self._untouched(tokens)
+        counts = tokens.counts(count)
+        kept = self.sampler(tokens, scores, counts)
+        reduced, merged = self.recycler(tokens, kept, scores, counts)
+        return StageResult(reduced, _origins(tokens, kept), _origins(tokens, merged), scores)
+
+    def _untouched(self, tokens: Tokens) -> StageResult:
+        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None)
+
+    def _refuse_nan(self, scores: Tensor) -> None:
+        """NaN sorts above everything, so one would be kept in silence. On an accelerator the check does not wait."""
+        message = f"{self.name} ({self.place}): scorer {type(self.scorer).name()!r} gave NaN scores"
+        if scores.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(scores.isnan().any()):
+                raise InputError(f"{message}; are there NaN values in the model's activations?")
+        else:
+            torch._assert_async(~scores.isnan().any(), message)
+
+
+def _origins(tokens: Tokens, index: Tensor) -> Tensor:
+    return tokens.origin.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1)

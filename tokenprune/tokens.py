@@ -1,0 +1,211 @@
+"""`Tokens`: the record of vision tokens that flows through the parts of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import InputError
+
+Grid = tuple[int, int, int]
+"""Frames, rows and columns (T, H, W) of one image or video, in vision tokens."""
+
+Count = int | Sequence[int]
+"""How many vision tokens survive: one number for the whole batch, or one per sample."""
+
+
+class Attention(Protocol):
+    """Attention that the raters pay to the vision tokens at one place; see `tokenprune.attention.RaterAttention`."""
+
+    def scores(
+        self,
+        raters: Tensor,
+        *,
+        rope: bool = True,
+        normalise: Literal["all", "vision"] = "all",
+        layer: Literal["previous", "next"] = "previous",
+        gravity: bool = False,
+    ) -> Tensor:
+        """Rater-weighted mean of the attention rows: ``[B, H, N]`` float32, from rater weights ``[B, T]``."""
+        ...
+
+    def matrix(
+        self,
+        raters: Tensor,
+        *,
+        rope: bool = True,
+        normalise: Literal["all", "vision"] = "all",
+        layer: Literal["previous", "next"] = "previous",
+    ) -> Tensor:
+        """Head-mean attention of each rater: ``[B, T, N]`` float32; rows of text tokens with weight 0 are 0."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """Vision tokens of a batch, with all that a part may need to know about them. B samples, N vision tokens, T text tokens.
+
+    Samples with fewer vision tokens are padded on the right; `valid` marks the real ones. Real tokens stand in raster
+    order (ascending `origin`). `sizes`, `total` and `grids` are plain Python numbers, so that a static schedule never
+    waits for the device.
+    """
+
+    hidden: Tensor
+    """``[B, N, D]`` hidden states of the vision tokens at this place."""
+    valid: Tensor
+    """``[B, N]`` bool, False on padding."""
+    origin: Tensor
+    """``[B, N]`` int64, index into the sample's original vision tokens; -1 on padding. A merged token carries its anchor's."""
+    slot: Tensor
+    """``[B, N]`` int64, index of the token in the sequence that the caller holds at this place; 0 on padding."""
+    cell: Tensor
+    """``[B, N, 3]`` int64: image (or frame), row and column of the token."""
+    position: Tensor
+    """``[B, N]`` or ``[3, B, N]`` original position ids."""
+    mass: Tensor
+    """``[B, N]`` float32, how many original tokens it stands for: 1 at the start, the sum after a merge."""
+    text: Tensor
+    """``[B, T, D]`` input embeddings of the text tokens that follow the (first) image: the candidates for raters."""
+    text_valid: Tensor
+    """``[B, T]`` bool, False on padding."""
+    sizes: tuple[int, ...]
+    """Real vision tokens per sample, now."""
+    total: tuple[int, ...]
+    """Original vision tokens per sample, before any stage."""
+    grids: tuple[tuple[Grid, ...], ...]
+    """Per sample, the (T, H, W) of each of its images."""
+    attention: Attention | None = None
+    """Attention of raters over these tokens, where a language model surrounds the stage."""
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` with ``vision_embedding_valid``: the original
+    vision tokens as they entered the language model (absent where `hidden` is just that)."""
+
+    @classmethod
+    def from_hidden(
+        cls,
+        hidden: Tensor,
+        *,
+        grid: Grid | tuple[int, int] | None = None,
+        text: Tensor | None = None,
+        text_valid: Tensor | None = None,
+        attention: Attention | None = None,
+        aux: Mapping[str, Tensor] | None = None,
+    ) -> Tokens:
+        """Tokens of a batch of equal single images, from plain tensors.
+
+        Args:
+            hidden: ``[B, N, D]`` vision tokens in raster order.
+            grid: (H, W) or (T, H, W); a square when not given and N is a square, else one row.
+            text: ``[B, T, D]`` embeddings of the text tokens after the image, none when not given.
+            text_valid: ``[B, T]`` bool, all True when not given.
+
+        Raises:
+            InputError: `hidden` is not three-dimensional, or the grid does not multiply to N.
+        """
+        if hidden.dim() != 3:
+            raise InputError(f"Tokens.from_hidden: hidden must be [B, N, D], got shape {tuple(hidden.shape)}")
+        batch, n, width = hidden.shape
+        shape = _grid_of(n, grid)
+        index = torch.arange(n, device=hidden.device)
+        cell = torch.stack([index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]], dim=-1)
+        text = hidden.new_zeros(batch, 0, width) if text is None else text
+        if text_valid is None:
+            text_valid = torch.ones(text.shape[:2], dtype=torch.bool, device=hidden.device)
+        rows = index.expand(batch, n)
+        return cls(
+            hidden=hidden,
+            valid=torch.ones(batch, n, dtype=torch.bool, device=hidden.device),
+            origin=rows,
+            slot=rows,
+            cell=cell.expand(batch, n, 3),
+            position=rows,
+            mass=torch.ones(batch, n, device=hidden.device),
+            text=text,
+            text_valid=text_valid,
+            sizes=(n,) * batch,
+            total=(n,) * batch,
+            grids=((shape,),) * batch,
+            attention=attention,
+            aux=aux or {},
+        )
+
+    def counts(self, count: Count) -> tuple[int, ...]:
+        """One count per sample from `count`, each checked to lie in 0 … the sample's number of tokens."""
+        rows = (count,) * len(self.sizes) if isinstance(count, int) else tuple(count)
+        if len(rows) != len(self.sizes):
+            raise InputError(f"got {len(rows)} counts for a batch of {len(self.sizes)} samples")
+        for row, (want, have) in enumerate(zip(rows, self.sizes, strict=True)):
+            if not 0 <= want <= have:
+                raise InputError(f"sample {row}: cannot keep {want} of {have} vision tokens")
+        return rows
+
+    def take(self, index: Tensor, sizes: tuple[int, ...]) -> Tokens:
+        """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); every other field follows, text is untouched."""
+        valid = index >= 0
+        at = index.clamp(min=0)
+        wide = at.unsqueeze(-1)
+        return replace(
+            self,
+            hidden=self.hidden.gather(1, wide.expand(-1, -1, self.hidden.shape[-1])),
+            valid=valid,
+            origin=self.origin.gather(1, at).masked_fill(~valid, -1),
+            slot=self.slot.gather(1, at).masked_fill(~valid, 0),
+            cell=self.cell.gather(1, wide.expand(-1, -1, 3)),
+            position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
+            mass=self.mass.gather(1, at).masked_fill(~valid, 0.0),
+            sizes=sizes,
+        )
+
+    def at_place(self, hidden: Tensor, attention: Attention | None) -> Tokens:
+        """The same tokens with their hidden states out of the sequence ``[B, L, D]`` that stands at another place."""
+        states = hidden.gather(1, self.slot.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
+        return replace(self, hidden=states, attention=attention)
+
+    def moved(self, index: Tensor) -> Tokens:
+        """The same tokens after their sequence was shortened: slot `s` of it became ``index[:, s]``."""
+        return replace(self, slot=index.gather(1, self.slot))
+
+    def check(self) -> Tokens:
+        """Raise `InputError` unless every invariant of this record holds; return it. Waits for the device."""
+        batch, n, width = self.hidden.shape
+        expected = {
+            "valid": (batch, n),
+            "origin": (batch, n),
+            "slot": (batch, n),
+            "cell": (batch, n, 3),
+            "mass": (batch, n),
+        }
+        for name, shape in expected.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise InputError(f"Tokens.{name}: expected shape {shape}, got {tuple(getattr(self, name).shape)}")
+        if tuple(self.position.shape) not in {(batch, n), (3, batch, n)}:
+            raise InputError(
+                f"Tokens.position: expected {(batch, n)} or {(3, batch, n)}, got {tuple(self.position.shape)}"
+            )
+        if self.text.shape[:2] != self.text_valid.shape or self.text.shape[0] != batch or self.text.shape[2] != width:
+            raise InputError(
+                f"Tokens.text {tuple(self.text.shape)} does not fit text_valid {tuple(self.text_valid.shape)}"
+            )
+        if self.sizes != tuple(self.valid.sum(1).tolist()):
+            raise InputError(f"Tokens.sizes {self.sizes} differs from the valid tokens {self.valid.sum(1).tolist()}")
+        for row, size in enumerate(self.sizes):
+            origin = self.origin[row, :size]
+            if not bool(self.valid[row, :size].all()):
+                raise InputError(f"Tokens, sample {row}: padding must stand on the right")
+            if size and (int(origin[0]) < 0 or int(origin[-1]) >= self.total[row] or bool((origin.diff() <= 0).any())):
+                raise InputError(f"Tokens, sample {row}: origin must ascend within 0 … {self.total[row] - 1}")
+        return self
+
+
+def _grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
+    if grid is None:
+        side = int(n**0.5)
+        return (1, side, side) if side * side == n else (1, 1, n)
+    shape: Grid = (1, *grid) if len(grid) == 2 else grid
+    if shape[0] * shape[1] * shape[2] != n:
+        raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")
+    return shape
