@@ -19,14 +19,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from families import vision_mask
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from families import vision_mask
-
 Merge = Callable[[int, Tensor], Tensor]
-"""From a sample's number and the hidden states [N, D] of all its vision tokens, the merged ones [M, D] of its anchors."""
+"""From a sample's number and the hidden states [N, D] of its vision tokens, the merged ones [M, D] of its anchors."""
 
 
 class Stage(NamedTuple):
@@ -109,20 +108,26 @@ class _LayerHook:
         return (hidden, *rest), kwargs | {"attention_mask": mask}
 
     def write_merged(self, hidden: Tensor, stage: Stage, past: int, expansion: int) -> Tensor:
-        """`hidden` [rows, length, D] with the merged tokens in their anchors' slots, where this forward holds them."""
+        """`hidden` [rows, length, D] with merged tokens in those of the anchors' slots that this forward holds."""
         if stage.merged is None or stage.anchors is None:
             return hidden
         hidden = hidden.clone()
         for row in range(len(hidden)):
             sample = row // expansion
+            real = stage.anchors[sample] >= 0
             slots = self.columns[sample] - past
-            if not len(slots) or slots.min() < 0 or slots.max() >= hidden.shape[1]:
-                continue  # a decode step, or a later turn: the vision tokens went by before
-            anchors = stage.anchors[sample][stage.anchors[sample] >= 0]
+            inside = (slots >= 0) & (slots < hidden.shape[1])
+            if not inside.any():
+                continue  # a decode step or a text turn: the vision tokens went by before
             if isinstance(stage.merged, Tensor):
-                hidden[row, slots[anchors]] = stage.merged[sample][stage.anchors[sample] >= 0]
+                merged = stage.merged[sample][real]
+            elif inside.all():
+                merged = stage.merged(sample, hidden[row, slots])
             else:
-                hidden[row, slots[anchors]] = stage.merged(sample, hidden[row, slots])
+                raise ValueError("a function can merge only vision tokens that come in one forward: give a tensor")
+            anchors = stage.anchors[sample][real]
+            here = inside[anchors]
+            hidden[row, slots[anchors[here]]] = merged[here]
         return hidden
 
 

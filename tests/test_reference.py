@@ -25,7 +25,10 @@ TOLERANCE = 1e-5
 
 families = pytest.mark.parametrize("family", FAMILIES)
 sides = pytest.mark.parametrize("side", ["left", "right"])
-caches = pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+STATIC: dict[str, Any] = {"cache_implementation": "static"}
+NONE: dict[str, Any] = {"use_cache": False}
+BEAMS: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2}
+DRAW: dict[str, Any] = {"do_sample": True}
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +200,7 @@ def test_eager_equals_sdpa(family: str, side: Side) -> None:
         for source in (batch, row_inputs(batch, 0)):
             vision = vision_mask(model, source["input_ids"])
             cut = stages if source is batch else own(stages, 0)
-            for cache in ({}, {"cache_implementation": "static"}):
+            for cache in ({}, STATIC):
                 with masked_reference(model, vision, cut), masked_reference(eager, vision, cut):
                     sequences, steps = generate_logits(model, source, **cache)
                     eager_sequences, eager_steps = generate_logits(eager, source, **cache)
@@ -206,9 +209,10 @@ def test_eager_equals_sdpa(family: str, side: Side) -> None:
 
 
 @families
-@caches
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3, "num_return_sequences": 2}, {"do_sample": True}])
-def test_every_step_of_generate(family: str, cache: dict[str, Any], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "cache"), [({}, {}), ({}, STATIC), ({}, NONE), (BEAMS, {}), (BEAMS, NONE), (DRAW, STATIC)]
+)
+def test_every_step_of_generate(family: str, options: dict[str, Any], cache: dict[str, Any]) -> None:
     """Each step's logits equal one masked forward over the finished answer; a row alone answers as in the batch."""
     model = build(family)
     batch = inputs(family, model)
@@ -253,10 +257,10 @@ def test_second_turn_keeps_them_hidden(family: str, static: bool) -> None:
     batch = inputs(family, model)
     vision = vision_mask(model, batch["input_ids"])
     config = model.config.get_text_config()
-    cache = StaticCache(config=config, max_cache_len=90) if static else DynamicCache(config=config)
+    cache = StaticCache(config=config, max_cache_len=150) if static else DynamicCache(config=config)
     with masked_reference(model, vision, some_stages(vision, merge=True)):
         sequences, _ = generate_logits(model, batch, past_key_values=cache)
-        turn = next_turn(batch, sequences)
+        turn = next_turn(batch, sequences, words=70)  # as long as the first turn: slots must not be mixed up
         longer, steps = generate_logits(model, turn, past_key_values=cache)
         expected = model(**whole(batch, longer)).logits
     start = turn["input_ids"].shape[1] - 1
@@ -284,7 +288,7 @@ def test_second_turn_with_another_image() -> None:
 
 
 def test_merged_hidden_states_may_be_given() -> None:
-    """As a tensor [B, M, D] or as a function, padded where samples have fewer anchors; an anchor may be in kept, too."""
+    """As a tensor [B, M, D] or as a function, padded where samples have fewer anchors; an anchor may be in kept too."""
     model = build("qwen2_vl")
     batch = inputs("qwen2_vl", model)
     kept, anchors = torch.tensor([[0, 5, -1], [1, 2, 30]]), torch.tensor([[5, -1], [7, 2]])
@@ -294,6 +298,25 @@ def test_merged_hidden_states_may_be_given() -> None:
     assert torch.equal(given, computed)
     other = reference_logits(model, batch, [(1, kept, anchors, values + 1)])
     assert (given - other)[:, -1].abs().amax(-1).min() > 0.01
+
+
+@families
+def test_chunked_prefill(family: str) -> None:
+    model = build(family)
+    batch = inputs(family, model)
+    vision = vision_mask(model, batch["input_ids"])
+    kept, anchors = random_kept(vision, 0.5), torch.tensor([[3], [9]])
+    values = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(3))
+    with masked_reference(model, vision, [Stage(2, kept, anchors, values)]):
+        sequences, steps = generate_logits(model, batch)
+        chunked, chunked_steps = generate_logits(model, batch, prefill_chunk_size=16)
+    assert torch.equal(sequences, chunked)
+    assert difference(torch.stack(steps), torch.stack(chunked_steps)) < TOLERANCE
+    with (
+        masked_reference(model, vision, some_stages(vision, merge=True)),
+        pytest.raises(ValueError, match="one forward"),
+    ):
+        generate_logits(model, batch, prefill_chunk_size=16)
 
 
 def test_hooks_leave_no_trace() -> None:
@@ -320,7 +343,7 @@ def test_mistakes_are_told() -> None:
         model(**row_inputs(batch, 0))
     alone = row_inputs(batch, 1)
     text = model.get_decoder()
-    text.layers[1].register_forward_pre_hook(lambda *_: setattr(text.config, "_attn_implementation", "flex_attention"))
+    text.layers[2].register_forward_pre_hook(lambda *_: setattr(text.config, "_attn_implementation", "flex_attention"))
     with pytest.raises(ValueError, match="flex_attention"):
         reference_logits(model, alone, own(some_stages(vision), 1))
     text.config._attn_implementation = "flash_attention_2"

@@ -32,7 +32,7 @@ class Stopwatch:
         if not self.cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()  # type: ignore[no-untyped-call]
+        event.record()
         return event
 
     @property
@@ -188,7 +188,8 @@ class Report:
     def _need(self) -> None:
         if not self._complete:
             raise NotFiredError(
-                f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: nothing to report"
+                f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
+                "nothing to report"
             )
 
 

@@ -69,6 +69,7 @@ class Stage(nn.Module):
         self.scheduler = scheduler
         self.sampler = sampler
         self.recycler = recycler
+        self._nan = f"{name} ({place}): scorer {type(scorer).name()!r} gave NaN scores"  # one graph cannot format it
 
     @property
     def reads_attention(self) -> frozenset[str]:
@@ -106,12 +107,11 @@ class Stage(nn.Module):
 
     def _refuse_nan(self, scores: Tensor) -> None:
         """NaN sorts above everything, so one would be kept in silence. On an accelerator the check does not wait."""
-        message = f"{self.name} ({self.place}): scorer {type(self.scorer).name()!r} gave NaN scores"
         if scores.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(scores.isnan().any()):
-                raise InputError(f"{message}; are there NaN values in the model's activations?")
+                raise InputError(f"{self._nan}; are there NaN values in the model's activations?")
         else:
-            torch._assert_async(~scores.isnan().any(), message)
+            torch._assert_async(~scores.isnan().any(), self._nan)
 
 
 def _origins(tokens: Tokens, index: Tensor) -> Tensor:

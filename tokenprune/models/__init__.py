@@ -1,1 +1,1 @@
-"""Everything that knows transformers: adapters of model families, cache layers, and the hooks that shorten the sequence."""
+"""Everything that knows transformers: families, cache layers, and the hooks that shorten the sequence."""

@@ -1,4 +1,4 @@
-"""What the engine must know of a model family: where its parts are, which ids mark vision tokens, and how they lie on a grid."""
+"""What the engine must know of a model family: where its parts are, and how its vision tokens lie on a grid."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def _positioned_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:
     """Qwen-VL: M-RoPE ids are the grid. One image (or stretch of video) per run of vision tokens."""
     if row.positions is None:
         raise InputError(
-            "vision tokens without three-axis position ids: pass mm_token_type_ids and image_grid_thw, as the processor gives them"
+            "vision tokens without three-axis position ids: pass mm_token_type_ids and image_grid_thw, "
+            "as the processor gives them"
         )
     grids: list[Grid] = []
     at = 0
@@ -85,7 +86,9 @@ def _positioned_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:
         height, width = (int(axis.max() - axis.min()) + 1 for axis in ids[1:])
         frames = run // (height * width)
         if frames * height * width != run:
-            raise InputError(f"{run} vision tokens are no whole grid of {height} x {width}; was the prefill cut into chunks?")
+            raise InputError(
+                f"{run} vision tokens are no whole grid of {height} x {width}; was the prefill cut into chunks?"
+            )
         grids.append((frames, height, width))
         at += run
     return tuple(grids)
@@ -120,7 +123,7 @@ class Anatomy:
 
     @property
     def layers(self) -> Sequence[nn.Module]:
-        return self.text.layers  # type: ignore[no-any-return]
+        return self.text.layers
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""

@@ -56,7 +56,9 @@ class Attached:
     def __enter__(self) -> Attached:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
     def __repr__(self) -> str:
@@ -70,8 +72,8 @@ class Attached:
         reference = embeddings if ids is None else ids
         if reference is not None and bool(self._anatomy.vision_mask(ids, reference).any()):
             raise InputError(
-                "labels were given, but the attached recipe shortens the sequence, so logits and labels would not line up; "
-                "compute the loss on a detached model, or score the answer by generate()"
+                "labels were given, but the attached recipe shortens the sequence, so logits and labels would not "
+                "line up; compute the loss on a detached model, or score the answer by generate()"
             )
 
     def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -79,7 +81,8 @@ class Attached:
         chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if chunk is not None:
             raise UnsupportedModelError(
-                f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; leave prefill_chunk_size out"
+                f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; "
+                "leave prefill_chunk_size out"
             )
         self._engine.limit = _prompt_length(args, kwargs)
         try:
@@ -104,8 +107,8 @@ def attach(
     Args:
         model: a supported model (docs/models.md); its weights and class stay as they are.
         recipe: a recipe's name, path, dict or `Recipe`.
-        keep: budget that replaces the recipe's: vision tokens per layer from the recipe's first place on, a share (float) or
-            a count (int) of each sample's original ones.
+        keep: budget that replaces the recipe's: vision tokens per layer from the recipe's first place on, a share
+            (float) or a count (int) of each sample's original ones.
         average: the same, averaged over all layers.
         final: the same, after the last stage.
 

@@ -1,8 +1,8 @@
-"""Cache layers that store fewer slots than they report, so that all that transformers builds stays in original coordinates.
+"""Cache layers that store fewer slots than they report, so that masks and positions stay in original coordinates.
 
-transformers sizes masks and positions from the length that a cache reports. A pruned layer stores only the survivors, yet
-reports the length of the untouched prompt; masks, padding, position ids and rope deltas then need no correction, and a pruned
-layer only gathers rows and columns from them.
+transformers sizes masks and positions from the length that a cache reports. A pruned layer stores only the survivors,
+yet reports the length of the untouched prompt; masks, padding, position ids and rope deltas then need no correction,
+and a pruned layer only gathers rows and columns from them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tokenprune.errors import UnsupportedModelError
 
 @dataclass(frozen=True, eq=False)
 class Slots:
-    """What the slots of a pruned cache layer hold. Tokens that arrive after a prefill are stored densely behind them."""
+    """What the slots of a pruned cache layer hold. Tokens that come after a prefill are stored densely behind them."""
 
     origin: Tensor
     """``[B, n]`` int64, index of each slot's token in the untouched sequence."""
     valid: Tensor | None
-    """``[B, n]`` bool, False on the padding (on the left) of a batch whose rows kept different numbers; None without."""
+    """``[B, n]`` bool, False on padding (on the left), where rows kept different numbers; None without."""
     tail: int
     """Index, in the untouched sequence, of the first token stored behind these slots."""
     shift: Tensor | None = None
@@ -41,7 +41,7 @@ class Slots:
         )
 
     def cropped(self, length: int) -> Slots:
-        """Slots left when the untouched sequence is cut back to `length` tokens, inside the text behind the last image."""
+        """Slots left when the untouched sequence is cut back to `length`, inside the text behind the last image."""
         cut = self.tail - length
         if cut <= 0:
             return self
@@ -92,7 +92,7 @@ class VirtualDynamicLayer(VirtualLength, DynamicLayer):
 
 
 class VirtualStaticLayer(VirtualLength, StaticLayer):
-    """A static layer whose buffer holds only the survivors and what follows them, and that reports the untouched length."""
+    """A static layer whose buffer holds the survivors and what follows them, and that reports the untouched length."""
 
     shrunk: int
     """Slots saved in the buffer, taken off `max_cache_len` before it was allocated."""
@@ -146,7 +146,7 @@ def check_cache(cache: Cache | None) -> None:
 
 
 def virtualise(layer: Any) -> CacheLayer:
-    """Make this one cache layer able to report the untouched length (its class is swapped, transformers' is untouched)."""
+    """Let this one cache layer report the untouched length (its own class is swapped, transformers is not touched)."""
     if not isinstance(layer, VirtualLength):
         layer.__class__ = _VIRTUAL[type(layer)]
         layer.removed, layer.slots = 0, None

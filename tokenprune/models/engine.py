@@ -1,7 +1,8 @@
 """The hooks that run a recipe's stages inside an unmodified model, and shorten its sequence from each stage's layer on.
 
-A hook on the base model sees the prompt, one on the text model opens the state of the forward, one on each decoder layer runs
-the stages of that layer and hands it the shorter sequence. Nothing of transformers is replaced; see docs/design.md.
+A hook on the base model sees the prompt, one on the text model opens the state of the forward, one on each decoder
+layer runs the stages of that layer and hands it the shorter sequence. Nothing of transformers is replaced; see
+docs/design.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tokenprune.models.forward import Forward
 from tokenprune.models.gather import take
 from tokenprune.models.masks import rater_rows
 from tokenprune.models.projections import LayerInput, check_attention, positional_kernel, project
-from tokenprune.models.prompt import Prompt, check_text, read_prompt, real_tokens
+from tokenprune.models.prompt import Prompt, read_prompt, real_tokens
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
 from tokenprune.stage import Stage
@@ -96,15 +97,15 @@ class Engine:
     def _needed_inputs(self) -> frozenset[int]:
         """Layers whose input must be remembered for the scorers of later stages."""
         needed = set()
-        for stage, layer in zip(self.pipeline.stages, self.layers, strict=True):
+        for stage, layer in zip(self.pipeline, self.layers, strict=True):
             if not stage.reads_attention:
                 continue
             check_attention(self.anatomy.layers[layer])
             if "previous" in stage.reads_attention:
                 if layer == 0:
                     raise UnsupportedModelError(
-                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, but nothing runs "
-                        "before layer 0; place it before a later layer, or use layer: next"
+                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
+                        "but nothing runs before layer 0; place it before a later layer, or use layer: next"
                     )
                 needed.add(layer - 1)
         return frozenset(needed)
@@ -124,6 +125,10 @@ class Engine:
         embeddings = kwargs.get("inputs_embeds")
         cache = kwargs.get("past_key_values")
         if embeddings is None:
+            if self._input_ids is not None:
+                raise UnsupportedModelError(
+                    "the language model was called without inputs_embeds: vision tokens cannot be located"
+                )
             return
         batch, length = embeddings.shape[:2]
         static = bool(getattr(cache, "is_compileable", False))
@@ -161,14 +166,14 @@ class Engine:
             embeddings=embeddings,
             positions=forward.positions,
             limit=forward.length if self.limit is None else max(1, self.limit - forward.past),
+            rated=any(stage.raters is not None for stage in self.pipeline),
         )
         if prompt is None:
             return None
-        if any(stage.raters is not None for stage in self.pipeline.stages):
-            check_text(prompt)
         tokens = prompt.tokens
         plans = [
-            self.pipeline.plan(total, grids, self.depth) for total, grids in zip(tokens.total, tokens.grids, strict=True)
+            self.pipeline.plan(total, grids, self.depth)
+            for total, grids in zip(tokens.total, tokens.grids, strict=True)
         ]
         self.report.begin(tokens.total, tokens.grids)
         return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text, {})
@@ -310,7 +315,7 @@ class Engine:
 
 
 def _positions(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
-    """Position ids as the text model will use them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
+    """Position ids as the text model uses them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
     if ids is None:
         return torch.arange(past, past + length, device=device)[None]
     if ids.dim() == 3 and ids.shape[0] == 4:

@@ -171,7 +171,8 @@ class Forward:
         alive, device = self.alive, self.positions.device
         if mask is not None and not isinstance(mask, Tensor):
             raise UnsupportedModelError(
-                f"attention_mask of type {type(mask).__name__} reached a decoder layer; expected a tensor (sdpa, eager, flash)"
+                f"attention_mask of type {type(mask).__name__} reached a decoder layer; "
+                "expected a tensor (sdpa, eager, flash)"
             )
         valid = None if alive is None else alive.valid
         if mask is None and valid is None and (slots is None or slots.valid is None):
@@ -259,4 +260,3 @@ def _write(hidden: Tensor, tokens: Tokens) -> Tensor:
     n = hidden.shape[1]
     at = tokens.slot.masked_fill(~tokens.valid, n)[..., None].expand_as(tokens.hidden)
     return torch.nn.functional.pad(hidden, (0, 0, 0, 1)).scatter(1, at, tokens.hidden.to(hidden.dtype))[:, :n]
-

@@ -32,7 +32,7 @@ def take_rope(table: Tensor, index: Tensor) -> Tensor:
 
 
 def true_indices(mask: Tensor, count: int, *, pad: str) -> Tensor:
-    """Indices of the True entries of `mask` ``[B, L]``, ascending, as ``[B, count]``; rows with fewer get -1 on side `pad`.
+    """Indices of the True entries of `mask` ``[B, L]``, ascending, ``[B, count]``; shorter rows get -1 on side `pad`.
 
     `count` is the largest number of True entries of a row, known to the caller, so that nothing waits for the device.
     """

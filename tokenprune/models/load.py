@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
+from tokenprune.models.adapter import ADAPTERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,7 +127,7 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, atte
 
     Raises:
         InputError: no such model, folder, dtype or device, or a folder that holds no model.
-        UnsupportedModelError: a model that is no image-text-to-text model of this transformers version.
+        UnsupportedModelError: a model of no supported family, told before its weights are read.
     """
     given = dtype_named(dtype)
     where = device_named(device)
@@ -194,7 +195,7 @@ def _source(name: str) -> str:
 
 
 def _config(source: str) -> Any:
-    from transformers import AutoConfig
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     if os.path.isdir(source):
         # transformers' own messages about these two send people to the hub.
@@ -206,9 +207,16 @@ def _config(source: str) -> Any:
         if not isinstance(content, dict) or "model_type" not in content:
             raise InputError(f"{file} names no model_type, so it is no transformers model")
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _explained(source, error) from None
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise UnsupportedModelError(f"{source} is a {config.model_type} model, which takes no images")
+    families = [adapter.family for adapter in ADAPTERS]
+    if config.model_type not in families:
+        known = ", ".join(families)
+        raise UnsupportedModelError(f"{source} is a {config.model_type} model, not supported yet; supported: {known}")
+    return config
 
 
 def _processor(source: str, config: Any) -> Any:
@@ -255,8 +263,6 @@ def _model(source: str, config: Any, dtype: Any, attention: Attention) -> Any:
 def _explained(source: str, error: BaseException) -> InputError | UnsupportedModelError:
     """transformers' error in one line that says what to do."""
     text = str(error)
-    if "Unrecognized configuration class" in text:
-        return UnsupportedModelError(f"{source} is not a model for images and text that transformers can load")
     if "does not recognize this architecture" in text or "Unrecognized model" in text:
         return UnsupportedModelError(f"this transformers version does not know the architecture of {source}")
     if "trust_remote_code" in text:

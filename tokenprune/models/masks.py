@@ -10,7 +10,7 @@ from tokenprune.models.gather import take
 
 
 def past_slots(slots: Slots | None, past: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Original index ``[B, m]`` of every token that a layer stored before this forward, and which are real (None: all)."""
+    """Original index ``[B, m]`` of every token a layer stored before this forward, and which are real (None: all)."""
     if slots is None:
         return torch.arange(past, device=device).expand(batch, -1), None
     slots = slots.cropped(past)
@@ -45,8 +45,8 @@ def reduce_mask(
     """The mask of a pruned layer.
 
     Args:
-        mask: what transformers built: None (plain causal), a padding mask ``[B, K0]``, or ``[B, 1, Q0, K0]`` (bool, True =
-            visible; or float, added to the logits). All in original coordinates.
+        mask: what transformers built: None (plain causal), a padding mask ``[B, K0]``, or ``[B, 1, Q0, K0]`` (bool,
+            True = visible; or float, added to the logits). All in original coordinates.
         rows: ``[B, Q]`` index of the surviving queries within this forward, None when all survive.
         queries: ``[B, Q]`` original index of the queries.
         keys: ``[B, K]`` original index of each key as the layer stores it.

@@ -1,4 +1,4 @@
-"""Queries of the text tokens and keys of all tokens, from a decoder layer's own projections, beside any attention kernel."""
+"""Queries of the text tokens and keys of all tokens, from a decoder layer's own projections."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LayerInput:
 
 def rotary(attention: nn.Module) -> Callable[[Tensor, Rope], Tensor]:
     """The family's own rotary embedding of one tensor ``[B, H, L, d]`` (it knows about half-RoPE and interleaving)."""
-    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     if next(iter(inspect.signature(apply).parameters)) == "q":
         return lambda x, rope: apply(x, x, *rope)[0]
     return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)
@@ -48,7 +48,9 @@ def check_attention(layer: nn.Module) -> None:
     if not hasattr(layer, "input_layernorm"):
         missing.append("input_layernorm")
     if missing:
-        raise UnsupportedModelError(f"{type(layer).__name__} has no {', '.join(missing)}: rater attention cannot be computed")
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} has no {', '.join(missing)}: rater attention cannot be computed"
+        )
 
 
 def project(source: LayerInput, text: Tensor, *, rope: bool) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,7 @@ def project(source: LayerInput, text: Tensor, *, rope: bool) -> tuple[Tensor, Te
 
 
 def positional_kernel(source: LayerInput, text: Tensor) -> tuple[Tensor, Tensor]:
-    """`project` for all-ones queries and keys: what rotary distance alone contributes (SparseVLM+ attention gravity)."""
+    """`project` for all-ones queries and keys: what rotary distance alone contributes (SparseVLM+ gravity)."""
     attention: Any = source.layer.self_attn
     turn = rotary(attention)
     batch, length = source.hidden.shape[:2]

@@ -35,6 +35,7 @@ def read_prompt(
     embeddings: Tensor,
     positions: Tensor,
     limit: int,
+    rated: bool,
 ) -> Prompt | None:
     """Locate the tokens of a forward; None when it brings no vision token. Waits for the device once, for the counts.
 
@@ -44,6 +45,10 @@ def read_prompt(
         embeddings: ``[B, L, D]`` input of the language model, vision features merged in.
         positions: position ids ``[1 or B, L]`` or ``[3, 1 or B, L]``.
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
+        rated: whether a stage needs raters.
+
+    Raises:
+        InputError: no text token follows the first image of a sample, and raters are needed.
     """
     vision = vision & real
     after_image = vision.cumsum(1) > 0
@@ -53,6 +58,12 @@ def read_prompt(
     total, texts = tuple(counts[0]), counts[1]
     if not any(total):
         return None
+    for row, (images, words) in enumerate(zip(total, texts, strict=True)):
+        if rated and images and not words:
+            raise InputError(
+                f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
+                "put the question after the image, or use a recipe without raters"
+            )
     slot = true_indices(vision, max(total), pad="right")
     valid, at = slot >= 0, slot.clamp(min=0)
     if positions.dim() == 3:
@@ -79,17 +90,6 @@ def read_prompt(
         aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
     )
     return Prompt(tokens, text_slot.clamp(min=0), real)
-
-
-def check_text(prompt: Prompt) -> None:
-    """Raise `InputError` if a sample with an image has no text token after it that could rate."""
-    lacking = ~prompt.tokens.text_valid.any(1) & prompt.tokens.valid.any(1)
-    if bool(lacking.any()):
-        row = int(lacking.nonzero()[0])
-        raise InputError(
-            f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
-            "put the question after the image, or use a recipe without raters"
-        )
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
@@ -132,9 +132,7 @@ def _grids(
 def _runs(vision: Tensor) -> list[tuple[int, ...]]:
     """Lengths of the uninterrupted runs of True in each row."""
     edge = torch.nn.functional.pad(vision.int(), (1, 1)).diff(dim=1).cpu()
-    return [
-        tuple(((row == -1).nonzero().flatten() - (row == 1).nonzero().flatten()).tolist()) for row in edge
-    ]
+    return [tuple(((row == -1).nonzero().flatten() - (row == 1).nonzero().flatten()).tolist()) for row in edge]
 
 
 def _cells(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:

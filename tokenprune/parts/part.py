@@ -62,5 +62,7 @@ def settings_model(part: type[Part]) -> type[BaseModel]:
         key: (hints[key], ... if parameter.default is parameter.empty else parameter.default)
         for key, parameter in inspect.signature(part).parameters.items()
     }
-    config = ConfigDict(strict=True, extra="forbid", validate_default=True, protected_namespaces=())
+    config = ConfigDict(
+        strict=True, extra="forbid", validate_default=True, allow_inf_nan=False, protected_namespaces=()
+    )
     return create_model(part.__name__, __config__=config, **fields)

@@ -73,11 +73,9 @@ class UniformSampler(Sampler):
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
         counts = tokens.counts(count)
-        if self.stride is None and _untouched(tokens):
+        if self.stride is None:
             return _layout(tokens, counts)
         want = ops.ints(counts, tokens.valid.device)
-        if self.stride is None:
-            return ops.places(ops.evenly(tokens.valid, want), counts)
         points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
         on_points = torch.minimum(want, points.sum(1))
         chosen = ops.evenly(points, on_points) | ops.evenly(tokens.valid & ~points, want - on_points)
@@ -108,17 +106,15 @@ class UnionSampler(Sampler):
         return ops.top_k(scores, tokens.counts(count), tokens.valid, prefer=points)
 
 
-def _untouched(tokens: Tokens) -> bool:
-    """Whether tokens still fill the samples' grids, so that a token's index is its place in the raster."""
-    whole = tuple(sum(prod(grid) for grid in grids) for grids in tokens.grids)
-    return tokens.sizes == tokens.total == whole
-
-
 def _layout(tokens: Tokens, counts: tuple[int, ...]) -> Tensor:
     """Indices ``[B, K]`` of an even layout, worked out on the host."""
     most = max(counts, default=0)
-    rows = [spread(grids, count) for grids, count in zip(tokens.grids, counts, strict=True)]
-    index = torch.tensor([row + [-1] * (most - len(row)) for row in rows], dtype=torch.int64)
+    rows = []
+    for size, total, grids, count in zip(tokens.sizes, tokens.total, tokens.grids, counts, strict=True):
+        whole = size == total == sum(prod(grid) for grid in grids)  # else an index is no place in the raster
+        row = spread(grids if whole else [(1, 1, size)], count)
+        rows.append(row + [-1] * (most - count))
+    index = torch.tensor(rows, dtype=torch.int64)
     if tokens.valid.device.type == "cuda":  # from pinned memory the copy does not wait for the device
         index = index.pin_memory()
     return index.to(tokens.valid.device, non_blocking=True)

@@ -1,0 +1,111 @@
+"""Accuracy of the embedded model without pruning, on held-out scenes, by batched `model.generate`.
+
+    python benchmarks/scenes/accuracy.py --scenes 150
+
+Writes `accuracy.json` beside this file: per task n, accuracy, 95 % Wilson interval, and two baselines that do not look
+at the picture (a uniform guess, and the most frequent answer of this test set).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.progress import track
+
+from tokenprune.scenes import TASKS, TEST_SEEDS, embedded_path, load_embedded
+from tokenprune.scenes.answering import answer
+from tokenprune.scenes.fingerprint import fingerprint
+from tokenprune.scenes.generate import CELLS, COLOURS, SHAPES, SIZES, scene
+from tokenprune.scenes.grounds import GROUNDS
+from tokenprune.scenes.questions import MAX_COUNT, Question, questions
+
+MIX = (*TASKS, "localisation")
+ANSWERS = {
+    "localisation": CELLS * CELLS,
+    "colour": len(COLOURS),
+    "shape": len(SHAPES),
+    "size": len(SIZES),
+    "existence": 2,
+    "counting": MAX_COUNT + 1,
+    "ground": len(GROUNDS),
+}
+
+
+def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % Wilson interval of a share."""
+    share = right / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return round(max(0.0, centre - half), 4), round(min(1.0, centre + half), 4)
+
+
+def summary(results: list[tuple[Question, bool]]) -> dict[str, Any]:
+    """n, accuracy, interval and baselines of some answered questions of one task."""
+    n, right = len(results), sum(ok for _, ok in results)
+    common = Counter(question.answer for question, _ in results).most_common(1)[0][1]
+    return {
+        "n": n,
+        "accuracy": round(right / n, 4),
+        "interval": wilson(right, n),
+        "chance": round(1 / ANSWERS[results[0][0].task], 4),
+        "most_frequent_answer": round(common / n, 4),
+    }
+
+
+def measure(scenes: int, stream: int, batch_size: int) -> dict[str, Any]:
+    """Answer `len(MIX)` questions about each of `scenes` held-out scenes."""
+    model, processor = load_embedded()
+    by_task: dict[str, list[tuple[Question, bool]]] = defaultdict(list)
+    by_difficulty: dict[str, list[tuple[Question, bool]]] = defaultdict(list)
+    start = time.perf_counter()
+    for index in track(range(scenes), description="scenes"):
+        item = scene(TEST_SEEDS[stream], index)
+        asked = questions(item, MIX)
+        answers = answer(model, processor, ((item.image, q.question) for q in asked), batch_size=batch_size)
+        for question, given in zip(asked, answers, strict=True):
+            result = (question, given == question.answer)
+            by_task[question.task].append(result)
+            if question.box is not None:
+                by_difficulty[f"{question.task}: {question.difficulty}"].append(result)
+    seconds = time.perf_counter() - start
+    everything = [ok for results in by_task.values() for _, ok in results]
+    return {
+        "scenes": scenes,
+        "seed": TEST_SEEDS[stream],
+        "questions": len(everything),
+        "accuracy": round(sum(everything) / len(everything), 4),
+        "seconds": round(seconds, 1),
+        "tasks": {task: summary(by_task[task]) for task in TASKS},
+        "difficulty": {name: summary(by_difficulty[name]) for name in sorted(by_difficulty)},
+        "weights": fingerprint(embedded_path() / "model.safetensors"),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Accuracy of the embedded model without pruning.")
+    parser.add_argument("--scenes", type=int, default=150)
+    parser.add_argument("--stream", type=int, default=0, help="which held-out stream of scenes")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("accuracy.json"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    result = measure(options.scenes, options.stream, options.batch_size)
+    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    for task, row in result["tasks"].items():
+        print(f"{task:<13} {row['accuracy']:.3f}  {row['interval']}  n={row['n']}  chance {row['chance']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

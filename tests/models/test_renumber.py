@@ -1,0 +1,135 @@
+"""``positions: renumber``: survivors are numbered through, later tokens follow, as older code has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Row, build, inputs, ragged_rows, vision_mask
+from kinds import fixed, recipe, stage
+from pruned import TOLERANCE, worst
+from reference import generate_logits, masked_reference
+from torch import Tensor
+
+import tokenprune as tp
+
+TWICE = recipe(
+    "twice",
+    stage(2, fixed(0.6), scorer="random", positions="renumber"),
+    stage(5, fixed(0.3), scorer="norm", positions="renumber"),
+)
+
+
+@contextmanager
+def numbered_through(model: Any, vision: Tensor, mask: Tensor, stages: Sequence[tuple[int, Tensor]]) -> Iterator[None]:
+    """In the unpruned model, let each layer see the positions that its survivors would have if they stood alone."""
+    text, seen = model.get_decoder(), {}
+
+    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs["position_ids"]
+        seen["ids"] = ids[1:] if ids.dim() == 3 and len(ids) == 4 else ids
+
+    def counted(kept: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        survives = mask.bool() & ~vision
+        for row, own in enumerate(vision):
+            survives[row, own.nonzero().flatten()[kept[row][kept[row] >= 0]]] = True
+        repeat = rows // len(vision)
+        return survives.repeat_interleave(repeat, 0), mask.bool().repeat_interleave(repeat, 0)
+
+    def renumber(kept: Tensor) -> Any:
+        state: dict[str, Tensor] = {}
+
+        def hook(layer: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden, ids = args[0], seen["ids"]
+            survives, real = counted(kept, len(hidden))
+            if hidden.shape[1] > 1:
+                highest = ids.expand(*ids.shape[:-2], len(hidden), -1).masked_fill(~real, -1)
+                highest = highest.amax(-1) if ids.dim() == 2 else highest.amax(0).amax(-1)
+                state["shift"] = highest + 1 - survives.sum(1)
+                new = (survives.cumsum(1) - 1).clamp(min=0)
+                new = new if ids.dim() == 2 else new.expand(3, -1, -1)
+            else:
+                new = ids - state["shift"][:, None]
+            return args, kwargs | {"position_embeddings": text.rotary_emb(hidden, new)}
+
+        return hook
+
+    handles = [text.register_forward_pre_hook(note, with_kwargs=True)]
+    for index, layer in enumerate(text.layers):
+        reached = [kept for at, kept in stages if at <= index]
+        if reached:
+            handles.append(layer.register_forward_pre_hook(renumber(reached[-1]), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
+@pytest.mark.parametrize("shape", ["single", "ragged"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_equals_the_renumbered_reference(family: str, shape: str, options: dict[str, Any]) -> None:
+    model = build(family)
+    batch = inputs(family, model, rows=[Row()] if shape == "single" else ragged_rows(family))
+    vision = vision_mask(model, batch["input_ids"])
+    with tp.attach(model, TWICE) as attached:
+        got, logits = generate_logits(model, batch, **options)
+    step = options.get("num_beams", 1)
+    stages = [(s.layer, s.kept[::step]) for s in attached.report.stages]
+    with numbered_through(model, vision, batch["attention_mask"], stages), masked_reference(model, vision, stages):
+        expected, expected_logits = generate_logits(model, batch, **options)
+    plain = generate_logits(model, batch, **options)[1]
+    assert torch.equal(got, expected)
+    assert worst(logits, expected_logits) < TOLERANCE
+    with masked_reference(model, vision, stages):
+        original = generate_logits(model, batch, **options)[1]
+    assert worst(original[:1], logits[:1]) > 100 * TOLERANCE, "renumbering must be visible"
+    assert worst(plain[:1], logits[:1]) > 100 * TOLERANCE
+
+
+def test_renumbering_before_layer_0_is_a_shorter_prompt() -> None:
+    model = build("llava")
+    batch = inputs("llava", model, rows=[Row(), Row(before=5, after=4)])
+    early = recipe("early", stage("after_vision", fixed(8), sampler="uniform", positions="renumber"))
+    with tp.attach(model, early) as attached:
+        got, logits = generate_logits(model, batch)
+    vision = vision_mask(model, batch["input_ids"])
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings()(batch["input_ids"])
+        features = torch.cat(list(model.model.get_image_features(batch["pixel_values"]).pooler_output))
+        embeddings = embeddings.masked_scatter(vision[..., None], features)
+    kept = attached.report.stages[0].kept
+    rows = []
+    for row, own in enumerate(vision):
+        survives = ~own
+        survives[own.nonzero().flatten()[kept[row]]] = True
+        rows.append(survives)
+    shorter = torch.stack(rows)
+    length = int(shorter[0].sum())
+    prompt = {
+        "inputs_embeds": embeddings[shorter].view(2, length, -1),
+        "attention_mask": batch["attention_mask"][shorter].view(2, length),
+    }
+    expected, expected_logits = generate_logits(model, prompt)
+    assert torch.equal(got[:, -6:], expected[:, -6:])
+    assert worst(logits, expected_logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_a_second_turn_goes_on_from_the_lower_number(family: str) -> None:
+    """Two turns on one cache equal one prompt with both turns' text, the raters being those of no one."""
+    model = build(family)
+    batch = inputs(family, model, rows=[Row(after=11)])
+    with torch.no_grad(), tp.attach(model, TWICE):
+        whole = model(**batch).logits[:, -4:]
+        first = {
+            k: v[:, :-4] if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in batch.items()
+        }
+        cache = model(**first, use_cache=True).past_key_values
+        then = {"input_ids": batch["input_ids"][:, -4:], "attention_mask": batch["attention_mask"]}
+        resumed = model(**then, past_key_values=cache).logits
+    assert (whole - resumed).abs().max() < TOLERANCE

@@ -1,0 +1,204 @@
+"""What holds for every part: rows do not mix, padding does not matter, no randomness, any dtype, one graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune import registry
+from tokenprune.errors import InputError
+from tokenprune.parts.part import Part
+from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
+from tokenprune.parts.samplers import RandomSampler, TopKSampler, UniformSampler, UnionSampler
+from tokenprune.parts.schedulers import (
+    FixedScheduler,
+    LatticeScheduler,
+    PyramidScheduler,
+    RankRatioScheduler,
+    TableScheduler,
+)
+from tokenprune.parts.scorers import AttentionScorer, NormScorer, RandomScorer
+from tokenprune.tokens import Tokens
+
+WITH_ARGUMENTS: list[Part] = [
+    *(registry.get("raters", "above_mean")(threshold=t) for t in ("at_least", "above")),
+    AttentionScorer(rope=False, normalise="vision"),
+    AttentionScorer(heads=2),
+    RandomScorer(seed=7),
+    NormScorer(order="low"),
+    FixedScheduler(keep=3),
+    FixedScheduler(keep=0.5),
+    TableScheduler(rows={4: 2, 20: 5}),
+    PyramidScheduler(keep=0.3),
+    LatticeScheduler(stride=2, keep=0.3),
+    LatticeScheduler(stride=2, offset=1, keep=0.3, size="fixed"),
+    RankRatioScheduler(),
+    RankRatioScheduler(rule="keep", scale=0.8, bias=1, energy=0.9, rope=False),
+    RandomSampler(seed=3),
+    UniformSampler(stride=2, offset=1),
+    UnionSampler(stride=2),
+    ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
+    ClusterRecycler(per_cluster=3),
+]
+DEFAULTS = [
+    part()
+    for role in registry.ROLES
+    for part in registry.parts(role).values()
+    if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved"}
+]
+PARTS = [*DEFAULTS, *WITH_ARGUMENTS]
+every_part = pytest.mark.parametrize("part", PARTS, ids=repr)
+
+
+def run(part: Part, tokens: Tokens, counts: tuple[int, ...]) -> list[list[object]]:
+    """What `part` makes of each sample: plain numbers, padding left off."""
+    scores = torch.where(tokens.valid, tokens.hidden[..., 0].float(), -torch.inf)
+    raters = tokens.text_valid.float() / tokens.text_valid.sum(1, keepdim=True).clamp(min=1)
+    if part.role == "raters":
+        out = part(tokens)
+        assert out.dtype == torch.float32
+        assert (out[~tokens.text_valid] == 0).all()
+        return [[row[valid]] for row, valid in zip(out, tokens.text_valid, strict=True)]
+    if part.role == "scorer":
+        out = part(tokens, raters)
+        assert out.dtype == torch.float32
+        assert out[~tokens.valid].isneginf().all()
+        return [[row[valid]] for row, valid in zip(out, tokens.valid, strict=True)]
+    if part.role == "scheduler":
+        out = part(tokens, scores, raters)
+        assert isinstance(out, tuple) == part.static
+        return [[int(n)] for n in out]
+    kept = TopKSampler()(tokens, scores, counts)
+    if part.role == "sampler":
+        kept = part(tokens, scores, counts)
+        assert kept.dtype == torch.int64
+        assert kept.shape[1] == max(counts)
+        return [[row[row >= 0]] for row in kept]
+    new, anchors = part(tokens, kept, scores, counts)
+    new.check()
+    assert new.text is tokens.text
+    names = ("hidden", "origin", "slot", "cell", "mass", "position")
+    return [
+        [*(getattr(new, n)[i, new.valid[i]] for n in names), anchors[i][anchors[i] >= 0]] for i in range(len(counts))
+    ]
+
+
+def equal(a: object, b: object, tolerance: float) -> bool:
+    if not isinstance(a, torch.Tensor):
+        return a == b
+    return torch.allclose(a, b, atol=tolerance, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+
+
+@every_part
+@settings(max_examples=12)
+@given(strategies.batches(), st.data(), st.booleans(), st.integers(0, 2), strategies.dtypes)
+def test_a_row_of_a_batch_equals_the_sample_alone_and_padding_is_never_read(part, batch, data, left, extra, dtype):
+    """Padding holds NaN: reading it anywhere would show."""
+    counts = data.draw(strategies.counts_for(batch))
+    together = run(part, strategies.collate(batch, left=left, extra=extra, dtype=dtype), counts)
+    for i, sample in enumerate(batch):
+        alone = run(part, strategies.collate([sample], dtype=dtype), counts[i : i + 1])
+        assert all(equal(a, b, 1e-5) for a, b in zip(together[i], alone[0], strict=True))
+
+
+@every_part
+def test_it_is_deterministic_and_leaves_the_random_state_alone(part):
+    tokens = strategies.collate(
+        [strategies.sample((1, 5, 5)), strategies.sample((2, 2, 3), (1, 1, 2), seed=1, ties=True)]
+    )
+    before = torch.get_rng_state()
+    first = run(part, tokens, (11, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    again = run(part, tokens, (11, 4))
+    assert all(equal(a, b, 0) for x, y in zip(first, again, strict=True) for a, b in zip(x, y, strict=True))
+    assert sum(p.numel() for p in part.parameters()) == 0
+
+
+@every_part
+def test_it_does_not_write_into_its_input(part):
+    tokens = strategies.collate([strategies.sample((1, 4, 4)), strategies.sample((1, 2, 3), seed=1)], garbage=0.0)
+    tensors = {f.name: getattr(tokens, f.name) for f in dataclasses.fields(tokens)}
+    tensors = {name: x for name, x in tensors.items() if isinstance(x, torch.Tensor)}
+    copies = {name: x.clone() for name, x in tensors.items()}
+    run(part, tokens, (5, 2))
+    assert all(torch.equal(tensors[name], copies[name]) for name in tensors)
+
+
+@every_part
+def test_repr_is_the_call_that_builds_it(part):
+    assert eval(repr(part), {type(part).__name__: type(part)}).settings() == part.settings()
+
+
+STATIC = [part for part in PARTS if getattr(part, "static", True)]
+
+
+@pytest.mark.parametrize("part", STATIC, ids=repr)
+@pytest.mark.parametrize("counts", [(6, 6), (9, 2)], ids=["equal", "ragged"])
+def test_it_compiles_to_one_graph(part, counts):
+    """No graph break means no wait for the device either: `fullgraph` refuses `.item()` and `.tolist()`."""
+    samples = [
+        strategies.sample((1, 4, 4)),
+        strategies.sample((1, 4, 4) if counts[0] == counts[1] else (1, 2, 3), seed=1),
+    ]
+    tokens = strategies.collate(samples, garbage=0.0)
+    raters = tokens.text_valid.float() / 4
+    scores = torch.where(tokens.valid, tokens.hidden[..., 0], -torch.inf)
+    kept = TopKSampler()(tokens, scores, counts)
+
+    def call():
+        if part.role == "raters":
+            return part(tokens)
+        if part.role == "scorer":
+            return part(tokens, raters)
+        if part.role == "scheduler":
+            return part(tokens, scores, raters)
+        if part.role == "sampler":
+            return part(tokens, scores, counts)
+        new, anchors = part(tokens, kept, scores, counts)
+        return new.hidden, new.origin, new.mass, anchors
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="eager")()
+    expected = call()
+    pairs = zip(compiled, expected, strict=True) if isinstance(expected, tuple) else [(compiled, expected)]
+    assert all(equal(a, b, 1e-6) for a, b in pairs)
+
+
+def test_the_lists_above_hold_every_part():
+    tried = {(part.role, part.name()) for part in PARTS}
+    known = {(role, name) for role in registry.ROLES for name in registry.parts(role)}
+    assert known - tried == {("scheduler", "solved")}  # it refuses to count
+    assert {type(part) for part in PARTS} >= {DropRecycler, ClusterRecycler}
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: FixedScheduler(keep=1.5), r"scheduler 'fixed': keep=1.5 .* less than or equal to 1"),
+        (lambda: FixedScheduler(keep=True), "keep=True should be a valid"),
+        (lambda: FixedScheduler(keep="half"), "keep='half' should be a valid"),
+        (lambda: LatticeScheduler(stride=2, keep=float("nan")), "keep=nan should be a finite number"),
+        (lambda: FixedScheduler(keep=0), "keep=0 should be greater than or equal to 1"),
+        (lambda: TableScheduler(rows={10: 20}), "row 10 keeps 20, more than there are"),
+        (lambda: TableScheduler(rows={}), "at least 1 item"),
+        (lambda: LatticeScheduler(stride=3, offset=3), "offset 3 must be less than the stride, 3"),
+        (lambda: UniformSampler(offset=1), "offset 1 must be less than the stride, None"),
+        (lambda: UnionSampler(stride=0), "stride=0 should be greater than or equal to 1"),
+        (lambda: UnionSampler(stride=2, offset=2), "offset 2 must be less than the stride, 2"),
+        (
+            lambda: AttentionScorer(heads=0, layer="last"),
+            r"layer='last' .*; heads=0 should be|heads=0 .*; layer='last'",
+        ),
+        (lambda: NormScorer(order="up"), "order='up' should be 'high' or 'low'"),
+        (lambda: ClusterRecycler(share=0.0), "share=0.0 should be greater than 0"),
+    ],
+)
+def test_bad_settings_are_refused_with_all_that_is_wrong(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

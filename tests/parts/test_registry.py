@@ -1,0 +1,163 @@
+"""The registry: what recipes can name, and what third parties may add."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from typing import Annotated, Literal
+
+import pytest
+import torch
+from pydantic import Field
+
+from tokenprune import registry
+from tokenprune.errors import RecipeError
+from tokenprune.parts.part import Part
+from tokenprune.parts.scorers import AttentionScorer, Scorer
+
+
+class MineScorer(Scorer):
+    """A third party's."""
+
+    def __init__(self, *, power: Annotated[float, Field(gt=0)] = 2.0, mode: Literal["a", "b"]) -> None:
+        super().__init__()
+        self.power, self.mode = power, mode
+
+    def forward(self, tokens, raters=None):
+        return torch.zeros(1)
+
+
+class AttentionAgain(MineScorer):
+    @classmethod
+    def name(cls):
+        return "attention"
+
+
+class AnythingScorer(MineScorer):
+    def __init__(self, **anything: int) -> None:
+        super().__init__(mode="a")
+
+
+class PositionalScorer(MineScorer):
+    def __init__(self, power: float = 1.0) -> None:
+        super().__init__(mode="a")
+
+
+class UntypedScorer(MineScorer):
+    def __init__(self, *, power=1.0) -> None:
+        super().__init__(mode="a")
+
+
+class OutOfRangeScorer(MineScorer):
+    def __init__(self, *, power: Annotated[float, Field(gt=0)] = -1.0) -> None:
+        super().__init__(mode="a")
+
+
+class UnfinishedScorer(Scorer):
+    pass
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Pretend that a package declares an entry point for a class of this file."""
+
+    def declare(name: str, value: str) -> None:
+        loaded = globals().get(value)
+        entry = EntryPoint(name=name, value=f"theirs:{value}", group=registry.GROUP)
+        if loaded is not None:
+            monkeypatch.setattr(EntryPoint, "load", lambda self: loaded)
+        monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
+        registry.parts.cache_clear()
+
+    yield declare
+    registry.parts.cache_clear()
+
+
+def test_every_role_has_its_parts():
+    assert registry.ROLES == ("raters", "scorer", "scheduler", "sampler", "recycler")
+    assert {role: list(registry.parts(role)) for role in registry.ROLES} == {
+        "raters": ["above_mean", "all_text", "last_text"],
+        "scorer": ["attention", "constant", "norm", "random", "raster"],
+        "scheduler": ["fixed", "lattice", "pyramid", "rank_ratio", "solved", "table"],
+        "sampler": ["random", "top_k", "uniform", "union"],
+        "recycler": ["cluster", "drop"],
+    }
+    assert registry.get("scorer", "attention") is AttentionScorer
+    assert all(part.role == role for role in registry.ROLES for part in registry.parts(role).values())
+
+
+def test_every_setting_is_documented_and_bounded():
+    """The help text of recipes comes from the Args section; whole numbers have an upper bound."""
+    from tokenprune.parts.part import settings_model
+
+    for role in registry.ROLES:
+        for part in registry.parts(role).values():
+            assert part.__doc__, part
+            for name, schema in settings_model(part).model_json_schema().get("properties", {}).items():
+                assert f"\n        {name}: " in part.__doc__, (part, name)
+                for side in schema.get("anyOf", [schema]):
+                    if side.get("type") in {"integer", "number"}:
+                        assert "maximum" in side, (part, name)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "message"),
+    [
+        (
+            "scorer",
+            "attenton",
+            r"unknown scorer 'attenton' \(did you mean 'attention'\?\); expected one of: attention, c",
+        ),
+        ("recycler", "zzz", "unknown recycler 'zzz'; expected one of: cluster, drop"),
+        ("scheduller", "fixed", r"unknown role 'scheduller' \(did you mean 'scheduler'\?\)"),
+    ],
+)
+def test_unknown_names_get_the_nearest(role, name, message):
+    with pytest.raises(RecipeError, match=message):
+        registry.get(role, name)
+
+
+def test_a_third_partys_part_is_found_where_it_belongs(install):
+    install("scorer.mine", "MineScorer")
+    assert registry.get("scorer", "mine") is MineScorer
+    assert "mine" not in registry.parts("sampler")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scorer.attention", "AttentionAgain", "there is a scorer 'attention' already, tokenprune.parts.scorers.Att"),
+        ("scorer.anything", "AnythingScorer", "argument 'anything' must be keyword-only"),
+        ("scorer.positional", "PositionalScorer", "argument 'power' must be keyword-only"),
+        ("scorer.untyped", "UntypedScorer", "argument 'power' must have a type annotation"),
+        ("scorer.out_of_range", "OutOfRangeScorer", "default power=-1.0: Input should be greater than 0"),
+        ("scorer.unfinished", "UnfinishedScorer", "expected a concrete subclass of tokenprune's Part"),
+        ("scorer.other", "MineScorer", "expected the entry point's name to be 'scorer.mine'"),
+        ("sampler.mine", "MineScorer", "its role is 'scorer', expected 'sampler'"),
+        (
+            "scorer.missing",
+            "Missing",
+            "entry point 'scorer.missing' = 'theirs:Missing' cannot be loaded: ModuleNotFound",
+        ),
+    ],
+)
+def test_parts_that_recipes_could_not_use_are_refused(install, name, value, message):
+    install(name, value)
+    with pytest.raises(RecipeError, match=message):
+        registry.parts(name.split(".")[0])
+
+
+def test_names_come_from_class_names():
+    class HTTPTwo2ThreeScorer(MineScorer):
+        pass
+
+    assert AttentionScorer.name() == "attention"
+    assert HTTPTwo2ThreeScorer.name() == "httptwo2_three"
+    assert issubclass(AttentionScorer, Part)
+
+
+def test_importing_the_registry_imports_no_parts_and_no_transformers():
+    code = "import sys, tokenprune.registry; print([m for m in sys.modules if 'parts.s' in m or m == 'transformers'])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"

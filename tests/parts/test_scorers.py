@@ -1,0 +1,106 @@
+"""Scorers, against plain Python where papers define them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import plain
+import pytest
+import strategies
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune.errors import InputError
+from tokenprune.parts.raters import AllTextRaters, LastTextRaters
+from tokenprune.parts.scorers import AttentionScorer, ConstantScorer, NormScorer, RandomScorer, RasterScorer
+from tokenprune.tokens import Tokens
+
+
+@dataclasses.dataclass
+class Given:
+    """An Attention that returns what it was given and remembers what it was asked."""
+
+    heads: torch.Tensor
+    asked: dict[str, object] = dataclasses.field(default_factory=dict)
+
+    def scores(self, raters, **asked):
+        self.asked = asked
+        return self.heads
+
+    def matrix(self, raters, **asked):
+        raise AssertionError
+
+
+@settings(max_examples=25)
+@given(strategies.samples(least=1, texts=1))
+def test_attention_is_the_mean_over_heads_and_raters(sample):
+    tokens = strategies.collate([sample])
+    columns = range(len(sample.alive))
+    length = len(sample.alive) + len(sample.text)
+    full = plain.eager_attention(sample.q.double().numpy(), sample.k.double().numpy())
+    rows = range(len(sample.alive), length)
+    got = AttentionScorer()(tokens, AllTextRaters()(tokens))[0]
+    np.testing.assert_allclose(got, plain.attention_scores(full, rows, columns), atol=1e-5)
+    got = AttentionScorer(rope=False, normalise="vision")(tokens, LastTextRaters()(tokens))[0]
+    q = sample.q.flip(-1).double().numpy()  # what stands for "before the rotary embedding" in strategies.py
+    np.testing.assert_allclose(got, plain.feather_scores(q, sample.k.double().numpy(), columns, length - 1), atol=1e-5)
+
+
+def test_attention_asks_for_what_it_was_told():
+    attention = Given(torch.zeros(1, 2, 4))
+    tokens = dataclasses.replace(Tokens.from_hidden(torch.zeros(1, 4, 6)), attention=attention)
+    scorer = AttentionScorer(rope=False, normalise="vision", layer="next", gravity=True)
+    scorer(tokens, torch.zeros(1, 0))
+    assert attention.asked == {"rope": False, "normalise": "vision", "layer": "next", "gravity": True}
+    assert scorer.needs_attention == "next"
+    assert AttentionScorer().needs_attention == "previous"
+    assert NormScorer().needs_attention is None
+
+
+def test_priority_heads_are_chosen_per_sample_by_their_mass():
+    heads = torch.tensor(
+        [
+            [[0.1, 0.1], [0.5, 0.3], [0.0, 0.7]],
+            [[0.9, 0.0], [0.2, 0.2], [0.1, 0.0]],
+            [[0.2, 0.0], [0.0, 0.2], [0.1, 0.1]],
+        ]
+    )
+    tokens = dataclasses.replace(Tokens.from_hidden(torch.zeros(3, 2, 6)), attention=Given(heads))
+    raters = torch.zeros(3, 0)
+    got = AttentionScorer(heads=2)(tokens, raters)
+    assert torch.allclose(got, torch.tensor([[0.25, 0.5], [0.55, 0.1], [0.1, 0.1]]))  # of equal heads the first
+    assert torch.equal(AttentionScorer(heads=3)(tokens, raters), heads.mean(1))
+    assert torch.equal(AttentionScorer(heads=64)(tokens, raters), heads.mean(1))
+
+
+def test_errors_say_what_is_missing():
+    tokens = Tokens.from_hidden(torch.zeros(2, 4, 6))
+    with pytest.raises(InputError, match="none at this place"):
+        AttentionScorer()(tokens, torch.zeros(2, 0))
+    stale = dataclasses.replace(tokens, attention=Given(torch.zeros(2, 3, 9)))
+    with pytest.raises(InputError, match="needs raters"):
+        AttentionScorer()(stale)
+    with pytest.raises(InputError, match="covers 9 vision tokens of 2 samples, the stage has 4 of 2"):
+        AttentionScorer()(stale, torch.zeros(2, 0))
+
+
+@settings(max_examples=25)
+@given(strategies.batches(), st.integers(0, 5))
+def test_random_depends_on_seed_and_original_index_alone(batch, seed):
+    tokens = strategies.collate(batch)
+    scores = RandomScorer(seed=seed)(tokens)
+    whole = RandomScorer(seed=seed)(strategies.collate([strategies.sample((1, 12, 12), seed=5)]))[0]
+    for i, sample in enumerate(batch):
+        assert torch.equal(scores[i, : len(sample.alive)], whole[list(sample.alive)])
+    assert not torch.equal(whole, RandomScorer(seed=seed + 1)(strategies.collate([strategies.sample((1, 12, 12))]))[0])
+
+
+def test_plain_scorers_by_hand():
+    hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]]).bfloat16()
+    tokens = dataclasses.replace(Tokens.from_hidden(hidden), origin=torch.tensor([[2, 5, 9]]))
+    assert NormScorer()(tokens).tolist() == [[5, 1, 10]]
+    assert NormScorer(order="low")(tokens).tolist() == [[-5, -1, -10]]
+    assert RasterScorer()(tokens).tolist() == [[2, 5, 9]]
+    assert ConstantScorer()(tokens).tolist() == [[0, 0, 0]]

@@ -1,0 +1,131 @@
+"""The tensor functions under the parts, against plain Python and PyTorch's own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import plain
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenprune import ops
+
+numbers = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -torch.inf, torch.inf, 1e-45, -3e38])
+rows = st.integers(1, 4).flatmap(
+    lambda n: st.lists(st.lists(numbers, min_size=n * 3, max_size=n * 3), min_size=1, max_size=3)
+)
+
+
+@settings(max_examples=100)
+@given(rows, st.data())
+def test_top_k_is_a_stable_sort(scores, data):
+    counts = [data.draw(st.integers(0, len(row))) for row in scores]
+    index = ops.top_k(torch.tensor(scores), counts)
+    assert index.shape == (len(scores), max(counts))
+    for row, count, got in zip(scores, counts, index.tolist(), strict=True):
+        assert got[:count] == plain.best(row, count)
+        assert set(got[count:]) <= {-1}
+
+
+def test_negative_zero_ties_with_zero():
+    assert ops.top_k(torch.tensor([[-0.0, 0.0], [0.0, -0.0]]), [1, 1]).tolist() == [[0], [0]]
+
+
+def test_top_k_takes_valid_entries_first_and_preferred_before_all():
+    scores = torch.tensor([[5.0, 1.0, -torch.inf, 3.0, 9.0]])
+    valid = torch.tensor([[True, True, True, True, False]])
+    assert ops.top_k(scores, [4], valid).tolist() == [[0, 1, 2, 3]]
+    prefer = torch.tensor([[False, True, True, False, True]])
+    assert ops.top_k(scores, [3], valid, prefer).tolist() == [[0, 1, 2]]
+    assert ops.top_k(scores, [1], valid, prefer).tolist() == [[1]]
+
+
+def test_top_k_of_equal_scores_in_half_precision_takes_the_first():
+    """576 random scores in bfloat16 have far fewer different values: ties are the normal case."""
+    scores = torch.randn(1, 576, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert len(scores.unique()) < 500
+    assert ops.top_k(scores, [200])[0].tolist() == plain.best(scores[0].tolist(), 200)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.data())
+def test_evenly_takes_exactly_so_many_and_leaves_no_wide_gap(mask, data):
+    size = sum(mask)
+    count = data.draw(st.integers(0, size))
+    chosen = ops.evenly(torch.tensor([mask]), torch.tensor([count]))[0].tolist()
+    assert sum(chosen) == count
+    assert all(m for c, m in zip(chosen, mask, strict=True) if c)
+    if count:
+        taken = [c for c, m in zip(chosen, mask, strict=True) if m]
+        at = [i for i, c in enumerate(taken) if c]
+        gaps = [b - a for a, b in pairwise(at)]
+        assert all(size // count <= gap <= -(-size // count) for gap in gaps)
+        assert at[0] <= size / count / 2
+        assert size - 1 - at[-1] <= size / count / 2 + 1
+
+
+def test_hash_is_uniform_and_depends_on_seed_and_index_alone():
+    index = torch.arange(20_000)
+    a, b = ops.hashed(index, 0), ops.hashed(index, 1)
+    assert a.dtype == torch.float32
+    for x in (a, b):
+        assert 0 <= x.min() < 0.001
+        assert 0.999 < x.max() < 1
+        assert abs(x.mean() - 0.5) < 0.01
+        assert torch.histc(x, 20, 0, 1).sub(1000).abs().max() < 150
+    assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.03
+    assert abs(torch.corrcoef(torch.stack([a[1:], a[:-1]]))[0, 1]) < 0.03
+    assert torch.equal(ops.hashed(index.flip(0)[:7], 0), a.flip(0)[:7])
+
+
+def test_equal_rows_are_at_equal_distances_to_the_bit():
+    x = torch.randn(1, 40, 300, generator=torch.Generator().manual_seed(0)) + 100
+    x[0, 31] = x[0, 2]
+    apart = ops.distances(x, x)[0]
+    assert apart[2, 31] == 0
+    assert torch.equal(apart[2], apart[31])
+    assert torch.allclose(apart, (x[0, :, None] - x[0]).norm(dim=-1), rtol=1e-4)
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
+def test_numerical_rank_is_that_of_the_matrix_without_padding(rank_rows, columns, inner, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a = torch.rand(rank_rows, inner, generator=generator) @ torch.rand(inner, columns, generator=generator)
+    padded = torch.zeros(1, rank_rows + 3, columns + 5)
+    padded[0, :rank_rows, 2 : columns + 2] = a
+    got = ops.numerical_rank(padded, torch.tensor([rank_rows]), torch.tensor([columns]))
+    assert got.item() == torch.linalg.matrix_rank(a)
+
+
+def test_rank_depends_on_storage_and_energy_rank_does_not():
+    """SparseVLM's trap: a matrix of rank 3, 20 x 576, has rank 20 once it was stored in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.rand(20, 3, generator=generator) @ torch.rand(3, 576, generator=generator)
+    size = torch.tensor([20]), torch.tensor([576])
+    assert ops.numerical_rank(a[None], *size).item() == 3
+    assert ops.numerical_rank(a.bfloat16().float()[None], *size).item() == 20
+    assert ops.energy_rank(a[None], 0.95).item() == ops.energy_rank(a.bfloat16().float()[None], 0.95).item() <= 3
+
+
+def test_energy_rank_by_hand():
+    diagonal = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0]))
+    for energy, expected in ((0.5, 1), (0.51, 2), (0.8, 2), (0.9, 3), (0.95, 4), (1.0, 4)):
+        assert ops.energy_rank(diagonal[None], energy).item() == expected, energy
+    assert ops.energy_rank(torch.zeros(1, 3, 4), 0.9).item() == 0
+    assert ops.energy_rank(torch.zeros(1, 0, 4), 0.9).item() == 0
+    assert ops.numerical_rank(torch.zeros(1, 0, 4), torch.tensor([0]), torch.tensor([4])).item() == 0
+
+
+@pytest.mark.parametrize("values", [(3, 3), (1, 2), (5,), (0, 0, 7)])
+def test_ints(values):
+    assert ops.ints(values, torch.device("cpu")).tolist() == list(values)
+
+
+def test_places_and_masks_are_inverse():
+    mask = torch.tensor([[True, False, True, True], [False, False, True, False]])
+    index = ops.places(mask, [3, 1])
+    assert index.tolist() == [[0, 2, 3], [2, -1, -1]]
+    assert torch.equal(ops.mask_of(index, 4), mask)

@@ -1,0 +1,238 @@
+"""Attention of raters over vision tokens, from queries and keys, beside any attention kernel, without a full matrix.
+
+Rows are softmaxed exactly, in float32, over all keys that the row may see, a few rows at a time: memory is that of
+B·H·rows·L numbers, bounded by `RaterAttention.block_bytes`, never L·L. The layer's own attention (SDPA, Flash, Flex) is
+neither asked nor disturbed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import InputError
+
+Layer = Literal["previous", "next"]
+Normalise = Literal["all", "vision"]
+
+GRAVITY_FLOOR = 0.1
+"""Attention gravity is bounded from below by this share of its peak: at distances where rotary embeddings turn all-ones
+vectors against each other (1707 tokens for width 128, base 10000) it would change sign. Below 700 tokens, where the
+method was published, it never gets there."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Projection:
+    """Queries of the text tokens and keys of all tokens, of one layer. B samples, T text tokens, L tokens, width d."""
+
+    q: Tensor
+    """``[B, H, T, d]``."""
+    k: Tensor
+    """``[B, Hkv, L, d]``; query head h reads key head h // (H / Hkv)."""
+    scaling: float
+    """Factor of the dot products, as a rule d ** -0.5."""
+    visible: Tensor | None = None
+    """``[B or 1, H or 1, T, L]``: bool, True where a text token may see a token; or a number that is added to the dot
+    product, where the lowest number of the dtype means hidden. None: all see all."""
+    softcap: float | None = None
+    """Scaled dot products are squeezed to ±softcap by tanh (Gemma)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RaterAttention:
+    """The `tokenprune.tokens.Attention` of one place."""
+
+    project: Callable[[Layer, bool], Projection]
+    """(layer, with rotary embedding?) to queries and keys; called when a part asks."""
+    columns: Tensor
+    """``[B, N]`` int64, index of each vision token among the L tokens; anything on padding."""
+    columns_valid: Tensor
+    """``[B, N]`` bool, False on padding."""
+    kernel: Callable[[Layer], tuple[Tensor, Tensor]] | None = None
+    """layer to the rotary embedding of all-ones queries ``[B, 1, T, d]`` and keys ``[B, 1, L, d]``, for gravity."""
+    block_bytes: int = 64 * 2**20
+    """Bound on the float32 block of attention rows that is held at once (at least one row)."""
+
+    def scores(
+        self,
+        raters: Tensor,
+        *,
+        rope: bool = True,
+        normalise: Normalise = "all",
+        layer: Layer = "previous",
+        gravity: bool = False,
+    ) -> Tensor:
+        """Rater-weighted mean of the attention rows.
+
+        Args:
+            raters: ``[B, T]`` weights; rows of weight 0 contribute 0.
+            rope: with rotary embedding.
+            normalise: softmax over ``all`` visible keys, or over the sample's visible ``vision`` keys alone.
+            layer: whose queries and keys.
+            gravity: divide each entry by what rotary distance alone gives (SparseVLM+).
+
+        Returns:
+            ``[B, H, N]`` float32, 0 on padding; sums over N to 1 with ``vision``, to at most 1 with ``all``.
+
+        Raises:
+            InputError: raters do not fit the text tokens, or gravity where no kernel is known.
+        """
+        source = self._source(raters, layer, rope)
+        kernel = self._kernel(layer) if gravity else None
+        total = raters.new_zeros(source.q.shape[0], source.q.shape[1], self.columns.shape[1], dtype=torch.float32)
+        for start, rows in self._blocks(source, normalise):
+            if kernel is not None:
+                stop = start + rows.shape[2]
+                rows = rows / self._gravity(kernel, start, stop, source.scaling)
+            weight = raters[:, start : start + rows.shape[2]].float()[:, None, :, None]
+            # Where, not just a product: a row that nobody rates must not count even if its numbers are not finite.
+            total = total + torch.where(weight > 0, rows * weight, 0.0).sum(2)
+        return total
+
+    def matrix(
+        self, raters: Tensor, *, rope: bool = True, normalise: Normalise = "all", layer: Layer = "previous"
+    ) -> Tensor:
+        """Head-mean attention of each rater: ``[B, T, N]`` float32, 0 in rows of weight 0 and on padding.
+
+        Arguments and errors as in `scores`.
+        """
+        source = self._source(raters, layer, rope)
+        rows = [block.mean(1) for _, block in self._blocks(source, normalise)]
+        shape = (raters.shape[0], 0, self.columns.shape[1])
+        matrix = torch.cat(rows, dim=1) if rows else raters.new_zeros(shape, dtype=torch.float32)
+        return matrix.masked_fill((raters <= 0).unsqueeze(-1), 0.0)
+
+    def _source(self, raters: Tensor, layer: Layer, rope: bool) -> Projection:
+        source = self.project(layer, rope)
+        if (source.q.shape[0], source.q.shape[2]) != tuple(raters.shape):
+            raise InputError(
+                f"attention: queries are of {source.q.shape[2]} text tokens of {source.q.shape[0]} samples, "
+                f"rater weights are {tuple(raters.shape)}"
+            )
+        if source.q.shape[1] % source.k.shape[1]:
+            raise InputError(
+                f"attention: {source.q.shape[1]} query heads cannot share {source.k.shape[1]} key heads evenly"
+            )
+        return source
+
+    def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor]]:
+        """First text token and attention ``[B, H, rows, N]``, a few rows at a time; 0 on padding and hidden tokens."""
+        batch, heads, texts, _ = source.q.shape
+        k = source.k.float()
+        if normalise == "vision":
+            k = k.gather(2, self.columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+        many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[2]))
+        for start in range(0, texts, many):
+            rows = slice(start, min(start + many, texts))
+            logits = _logits(source, k, rows)
+            mask = None if source.visible is None else source.visible[..., rows, :]
+            if normalise == "vision":
+                logits = _hide(logits, None if mask is None else self._at_vision(mask))
+                logits = logits.masked_fill(~self.columns_valid[:, None, None, :], -torch.inf)
+                yield start, _softmax(logits)
+            else:
+                rated = self._at_vision(_softmax(_hide(logits, mask)))
+                yield start, rated.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
+
+    def _at_vision(self, rows: Tensor) -> Tensor:
+        """Columns of the vision tokens, of `rows` ``[B or 1, H or 1, T, L]``."""
+        rows = rows.expand(self.columns.shape[0], -1, -1, -1)
+        return rows.gather(3, self.columns[:, None, None, :].expand(-1, *rows.shape[1:3], -1))
+
+    def _kernel(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        if self.kernel is None:
+            raise InputError("attention gravity needs the layer's rotary embedding of all-ones vectors: give `kernel`")
+        q, k = self.kernel(layer)
+        k = k.float().expand(self.columns.shape[0], -1, -1, -1)
+        return q.float(), k.gather(2, self.columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+
+    def _gravity(self, kernel: tuple[Tensor, Tensor], start: int, stop: int, scaling: float) -> Tensor:
+        """``[B, 1, rows, N]``: the kernel at each distance, at least a tenth of what it is at distance 0."""
+        q, k = kernel[0][:, :, start:stop], kernel[1]
+        peak = q.norm(dim=-1).unsqueeze(-1) * k.norm(dim=-1).unsqueeze(-2)
+        return torch.maximum(q @ k.mT, GRAVITY_FLOOR * peak) * scaling
+
+
+def attention_from_qk(
+    q: Tensor,
+    k: Tensor,
+    *,
+    vision: Tensor,
+    text: Tensor,
+    valid: Tensor | None = None,
+    before_rope: tuple[Tensor, Tensor] | None = None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    layer: Layer = "previous",
+) -> RaterAttention:
+    """`RaterAttention` from the queries and keys of one causal layer: for a model of your own, in plain PyTorch.
+
+        attention = attention_from_qk(q, k, vision=torch.arange(1, 577), text=torch.arange(577, 617))
+        tokens = Tokens.from_hidden(hidden[:, 1:577], text=embedded[:, 577:617], attention=attention)
+
+    Args:
+        q: ``[B, H, L, d]`` queries of all L tokens, rotary embedding applied.
+        k: ``[B, Hkv, L, d]`` keys; Hkv divides H.
+        vision: ``[N]`` or ``[B, N]`` places of the vision tokens among the L tokens, ascending; -1 padded on the right.
+        text: ``[T]`` or ``[B, T]`` places of the text tokens that may rate, as in ``Tokens.text``; -1 where padded.
+        valid: ``[B, L]`` bool, False on padding; all True when not given.
+        before_rope: (q, k) before the rotary embedding, for parts with ``rope: false``.
+        scaling: factor of the dot products; d ** -0.5 when not given.
+        softcap: as in `Projection`.
+        layer: which layer q and k are from, seen from the place where tokens are dropped.
+
+    Raises:
+        InputError: shapes that do not fit; and later, when a part asks for what was not given.
+    """
+    if q.dim() != 4 or k.dim() != 4 or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
+        raise InputError(f"q must be [B, H, L, d] and k [B, Hkv, L, d], got {tuple(q.shape)} and {tuple(k.shape)}")
+    batch, _, length, width = q.shape
+    vision, text = (x.expand(batch, -1) if x.dim() == 1 else x for x in (vision, text))
+    rows = text.clamp(min=0)
+    visible = torch.arange(length, device=q.device) <= rows.unsqueeze(-1)
+    visible = visible & (text >= 0).unsqueeze(-1)
+    if valid is not None:
+        visible = visible & valid.unsqueeze(1)
+
+    def project(asked: Layer, rope: bool) -> Projection:
+        if asked != layer:
+            raise InputError(f"attention of the {asked} layer was asked for, but q and k are of the {layer} one")
+        if not rope and before_rope is None:
+            raise InputError("attention without rotary embedding was asked for: give before_rope=(q, k)")
+        queries, keys = (q, k) if rope or before_rope is None else before_rope
+        return Projection(
+            q=queries.gather(2, rows[:, None, :, None].expand(-1, queries.shape[1], -1, width)),
+            k=keys,
+            scaling=width**-0.5 if scaling is None else scaling,
+            visible=visible.unsqueeze(1),
+            softcap=softcap,
+        )
+
+    return RaterAttention(project=project, columns=vision.clamp(min=0), columns_valid=vision >= 0)
+
+
+def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
+    """Scaled dot products ``[B, H, rows, L]``, float32. Query heads are grouped by key head; keys are not repeated."""
+    q = source.q[:, :, rows].float()
+    batch, heads, texts, width = q.shape
+    grouped = q.reshape(batch, k.shape[1], -1, width)
+    logits = (grouped @ k.mT).view(batch, heads, texts, k.shape[2]) * source.scaling
+    return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
+
+
+def _hide(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """-inf where `mask` hides; an additive mask is added elsewhere (its lowest numbers stand for -inf)."""
+    if mask is None:
+        return logits
+    if mask.dtype == torch.bool:
+        return logits.masked_fill(~mask, -torch.inf)
+    return (logits + mask.float()).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Softmax over the last axis; rows that see nothing are 0, not NaN."""
+    return logits.softmax(-1).masked_fill(logits.isneginf().all(-1, keepdim=True), 0.0)

@@ -1,0 +1,116 @@
+"""The same question to the untouched and to the reduced model, timed fairly."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenprune.models.attach import attach
+
+if TYPE_CHECKING:
+    from tokenprune.models.load import Chat
+    from tokenprune.recipe import Recipe
+    from tokenprune.report import Report
+
+ROUNDS = 7
+"""Timed runs of each side, at most."""
+ENOUGH = 3.0
+"""Seconds after which no further round is started."""
+
+
+@dataclass
+class Side:
+    """One side of the comparison: its answer, and the times of its runs."""
+
+    answer: str = ""
+    tokens: int = 0
+    """Tokens generated."""
+    times: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    """Seconds to the first token: the prefill."""
+
+    @property
+    def seconds(self) -> float:
+        """Median time of prefill and generation."""
+        return median(self.times)
+
+    @property
+    def first_seconds(self) -> float:
+        """Median time to the first token."""
+        return median(self.first)
+
+
+@dataclass
+class Comparison:
+    """What came out of both sides."""
+
+    untouched: Side
+    reduced: Side
+    report: Report
+    """Of the last reduced run."""
+    method_seconds: float
+    """Median time that the recipe's stages took, part of the reduced side's time."""
+
+
+class _Clock:
+    """A transformers streamer that remembers when the first new token came."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.first = 0.0
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Called with the prompt, then with each new token, already on the host."""
+        self.calls += 1
+        if self.calls == 2:
+            self.first = time.perf_counter()
+
+    def end(self) -> None:
+        """Nothing to flush."""
+
+
+def compare(chat: Chat, inputs: dict[str, Any], recipe: Recipe, *, max_new_tokens: int) -> Comparison:
+    """Ask both sides in turn, the first try of each thrown out as warm-up, as often as is cheap.
+
+    Raises:
+        TokenPruneError: the recipe does not fit the model or these inputs; nothing has been generated then.
+    """
+    with attach(chat.model, recipe):
+        chat.generate(inputs, 1)
+    chat.generate(inputs, 1)
+    untouched, reduced = Side(), Side()
+    method: list[float] = []
+    begin = time.perf_counter()
+    for number in range(ROUNDS):
+        # Whoever runs second may profit from a warmer cache: take turns.
+        for side in (untouched, reduced) if number % 2 == 0 else (reduced, untouched):
+            if side is untouched:
+                _time(chat, inputs, side, max_new_tokens)
+                continue
+            with attach(chat.model, recipe) as attached:
+                _time(chat, inputs, side, max_new_tokens)
+            method.append(attached.report.seconds)
+            report = attached.report
+        if time.perf_counter() - begin > ENOUGH:
+            break
+    return Comparison(untouched, reduced, report, median(method))
+
+
+def _time(chat: Chat, inputs: dict[str, Any], side: Side, max_new_tokens: int) -> None:
+    clock = _Clock()
+    _wait(chat.model.device)
+    start = time.perf_counter()
+    ids = chat.generate(inputs, max_new_tokens, streamer=clock)
+    _wait(chat.model.device)
+    side.times.append(time.perf_counter() - start)
+    side.first.append(clock.first - start)
+    side.tokens, side.answer = len(ids), chat.text(ids)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

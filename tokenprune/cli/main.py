@@ -1,0 +1,108 @@
+"""`tokenprune`: the commands together, and how each of them ends."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from tokenprune.cli import check, ls, new, run, schema, show
+from tokenprune.cli.terminal import complain
+from tokenprune.errors import TokenPruneError
+
+MISTAKE = 2
+"""Exit status for anything that the user can put right."""
+INTERRUPTED = 130
+UNHEARD = 1
+"""Nobody reads stdout any more: not a success, as the last lines were lost."""
+
+app = typer.Typer(
+    name="tokenprune",
+    help="Drop the vision tokens of a vision-language model that do not matter, and see what it saves.",
+    epilog="\n".join(
+        [
+            "Start with:",
+            "  tokenprune run                         a sample picture, the embedded model",
+            "  tokenprune ls                          the recipes",
+            "  tokenprune show sparsevlm --keep 64    what one of them does",
+        ]
+    ),
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (run, ls, show, check, new, schema):
+    # typer keeps the line breaks of docstrings: undo those within a paragraph.
+    _paragraphs = inspect.cleandoc(_module.command.__doc__ or "").split("\n\n")
+    app.command(
+        _module.NAME,
+        help="\n\n".join(" ".join(paragraph.split()) for paragraph in _paragraphs),
+        epilog="\n".join(["Examples:", *_module.EXAMPLES]),
+    )(_module.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tokenprune {version('tokenprune')}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def call(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (of the process, when not given) and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show … must not end the program
+    try:
+        status = typer.main.get_command(app).main(
+            args=None if arguments is None else list(arguments), prog_name="tokenprune", standalone_mode=False
+        )
+        sys.stdout.flush()
+    except typer.TyperException as error:
+        complain(_in_one_line(error))
+        return MISTAKE
+    except TokenPruneError as error:
+        complain(str(error))
+        return MISTAKE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`head`, a closed pager) has enough. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNHEARD
+    return status if isinstance(status, int) else 0
+
+
+def main() -> NoReturn:
+    """Entry point of the installed script."""
+    sys.exit(call())
+
+
+def _in_one_line(error: typer.TyperException) -> str:
+    """typer's message about wrong usage in the words of our own errors."""
+    text = " ".join(error.format_message().split()).rstrip(".")
+    near = getattr(error, "possibilities", None)
+    if near:
+        text = f"{error.message} (did you mean {near[0]}?)"
+    text = re.sub(r"\.? Did you mean (.*)\?$", r" (did you mean \1?)", text)
+    context = getattr(error, "ctx", None)
+    where = f"; see {context.command_path} --help" if context is not None else ""
+    return text[:1].lower() + text[1:] + where

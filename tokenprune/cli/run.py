@@ -1,0 +1,168 @@
+"""`tokenprune run`: a picture and a question, answered with all vision tokens and with fewer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenprune.cli.pictures import open_picture
+from tokenprune.cli.terminal import amount, check_folder, note, print_json, progress
+from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tokenprune.models.load import Chat
+
+NAME = "run"
+EXAMPLES = (
+    "  tokenprune run",
+    "  tokenprune run --recipe fastv --keep 0.25 --save-plot kept.png",
+    "  tokenprune run --recipe my.yaml --set stages.0.recycler=drop --json",
+    "  tokenprune run --model llava-hf/llava-1.5-7b-hf --image cat.jpg \\",
+    "                 --question 'What is on the table?'",
+)
+ATTENTIONS = ("sdpa", "eager")
+
+
+def command(
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture file; give it several times for several pictures in one prompt.", metavar="PATH"),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about the pictures.", metavar="TEXT")] = None,
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", "-r", help="Recipe by name (see `tokenprune ls`) or by path.", metavar="NAME|PATH"),
+    ] = "sparsevlm",
+    variant: Annotated[
+        str | None, typer.Option(help="Published setting of the recipe (see `tokenprune show`).", metavar="NAME")
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Vision tokens from the recipe's first place on: a count such as 64, or a share such as 0.33. "
+            "1.0 keeps all, 1 keeps one.",
+            metavar="N|SHARE",
+        ),
+    ] = None,
+    average: Annotated[
+        str | None, typer.Option(help="The same budget, as an average over all layers.", metavar="N|SHARE")
+    ] = None,
+    final: Annotated[
+        str | None, typer.Option(help="The same budget, as what is left after the last stage.", metavar="N|SHARE")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the recipe: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")
+    ] = "embedded",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's.", metavar="NAME"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="NAME")
+    ] = None,
+    attention: Annotated[str, typer.Option(help="sdpa or eager.", metavar="NAME")] = "sdpa",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
+    save_plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG of the tokens that each stage kept.", metavar="FILE.png")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Ask a model about a picture, once with all vision tokens and once with those that a recipe keeps.
+
+    Prints both answers, the vision tokens that enter each layer, what was saved, and the time of both. Without
+    arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
+    """
+    budgets = {
+        "keep": amount(keep, "--keep"),
+        "average": amount(average, "--average"),
+        "final": amount(final, "--final"),
+    }
+    if sum(value is not None for value in budgets.values()) > 1:
+        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    if attention not in ATTENTIONS:
+        raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+    if question is not None and not question.strip():
+        raise InputError("--question is empty")
+    if save_plot is not None:
+        check_folder(save_plot, "--save-plot")
+        if save_plot.suffix.lower() != ".png":
+            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    pictures = [open_picture(path) for path in image or []]
+
+    with progress("reading the recipe"):
+        from tokenprune.recipe import load_recipe
+
+        resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
+    paths, pictures, asked, answer = _subject(image or [], pictures, question)
+    with progress(f"loading {model}"):
+        chat = _open(model, dtype, device, attention)
+    inputs = chat.inputs(pictures, asked)
+    unknown = chat.unknown_words(asked)
+    if unknown:
+        words = ", ".join(map(repr, unknown))
+        note(
+            f"the {model} model knows only the words of its scenes, not {words}; `tokenprune run` shows what it can do"
+        )
+    with progress("asking twice, with all vision tokens and with fewer"):
+        from tokenprune.cli.ask import compare
+
+        result = compare(chat, inputs, resolved, max_new_tokens=max_new_tokens)
+    if save_plot is not None:
+        with progress("drawing"):
+            from tokenprune.plot import plot_kept, save
+
+            title = f"{resolved.name} · {asked} → {result.reduced.answer}"
+            save(plot_kept([chat.seen(picture) for picture in pictures], result.report, title=title), save_plot)
+
+    from tokenprune.cli.answer import as_dict, show
+
+    facts = as_dict(
+        result, chat=chat, recipe=resolved, question=asked, images=paths, correct=answer, plot=save_plot, inputs=inputs
+    )
+    if json_:
+        print_json(facts)
+    else:
+        show(facts, demo=not image and question is None, command={"recipe": recipe, "model": model})
+
+
+def _subject(
+    paths: list[Path], pictures: list[Image], question: str | None
+) -> tuple[list[Path], list[Image], str, str | None]:
+    """Pictures, question and, for a shipped sample, the correct answer."""
+    from tokenprune.scenes import samples
+
+    shipped = list(samples())
+    if not paths:
+        paths = [Path(shipped[0].path)]
+        pictures = [open_picture(paths[0])]
+    found = [sample for sample in shipped if len(paths) == 1 and Path(sample.path).resolve() == paths[0].resolve()]
+    if question is None:
+        if not found:
+            raise InputError("--image needs a --question about it")
+        return paths, pictures, found[0].question, found[0].answer
+    known = {" ".join(sample.question.lower().split()): sample.answer for sample in found}
+    return paths, pictures, question, known.get(" ".join(question.lower().split()))
+
+
+def _open(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
+    from tokenprune.models.load import Chat, device_named, dtype_named, load, quiet
+
+    if model != "embedded":
+        return load(model, dtype=dtype, device=device, attention="eager" if attention == "eager" else "sdpa")
+    import torch
+
+    kind, where = dtype_named(dtype) or torch.float32, device_named(device or "cpu")
+    quiet()
+    from tokenprune.scenes import load_embedded
+
+    network, processor = load_embedded()
+    network.set_attn_implementation(attention)
+    return Chat(model, network.to(where, kind), processor)

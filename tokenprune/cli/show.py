@@ -1,0 +1,224 @@
+"""`tokenprune show`: one recipe, resolved and explained, with its tokens for a model of a given shape."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenprune.cli.terminal import amount, console, print_json, table
+from tokenprune.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenprune.recipe import Recipe
+
+NAME = "show"
+EXAMPLES = (
+    "  tokenprune show sparsevlm-v1.5 --variant 64",
+    "  tokenprune show fastv --keep 0.25 --tokens 1024 --layers 28",
+    "  tokenprune show sparsevlm --set stages.0.scheduler.scale=0.8 --yaml > mine.yaml",
+)
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
+    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
+    ] = None,
+    average: Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")] = None,
+    final: Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the model.", metavar="N")] = 32,
+    grid: Annotated[
+        str | None, typer.Option(help="Rows and columns of the vision tokens; a square if possible.", metavar="HxW")
+    ] = None,
+    yaml: Annotated[bool, typer.Option("--yaml", help="Print only the resolved recipe; it loads again.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Explain a recipe: its parts and arguments, and the vision tokens that each layer gets.
+
+    Papers mean different things by "64 tokens"; all of them are printed, for a model of the given shape.
+    """
+    budgets = {
+        "keep": amount(keep, "--keep"),
+        "average": amount(average, "--average"),
+        "final": amount(final, "--final"),
+    }
+    if sum(value is not None for value in budgets.values()) > 1:
+        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    if yaml and json_:
+        raise InputError("give only one of --yaml and --json")
+    shape = _shape(tokens, grid)
+    from tokenprune.recipe import load_recipe
+
+    resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
+    if yaml:
+        typer.echo(resolved.dump(), nl=False)
+        return
+    facts = _facts(resolved, shape, layers)
+    if json_:
+        print_json(facts)
+    else:
+        _show(resolved, facts)
+
+
+def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
+    """(T, H, W) of the one image that the numbers are for."""
+    if grid is None:
+        total = 576 if tokens is None else tokens
+        side = math.isqrt(total)
+        return (1, side, side) if side * side == total else (1, 1, total)
+    sides = grid.lower().replace("×", "x").split("x")
+    if len(sides) != 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) < 10_000 for side in sides):
+        raise InputError(f"--grid: expected rows x columns such as 24x24, got {grid!r}")
+    height, width = map(int, sides)
+    if tokens is not None and height * width != tokens:
+        raise InputError(f"--grid {grid} holds {height * width} vision tokens, but --tokens is {tokens}")
+    return 1, height, width
+
+
+def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int) -> dict[str, Any]:
+    """All numbers, ready for JSON."""
+    from tokenprune.budget import nominal_counts, summary, survivors, tokens_per_layer
+    from tokenprune.build import build
+
+    total = math.prod(shape)
+    pipeline = build(recipe, depth=layers)
+    steps = pipeline.steps(layers)
+    planned = pipeline.plan(total, [shape], layers)
+    exact = None not in planned
+    counts = (
+        tuple(count for count in planned if count is not None)
+        if exact
+        else nominal_counts(steps, total=total, grids=[shape])
+    )
+    after = survivors(steps, counts, total)
+    numbers = summary(steps, counts, layers, total)
+    stages = [
+        {**stage, "layer": step.layer, "kept": kept, "merged": size - kept, "tokens": size}
+        for stage, step, kept, size in zip(recipe.to_dict()["stages"], steps, counts, after, strict=True)
+    ]
+    return {
+        "recipe": recipe.name,
+        "fingerprint": recipe.fingerprint,
+        "summary": recipe.summary,
+        "paper": recipe.paper,
+        "variants": list(recipe.variants),
+        "budget": None if recipe.budget is None else {recipe.budget.kind: recipe.budget.value},
+        "total": total,
+        "grid": list(shape),
+        "layers": layers,
+        "exact": exact,
+        "stages": stages,
+        "vision_tokens": tokens_per_layer(steps, counts, layers, total),
+        "average": numbers.average,
+        "average_of_outputs": numbers.average_of_outputs,
+        "keep": numbers.keep,
+        "final": numbers.final,
+    }
+
+
+def _show(recipe: Recipe, facts: dict[str, Any]) -> None:
+    from rich.text import Text
+
+    screen = console()
+    screen.print(Text.assemble((recipe.name, "bold"), f"  {recipe.summary or ''}"), soft_wrap=True)
+    head = table("", "")
+    head.show_header = False
+    about = {
+        "paper": recipe.paper,
+        "budget": "none: the schedulers decide" if recipe.budget is None else str(recipe.budget),
+        "variants": ", ".join(recipe.variants),
+        "fingerprint": recipe.fingerprint,
+    }
+    for key, value in about.items():
+        if value:
+            head.add_row(f"[dim]{key}", Text(str(value)))
+    screen.print(head)
+    if recipe.stages:
+        stages = recipe.dump().partition("\nstages:\n")[2].partition("\nvariants:\n")[0]
+        screen.print(Text.assemble("\n", ("stages", "dim"), f"\n{stages.rstrip()}\n"), soft_wrap=True)
+        screen.print(_parts(recipe))
+    if recipe.differences:
+        screen.print("\n[dim]what differs from the paper")
+        made = table("", "")
+        made.show_header = False
+        for line in recipe.differences:
+            made.add_row("  ·", Text(line.strip()))
+        screen.print(made)
+    screen.print()
+    screen.print(_tokens(facts))
+    _meanings(facts)
+
+
+def _parts(recipe: Recipe) -> Any:
+    """Each part once: every argument, its value (one a stage where they differ), and what it does."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    from tokenprune.recipe import describe_part
+    from tokenprune.recipe.part_help import yaml_text
+    from tokenprune.registry import ROLES
+
+    lines: list[Any] = [Text("parts", "dim")]
+    for role in ROLES:
+        specs = [stage.parts[role] for stage in recipe.stages if role in stage.parts]
+        for kind in dict.fromkeys(spec.type for spec in specs):
+            same = [spec for spec in specs if spec.type == kind]
+            help_ = describe_part(same[0].part)
+            lines.append(Padding(Text.assemble((f"{role} {kind}", "bold"), f"  {help_.summary}"), (0, 0, 0, 2)))
+            made = table("", "", "")
+            made.show_header = False
+            for argument in help_.args:
+                values = dict.fromkeys(yaml_text(spec.settings()[argument.name]) for spec in same)
+                style = "" if list(values) == [argument.default] else "cyan"  # coloured where it is not the default
+                made.add_row(Text(f"    {argument.name}"), Text(", ".join(values), style), Text(argument.help, "dim"))
+            lines.append(made)
+    return Group(*lines)
+
+
+def _tokens(facts: dict[str, Any]) -> Any:
+    about = "" if facts["exact"] else "≈"
+    made = table("stage", "place", ">kept", ">merged", ">tokens after it", ">share")
+    made.add_row("[dim]input", "", "", "", str(facts["total"]), "100%")
+    for number, stage in enumerate(facts["stages"]):
+        place = "after vision" if stage["place"] == "after_vision" else f"before layer {stage['layer']}"
+        made.add_row(
+            str(stage.get("name") or number),
+            place,
+            f"{about}{stage['kept']}",
+            f"{about}{stage['merged']}",
+            f"{about}{stage['tokens']}",
+            f"{stage['tokens'] / facts['total']:.1%}",
+        )
+    return made
+
+
+def _meanings(facts: dict[str, Any]) -> None:
+    """The token number of the recipe in every meaning that papers give to it."""
+    screen = console()
+    total, about = facts["total"], "" if facts["exact"] else "≈"
+    _, height, width = facts["grid"]
+    screen.print(f"\nVision tokens for {facts['layers']} layers and {total} vision tokens ({height} × {width}):")
+    made = table("", "", "", "")
+    made.show_header = False
+    for name, value, what in (
+        ("average", facts["average"], "entering a layer, mean over all layers: the true cost"),
+        ("keep", facts["keep"], "entering a layer, mean from the first place on"),
+        ("final", facts["final"], "left after the last stage"),
+        ("", facts["average_of_outputs"], "leaving a layer, mean over all layers: how SparseVLM's code counts"),
+    ):
+        made.add_row(f"  [bold]{name}", f"{about}{value:.4g}", f"{value / total:.1%}", f"[dim]{what}")
+    screen.print(made)
+    if not facts["exact"]:
+        screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
+    name = facts["recipe"]
+    screen.print(f"[dim]next:[/] tokenprune run --recipe {name}; tokenprune show {name} --yaml", soft_wrap=True)

@@ -1,0 +1,126 @@
+"""What every command needs to speak: consoles, progress, one-line complaints, files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenprune.errors import BudgetError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console on the stream as it is now."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=False)
+
+
+def table(*headers: str) -> Table:
+    """A table without borders; a header that starts with ``>`` is of a column of numbers."""
+    from rich.table import Table
+
+    made = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
+    for header in headers:
+        made.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold")
+    return made
+
+
+def complain(message: str) -> None:
+    """Tell on stderr what is wrong. Recipe reports bring their own ``file:line:column: error:``."""
+    from rich.text import Text
+
+    head = "" if ": error: " in message else "error: "
+    console(stderr=True).print(Text.assemble((head, "bold red"), message), soft_wrap=True)
+
+
+def note(message: str) -> None:
+    """Tell on stderr what the user may want to know."""
+    from rich.text import Text
+
+    console(stderr=True).print(Text.assemble(("note: ", "yellow"), message), soft_wrap=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[None]:
+    """A spinner on stderr as long as the block runs; nothing where nobody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield
+        return
+    with screen.status(f"[dim]{what}"):
+        yield
+
+
+def print_json(data: object) -> None:
+    """Exactly one JSON document on stdout; lists of numbers stay on one line."""
+    import json
+    import re
+
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    # A line break cannot stand inside a JSON string, so this never touches one.
+    text = re.sub(r"\[\n\s*([-+.\de]+(?:,\n\s*[-+.\de]+)*)\n\s*\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    sys.stdout.write(text + "\n")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise `InputError` unless a file can be written at `path`: before a long run, not after it."""
+    if path.is_dir():
+        raise InputError(f"{option}: {path} is a folder; expected a file name")
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{option}: no such folder: {folder}")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{option}: no permission to write to {folder}")
+
+
+def write_text(path: Path, text: str, option: str) -> None:
+    """Write `text` to `path`, whole or not at all.
+
+    Raises:
+        InputError: the folder is missing or cannot be written to.
+    """
+    check_folder(path, option)
+    try:
+        handle, name = tempfile.mkstemp(prefix=".tokenprune-", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)  # mkstemp's own mode is for secrets
+        os.replace(name, path)
+    except OSError as error:
+        raise InputError(f"{option}: cannot write {path}: {error.strerror or error}") from None
+
+
+def amount(text: str | None, option: str) -> int | float | None:
+    """``"64"`` is a count, ``"0.33"`` and ``"33%"`` are shares.
+
+    Raises:
+        BudgetError: anything else, or out of range.
+    """
+    if text is None:
+        return None
+    from tokenprune.budget import count_of
+
+    clean = text.strip()
+    try:
+        if clean.endswith("%"):
+            value: int | float = float(clean[:-1]) / 100
+        elif clean.lstrip("+-").isascii() and clean.lstrip("+-").isdigit():
+            value = int(clean)
+        else:
+            value = float(clean)
+    except ValueError:
+        raise BudgetError(f"{option}: expected a count such as 64 or a share such as 0.33, got {text!r}") from None
+    try:
+        count_of(value, 1)
+    except BudgetError as error:
+        raise BudgetError(f"{option}: {error}") from None
+    return value

@@ -1,0 +1,152 @@
+"""Pure tensor functions of the parts: batched, in float32 or integers, and without waiting for the device.
+
+Counts per sample are plain Python numbers, so that every shape is known on the host. Ties go to the lower index
+everywhere: half-precision scores tie all the time, and which of two equals `torch.topk` prefers is not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Number = TypeVar("Number", int, Tensor)
+
+_INDEX = 1 << 24  # room for a token's index in a sort key
+_TIER = 1 << 57  # above every key of a float32 score: 32 bits of score and 24 of index
+
+
+def rational(value: float) -> Fraction:
+    """The plain fraction that a decimal number stands for (0.3 is 3/10), so that rounding is immune to float error."""
+    return Fraction(value).limit_denominator(10**9)
+
+
+def ints(values: Sequence[int], device: torch.device) -> Tensor:
+    """Python ints as int64 ``[B]`` on `device`, made there: a copy from the host would wait for it."""
+    if len(set(values)) == 1:
+        return torch.full((len(values),), values[0], dtype=torch.int64, device=device)
+    return torch.cat([torch.full((1,), value, dtype=torch.int64, device=device) for value in values])
+
+
+def first(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
+    """``[B, width]`` bool: True at the first ``counts[i]`` places of row i."""
+    return torch.arange(width, device=device) < ints(counts, device).unsqueeze(-1)
+
+
+def mask_of(index: Tensor, width: int) -> Tensor:
+    """``[B, width]`` bool: True at the places named in `index` ``[B, K]``, where -1 is padding."""
+    mask = torch.zeros(index.shape[0], width + 1, dtype=torch.bool, device=index.device)
+    return mask.scatter(1, index.masked_fill(index < 0, width), True)[:, :width]
+
+
+def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
+    """Where `mask` ``[B, N]`` is True, ascending: ``[B, max(counts)]`` int64, -1 padded on the right.
+
+    Args:
+        counts: True entries of each row, known to the caller.
+    """
+    n = mask.shape[1]
+    index = torch.where(mask, torch.arange(n, device=mask.device), n)
+    index = index.sort(dim=1).values[:, : max(counts, default=0)]
+    return index.masked_fill(index == n, -1)
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of `x` ``[B, N, D]`` at `index` ``[B, K]``; what stands at padded places (-1) is meaningless."""
+    return x.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
+def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, prefer: Tensor | None = None) -> Tensor:
+    """Indices of the highest scores of each row, ascending: ``[B, max(counts)]`` int64, -1 padded on the right.
+
+    Scores and indices are packed into unique integer keys, so that one `topk` decides ties by the lower index.
+
+    Args:
+        scores: ``[B, N]``, compared in float32; no NaN.
+        counts: how many of each row, at most its valid entries.
+        valid: ``[B, N]`` bool, entries that may be taken.
+        prefer: ``[B, N]`` bool, entries that come before all others, whatever their scores.
+    """
+    n = scores.shape[1]
+    bits = scores.float().contiguous().view(torch.int32).long()
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # the order of the floats; -0.0 equals 0.0
+    backwards = torch.arange(n - 1, -1, -1, device=scores.device)
+    keys = ordered * _INDEX + backwards
+    if prefer is not None:
+        keys = keys + prefer.long() * _TIER
+    if valid is not None:
+        keys = torch.where(valid, keys, backwards - 2 * _TIER)
+    most = max(counts, default=0)
+    index = keys.topk(most, dim=1).indices
+    if len(set(counts)) > 1:
+        index = index.masked_fill(~first(counts, most, scores.device), n)
+    index = index.sort(dim=1).values
+    return index.masked_fill(index == n, -1)
+
+
+def evenly(mask: Tensor, counts: Tensor) -> Tensor:
+    """`counts` ``[B]`` of the True entries of `mask` ``[B, N]`` (at most all of them), evenly spread along the row."""
+    size = mask.sum(1, keepdim=True)
+    rank = mask.cumsum(1)
+    want = counts.unsqueeze(1)
+    # Entry number `rank` is taken where the running quota rank · want / size, rounded, makes a step.
+    quota = (2 * rank * want + size) // (2 * size).clamp(min=1)
+    before = (2 * (rank - 1) * want + size) // (2 * size).clamp(min=1)
+    return mask & (quota > before)
+
+
+def lattice(cell: Tensor, valid: Tensor, *, stride: int, offset: int) -> Tensor:
+    """``[B, N]`` bool: valid tokens in every `stride`-th row and column of their image, from `cell` ``[B, N, 3]``."""
+    row, column = cell[..., 1], cell[..., 2]
+    return valid & (row % stride == offset) & (column % stride == offset)
+
+
+def _mix(x: Number) -> Number:
+    """A 32-bit integer hash; factors below 2^31, so that products never overflow int64."""
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
+
+
+def hashed(index: Tensor, seed: int) -> Tensor:
+    """Float32 in [0, 1) that look random and depend on (`seed`, index) alone: no generator, no state, any batch."""
+    salt = _mix(seed + 0x9E3779B9 & 0xFFFFFFFF)
+    mixed = _mix(_mix(index & 0xFFFFFFFF) ^ salt)
+    return (mixed >> 8).float() * 2.0**-24
+
+
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances ``[B, R, C]`` between rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]``, float32.
+
+    Each pair is computed by itself: equal rows are at distance 0 and at bit-equal distances from all others, in any
+    batch, which the faster expansion through dot products does not give. Memory is R·C, never R·C·D.
+    """
+    return torch.cdist(x.float(), y.float(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def numerical_rank(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Rank ``[B]`` int64 of each matrix: singular values above max(rows, columns) · ε · σ₁, as in `matrix_rank`.
+
+    Args:
+        matrix: ``[B, T, N]``; rows and columns that do not count are 0.
+        rows: ``[B]``, rows that count.
+        columns: ``[B]``, columns that count.
+    """
+    values = torch.linalg.svdvals(matrix.float())
+    if values.shape[1] == 0:
+        return torch.zeros_like(rows)
+    largest = values[:, :1]
+    tolerance = torch.maximum(rows, columns).unsqueeze(1) * torch.finfo(torch.float32).eps * largest
+    return (values > tolerance).sum(1)
+
+
+def energy_rank(matrix: Tensor, energy: float) -> Tensor:
+    """Rank ``[B]`` int64 of each matrix ``[T, N]``: the fewest singular values that sum up to `energy` of all."""
+    values = torch.linalg.svdvals(matrix.float())
+    total = values.sum(1, keepdim=True)
+    reached = values.cumsum(1) >= energy * total * (1 - 1e-6)  # with energy 1, rounding must not ask for one more
+    enough = (~reached).sum(1) + 1
+    return torch.where(total.squeeze(1) > 0, enough.clamp(max=values.shape[1]), torch.zeros_like(enough))

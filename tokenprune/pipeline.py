@@ -1,0 +1,195 @@
+"""`Pipeline`: the stages of a recipe at their places, on plain tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import cast
+
+import torch
+from torch import nn
+
+from tokenprune.budget import Budget, Step, Summary, check_share, plan, summary, survivors
+from tokenprune.errors import InputError, RecipeError, did_you_mean
+from tokenprune.place import Place
+from tokenprune.stage import Stage, StageResult
+from tokenprune.tokens import Grid, Tokens
+
+Key = str | int | Place
+"""``"after_vision"``, ``"before_layer: 3"``, 3, or a `Place`."""
+
+
+class Pipeline(nn.Module):
+    """Stages in the order in which they act, and the budget that they share.
+
+        tokens ─▶ pipeline["after_vision"] ─▶ layers 0 … 2 ─▶ pipeline[3] ─▶ layers 3 … ─▶
+
+    It holds no state between calls. In a user's own model it is called once per place; the engine under
+    `tokenprune.models` asks for `plan` and runs the stages itself. Position ids in `Tokens` are always the original
+    ones: whoever holds the whole sequence, text included, applies ``positions: renumber``.
+
+    Stages, budget and depth are fixed when it is built: plans are remembered.
+
+    Args:
+        stages: in order.
+        budget: for all stages together; None leaves the counts to the schedulers.
+        depth: decoder layers of the model, where a place is a share of the depth or the budget is an average.
+        name: how messages call it.
+
+    Raises:
+        RecipeError: the stages do not fit the depth.
+        BudgetError: they cannot meet the budget, whatever the picture.
+    """
+
+    stages: Sequence[Stage]
+
+    def __init__(
+        self, stages: Sequence[Stage], *, budget: Budget | None = None, depth: int | None = None, name: str = "pipeline"
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(stages)  # type: ignore[assignment]
+        self.budget = budget
+        self.depth = depth
+        self.name = name
+        self._plans: dict[tuple[int, tuple[Grid, ...], int], tuple[int | None, ...]] = {}
+        if depth is not None:
+            check_share(self.steps(depth), budget, depth=depth)
+
+    def __iter__(self) -> Iterator[Stage]:
+        return iter(self.stages)
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    @property
+    def static(self) -> bool:
+        """Whether every count is known from shapes alone, before any layer runs."""
+        return self.budget is not None or all(stage.scheduler.static for stage in self)
+
+    def layers(self, depth: int | None = None) -> tuple[int, ...]:
+        """The 0-based layer before which each stage acts in a model of `depth` layers (0 for ``after_vision``)."""
+        return tuple(step.layer for step in self.steps(depth))
+
+    def steps(self, depth: int | None = None) -> tuple[Step, ...]:
+        """The stages as `tokenprune.budget` sees them.
+
+        Raises:
+            RecipeError: in a model of this depth a stage has no place, or they are not in order.
+        """
+        depth = self._depth(depth)
+        steps = tuple(Step(stage.place.layer(depth), stage.scheduler, stage.recycler) for stage in self)
+        layers = [step.layer for step in steps]
+        if layers != sorted(layers) or max(layers, default=0) >= depth:
+            raise RecipeError(f"{self.name}: does not fit a model of {depth} layers: it acts before layers {layers}")
+        return steps
+
+    # In a compiled model a plan is a constant: one graph a shape, and the solver is not traced.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def plan(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> tuple[int | None, ...]:
+        """How many tokens each stage keeps of a sample, before recycling; None where only the data can tell.
+
+        Plain arithmetic on the host, worked out once for every distinct question.
+
+        Args:
+            total: original vision tokens of the sample.
+            grids: (T, H, W) of each of its images.
+            depth: decoder layers of the model; as given to the pipeline when left out.
+
+        Raises:
+            BudgetError: the budget cannot be met.
+            InputError: the depth is needed and not known.
+        """
+        depth = self._depth(depth)
+        question = (total, tuple(grids), depth)
+        if question not in self._plans:
+            self._plans[question] = plan(self.steps(depth), self.budget, depth=depth, total=total, grids=grids)
+        return self._plans[question]
+
+    def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
+        """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
+
+        Raises:
+            InputError: the recipe is adaptive, so that its counts depend on the data.
+        """
+        depth = self._depth(depth)
+        counts = self.plan(total, grids, depth)
+        if None in counts:
+            raise InputError(
+                f"{self.name}: adaptive stages decide their counts from the data; give it a budget to fix them"
+            )
+        return summary(self.steps(depth), cast("Sequence[int]", counts), depth, total)
+
+    def run(self, place: Key, tokens: Tokens) -> list[StageResult]:
+        """What each stage at `place` made of `tokens`, in order; the last result holds the final `Tokens`.
+
+        Raises:
+            InputError: no stage acts at `place`, or the tokens have not been through the places before it.
+        """
+        here = self._at(place)
+        plans = [self.plan(total, grids) for total, grids in zip(tokens.total, tokens.grids, strict=True)]
+        results: list[StageResult] = []
+        for index in here:
+            self._check_sizes(index, tokens, plans)
+            counts = [row[index] for row in plans]
+            known = [count for count in counts if count is not None]
+            results.append(self.stages[index](tokens, tuple(known) if len(known) == len(counts) else None))
+            tokens = results[-1].tokens
+        return results
+
+    def __getitem__(self, place: Key) -> Callable[[Tokens], Tokens]:
+        """The stages at `place` as one function: `Tokens` in, `Tokens` out.
+
+        Raises:
+            InputError: no stage acts at `place`; the places of this pipeline are listed.
+        """
+        self._at(place)
+        return lambda tokens: self.run(place, tokens)[-1].tokens
+
+    def _depth(self, depth: int | None) -> int:
+        """The depth to reckon with: where none is known and none is needed, just enough layers for every place."""
+        known = self.depth if depth is None else depth
+        if known is not None:
+            return known
+        places = [stage.place.at for stage in self]
+        kind = None if self.budget is None else self.budget.kind
+        needed = kind == "average" or any(isinstance(at, Fraction) for at in places)
+        if needed or (kind == "keep" and len({at or 0 for at in places}) > 1):
+            raise InputError(f"{self.name} needs the number of decoder layers of the model: build(recipe, depth=32)")
+        return 1 + max((int(at or 0) for at in places), default=0)
+
+    def _names(self, index: int) -> list[str]:
+        """What the place of a stage may be called: as the recipe has it, and by its layer where that is known."""
+        place = self.stages[index].place
+        names = [str(place)]
+        if place.at is not None and self.depth is not None:
+            names.append(f"before_layer: {place.layer(self.depth)}")
+        return names
+
+    def _at(self, place: Key) -> list[int]:
+        """Indices of the stages at `place`."""
+        name = f"before_layer: {place}" if isinstance(place, int) else re.sub(r"\s*:\s*", ": ", str(place).strip())
+        names = {index: self._names(index) for index in range(len(self))}
+        here = [index for index, known in names.items() if name in known]
+        if not here:
+            known = list(dict.fromkeys(known[-1] for known in names.values()))
+            hint = did_you_mean(name, known)
+            raise InputError(
+                f"{self.name}: no stage acts at {name!r}{hint}; expected one of: {', '.join(known) or 'none'}"
+            )
+        return here
+
+    def _check_sizes(self, index: int, tokens: Tokens, plans: Sequence[tuple[int | None, ...]]) -> None:
+        """Refuse tokens that have not been through the stages before `index`, as far as the plan can tell."""
+        steps = self.steps()[:index]
+        for row, (size, total, counts) in enumerate(zip(tokens.sizes, tokens.total, plans, strict=True)):
+            before = [count for count in counts[:index] if count is not None]
+            if len(before) < index:
+                continue
+            expected = survivors(steps, before, total)[-1] if index else total
+            if size != expected:
+                stage = f"stage {index} ({self.stages[index].place})"
+                raise InputError(
+                    f"{self.name}: {stage} expects {expected} vision tokens of sample {row}, got {size}; "
+                    f"run the places in order, each on what the one before returned"
+                )

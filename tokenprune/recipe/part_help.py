@@ -1,0 +1,78 @@
+"""Help about parts, from their docstrings and signatures: nothing is written twice."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import get_type_hints
+
+from tokenprune.parts.part import Part
+from tokenprune.recipe.type_text import type_text
+
+_ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?: ?(.*)")
+
+
+@dataclass(frozen=True)
+class ArgumentHelp:
+    """One setting of a part."""
+
+    name: str
+    type: str
+    """What it may be, in words."""
+    default: str | None
+    """As YAML writes it; None when it must be given."""
+    help: str
+
+
+@dataclass(frozen=True)
+class PartHelp:
+    """What `tokenprune ls` and the docs say about a part."""
+
+    name: str
+    role: str
+    summary: str
+    args: tuple[ArgumentHelp, ...]
+
+
+def describe_part(part: type[Part]) -> PartHelp:
+    """Help about a part: the first line of its docstring, and its arguments with types, defaults and explanations."""
+    text = inspect.cleandoc(part.__doc__ or "")
+    explained = _arguments(text)
+    hints = get_type_hints(part.__init__, include_extras=True)
+    arguments = tuple(
+        ArgumentHelp(
+            name=name,
+            type=type_text(hints[name]) if name in hints else "",
+            default=None if parameter.default is parameter.empty else yaml_text(parameter.default),
+            help=explained.get(name, ""),
+        )
+        for name, parameter in inspect.signature(part).parameters.items()
+    )
+    return PartHelp(part.name(), part.role, text.partition("\n")[0].strip(), arguments)
+
+
+def yaml_text(value: object) -> str:
+    """A default as YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
+
+
+def _arguments(docstring: str) -> dict[str, str]:
+    """Argument to explanation, from the ``Args:`` section of a Google-style docstring."""
+    _, found, section = docstring.partition("\nArgs:\n")
+    if not found:
+        return {}
+    arguments: dict[str, str] = {}
+    name = ""
+    for line in section.splitlines():
+        if line and not line.startswith(" "):
+            break  # the next section
+        match = _ARGUMENT.match(line.strip()) if re.match(r" {4}\S", line) else None
+        if match:
+            name = match[1]
+            arguments[name] = match[2]
+        elif name and line.strip():
+            arguments[name] += f" {line.strip()}"
+    return {key: value.replace("``", "`").strip() for key, value in arguments.items()}

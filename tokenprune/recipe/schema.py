@@ -1,0 +1,214 @@
+"""`Recipe` and `StageSpec`: what a recipe holds, and the rules between its fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import partial
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from tokenprune.parts.raters import RaterSelector
+from tokenprune.parts.recyclers import Recycler
+from tokenprune.parts.samplers import Sampler
+from tokenprune.parts.schedulers import Scheduler
+from tokenprune.parts.scorers import Scorer
+from tokenprune.place import Place
+from tokenprune.recipe.fields import BudgetField, PlaceField, place_to_plain
+from tokenprune.recipe.overrides import DEFAULT_PARTS
+from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
+from tokenprune.registry import ROLES
+from tokenprune.stage import Positions, Stage
+
+VERSION = 1
+"""The version of the format, which every recipe states."""
+
+
+def _version(value: int) -> int:
+    if value != VERSION:
+        refuse(((), f"should be {VERSION}: this tokenprune reads no other version (got {value})"))
+    return value
+
+
+Version = Annotated[int, AfterValidator(_version), Field(json_schema_extra={"const": VERSION})]
+RecipeName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80),
+    "a name of letters, digits and . _ + -, at most 80 of them",
+]
+StageName = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$", max_length=80),
+    "a name of letters, digits, _ and -, a letter first, at most 80 of them",
+]
+
+
+def _default(role: str) -> Any:
+    return Field(default_factory=partial(make_part, role, DEFAULT_PARTS[role]))
+
+
+Overrides = Annotated[dict[str, JsonValue], "a mapping of overrides such as {stages.0.scheduler.keep: 300}"]
+
+
+class StageSpec(Spec):
+    """One stage of a recipe."""
+
+    name: StageName = Field(default="stage", description="What --set, reports and messages call it; unique")
+    place: PlaceField
+    raters: Annotated[PartSpec, PartOf("raters")] | None = Field(
+        default=None, description="Which text tokens have a say; only with a scorer or a scheduler that asks them"
+    )
+    scorer: Annotated[PartSpec, PartOf("scorer")] = _default("scorer")
+    scheduler: Annotated[PartSpec, PartOf("scheduler")] = _default("scheduler")
+    sampler: Annotated[PartSpec, PartOf("sampler")] = _default("sampler")
+    recycler: Annotated[PartSpec, PartOf("recycler")] = _default("recycler")
+    positions: Positions = Field(default="original", description="Position ids of the survivors")
+
+    @property
+    def parts(self) -> dict[str, PartSpec]:
+        """Role to part, of those that the stage has."""
+        return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
+
+    def build(self) -> Stage:
+        """The stage itself, with new parts."""
+        return Stage(
+            name=self.name,
+            place=self.place,
+            raters=None if self.raters is None else cast("RaterSelector", self.raters.build()),
+            scorer=cast("Scorer", self.scorer.build()),
+            scheduler=cast("Scheduler", self.scheduler.build()),
+            sampler=cast("Sampler", self.sampler.build()),
+            recycler=cast("Recycler", self.recycler.build()),
+            positions=self.positions,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with defaults filled in."""
+        parts = {role: part.to_dict() for role, part in self.parts.items()}
+        return {"name": self.name, "place": place_to_plain(self.place), **parts, "positions": self.positions}
+
+    @model_validator(mode="after")
+    def _raters_are_asked(self) -> StageSpec:
+        asking = [role for role in ("scorer", "scheduler") if _asks_raters(self.parts[role].build())]
+        if asking and self.raters is None:
+            names = " and ".join(f"{role} {getattr(self, role).type!r}" for role in asking)
+            refuse(((asking[0],), f"needs raters ({names}): add for example `raters: last_text` to the stage"))
+        if self.raters is not None and not asking:
+            names = f"scorer {self.scorer.type!r} and scheduler {self.scheduler.type!r}"
+            refuse((("raters",), f"without effect, as {names} ask no raters: leave them out"))
+        return self
+
+
+class Recipe(Spec):
+    """How a model's vision tokens are reduced: stages in order, and what they may cost together.
+
+    Made by `load_recipe`, which tells where in a file or a dict something is wrong. Two recipes are equal when all that
+    they say is equal, and share a `fingerprint` when they do the same.
+    """
+
+    version: Version
+    name: RecipeName = "recipe"
+    summary: str = Field(default="", description="One line: what it does and when to use it")
+    paper: str | None = Field(default=None, description="Where the method comes from, such as arXiv:2410.04417")
+    differences: tuple[str, ...] = Field(default=(), description="How it differs from the paper or its released code")
+    budget: BudgetField | None = Field(
+        default=None, description="Fixes all counts; the schedulers then only say how the stages share them"
+    )
+    stages: tuple[StageSpec, ...] = Field(
+        default=(), description="In the order in which they act; none keeps everything"
+    )
+    variants: dict[str, Overrides] = Field(
+        default_factory=dict,
+        description="Named sets of overrides, dotted path to value: `stages.0.scheduler.keep: 300`",
+    )
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits for what the recipe does: version, budget, and the stages with defaults filled in.
+
+        Names, prose and variants do not count. A part that gets a new setting changes the fingerprints of the recipes
+        that use it: results from before and after are then not taken for the same.
+        """
+        stages = [{key: value for key, value in stage.to_dict().items() if key != "name"} for stage in self.stages]
+        data = {"version": self.version, "budget": self.to_dict().get("budget"), "stages": stages}
+        return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
+
+    def build_stages(self) -> list[Stage]:
+        """The stages themselves, with new parts."""
+        return [stage.build() for stage in self.stages]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, with defaults filled in and without what is empty; `load_recipe` makes an equal recipe of it."""
+        data: dict[str, Any] = {
+            "version": self.version,
+            "name": self.name,
+            "summary": self.summary,
+            "paper": self.paper,
+            "differences": list(self.differences),
+            "budget": None if self.budget is None else {self.budget.kind: self.budget.value},
+            "stages": [stage.to_dict() for stage in self.stages],
+            "variants": {name: dict(values) for name, values in self.variants.items()},
+        }
+        return {key: value for key, value in data.items() if value not in (None, "", [], {}) or key == "stages"}
+
+    def dump(self) -> str:
+        """YAML that loads as an equal recipe."""
+        from tokenprune.recipe.export import to_yaml
+
+        return to_yaml(self)
+
+    def __eq__(self, other: object) -> bool:
+        # Not field by field: to Python, 1 token equals a share of 1.0.
+        return isinstance(other, Recipe) and _canonical(self.to_dict()) == _canonical(other.to_dict())
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Recipe:
+        wrong = [*self._names_twice(), *self._backwards()]
+        if self.budget is None:
+            message = (
+                "'solved' needs a budget: add for example `budget: {keep: 0.33}` to the recipe, or give --keep 0.33"
+            )
+            for index, stage in enumerate(self.stages):
+                if stage.scheduler.type == "solved":
+                    wrong.append((("stages", index, "scheduler"), message))
+        if wrong:
+            refuse(*wrong)
+        return self
+
+    def _names_twice(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        names = [stage.name for stage in self.stages]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield ("stages", index, "name"), f"{name!r} is the name of stages.{names.index(name)} already"
+
+    def _backwards(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for index, stage in enumerate(self.stages):
+            for before in self.stages[:index]:
+                if _precedes(stage.place, before.place):
+                    order = f"{stage.place} comes before {before.place}, where {before.name!r} acts"
+                    yield ("stages", index, "place"), f"{order}: put the stages in order"
+                    break
+
+
+def _precedes(place: Place, other: Place) -> bool:
+    """Whether `place` is earlier than `other` in every model; a layer and a share of the depth do not compare."""
+    if place.at is None or other.at is None:
+        return place.at is None and other.at is not None
+    if isinstance(place.at, Fraction) is not isinstance(other.at, Fraction):
+        return False
+    return place.at < other.at
+
+
+def _asks_raters(part: Any) -> bool:
+    """Whether a scorer or scheduler reads rater weights: it says so, or it reads their attention."""
+    return bool(getattr(part, "needs_raters", False) or getattr(part, "needs_attention", None))
+
+
+def _canonical(data: object) -> str:
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

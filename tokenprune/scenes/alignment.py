@@ -1,0 +1,100 @@
+"""What each vision token should mean: labels from the scene, and their sum of word embeddings as a target.
+
+A vision token on a red circle is taught to lie near "red" + "circle" + its size, so that comparing text tokens with
+vision tokens (as SparseVLM's raters do) means something, as it does in a VLM that went through an alignment stage.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenprune.scenes.generate import CELLS, COLOURS, GROUNDS, SHAPES, SIZES, UNITS, Scene, owners
+from tokenprune.scenes.packing import IGNORE
+from tokenprune.scenes.vocabulary import GRID, token_ids
+
+WORD_FIELDS: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "ground": GROUNDS,
+}
+PLACE_FIELDS = {"row": CELLS, "column": CELLS, "centre": 1}
+FIELDS = {**{name: len(values) for name, values in WORD_FIELDS.items()}, **PLACE_FIELDS}
+"""Label field -> number of classes; class 0 is "none" in every field, in addition to these."""
+SUMMARY_FIELDS = ("colour", "shape", "ground")
+"""What the class token tells of the whole picture: without a task its attention, which some scorers read, is noise."""
+
+
+def vision_labels(scene: Scene) -> NDArray[np.int64]:
+    """Labels `[144, 7]` in the order of `FIELDS`; -100 where a vision token is only grazed by an object."""
+    owner = owners(scene, GRID).reshape(-1)
+    table = np.zeros((len(scene.objects) + 1, len(FIELDS)), np.int64)
+    table[0, 3] = GROUNDS.index(scene.ground) + 1
+    colours, sizes = list(COLOURS), list(SIZES)
+    for number, thing in enumerate(scene.objects, start=1):
+        table[number, :3] = colours.index(thing.colour) + 1, SHAPES.index(thing.shape) + 1, sizes.index(thing.size) + 1
+        table[number, 4:6] = thing.row, thing.column
+    labels = table[np.maximum(owner, 0)]
+    span = UNITS // GRID
+    for thing in scene.objects:
+        labels[int(thing.y // span) * GRID + int(thing.x // span), 6] = 1
+    labels[owner < 0] = IGNORE
+    return labels
+
+
+class Teacher(nn.Module):
+    """Training-only parts: codes for places, and linear heads on ViT output. Nothing of it is shipped."""
+
+    def __init__(self, *, width: int, vision_width: int) -> None:
+        super().__init__()
+        ids = token_ids()
+        for name, values in WORD_FIELDS.items():
+            self.register_buffer(f"words_{name}", torch.tensor([ids[value] for value in values]), persistent=False)
+        for name, count in PLACE_FIELDS.items():
+            self.register_buffer(f"code_{name}", 0.7 * torch.randn(count, width))
+        self.dense = nn.Linear(vision_width, sum(n + 1 for n in FIELDS.values()))
+        self.summary = nn.Linear(vision_width, sum(FIELDS[name] for name in SUMMARY_FIELDS))
+
+    def targets(self, labels: Tensor, embedding: Tensor) -> Tensor:
+        """Target of each vision token `[..., width]`: the sum of the codes of its labels `[..., 7]`."""
+        total = torch.zeros(*labels.shape[:-1], embedding.shape[1], device=embedding.device)
+        for field, name in enumerate(FIELDS):
+            words = name in WORD_FIELDS
+            codes = embedding[getattr(self, f"words_{name}")] if words else getattr(self, f"code_{name}")
+            table = torch.cat([torch.zeros_like(codes[:1]), codes])
+            total = total + table[labels[..., field].clamp(min=0)]
+        return total
+
+    def losses(
+        self, features: Tensor, vision: Tensor, labels: Tensor, embedding: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Dense, summary and alignment loss.
+
+        `features [B, 1 + N, vision width]` ViT output, `vision [B, N, width]` projected, `labels [B, N, 7]`.
+        """
+        logits = self.dense(features[:, 1:])
+        weight = torch.where(labels[..., 0] > 0, 1.0, 0.25) * (labels[..., 0] != IGNORE)
+        weight = weight / weight.sum()
+        dense = torch.zeros((), device=vision.device)
+        start = 0
+        for field, count in enumerate(FIELDS.values()):
+            part = logits[..., start : start + count + 1]
+            start += count + 1
+            wanted = labels[..., field].flatten()
+            loss = F.cross_entropy(part.flatten(0, 1), wanted, ignore_index=IGNORE, reduction="none")
+            dense = dense + (loss.view_as(weight) * weight).sum()
+        target = self.targets(labels, embedding.detach())
+        align = ((vision - target).square().mean(-1) * weight).sum()
+        columns = list(FIELDS)
+        present = torch.cat([_present(labels[..., columns.index(n)], FIELDS[n]) for n in SUMMARY_FIELDS], dim=-1)
+        summary = F.binary_cross_entropy_with_logits(self.summary(features[:, 0]), present)
+        return dense, summary, align
+
+
+def _present(labels: Tensor, count: int) -> Tensor:
+    """Which classes occur in `labels [B, N]`: `[B, count]` float."""
+    return F.one_hot(labels.clamp(min=0), count + 1)[..., 1:].amax(1).float()

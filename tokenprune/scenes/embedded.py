@@ -1,0 +1,37 @@
+"""The shipped model: where its files are, how to load them and how to write them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def embedded_path() -> Path:
+    """Folder of the embedded model; `from_pretrained` of transformers takes it as it is."""
+    return ASSETS / "embedded"
+
+
+def load_embedded() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The embedded model in float32 and evaluation mode, and its processor; nothing is downloaded."""
+    import torch
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    model = LlavaForConditionalGeneration.from_pretrained(embedded_path(), dtype=torch.float32, local_files_only=True)
+    processor = LlavaProcessor.from_pretrained(embedded_path(), local_files_only=True)
+    return model.eval(), processor
+
+
+def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write weights (bfloat16), configuration and processor of `model` to `folder`; `model` stays as it is."""
+    import torch
+
+    from tokenprune.scenes.vocabulary import build_processor
+
+    copy.deepcopy(model).cpu().to(torch.bfloat16).eval().save_pretrained(folder)
+    build_processor().save_pretrained(folder)

@@ -1,0 +1,82 @@
+"""Draw the sample pictures that are shipped with the package.
+
+    python -m tokenprune.scenes.make_samples
+
+Scenes are taken blindly, in order, from a held-out stream: the first that fits each slot below. Only the first slot,
+the picture of the demonstrations, also asks that the unpruned model answers it right.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokenprune.scenes.answering import answer
+from tokenprune.scenes.embedded import load_embedded
+from tokenprune.scenes.generate import TEST_SEEDS, UNITS, Scene, scene
+from tokenprune.scenes.questions import Question, questions
+from tokenprune.scenes.samples import FOLDER
+
+SEED = TEST_SEEDS[1]
+SIDE = 384
+SLOTS = (
+    ("localisation", True),
+    ("colour", True),
+    ("shape", False),
+    ("size", True),
+    ("existence", False),
+    ("counting", True),
+    ("ground", True),
+    ("localisation", False),
+)
+"""(task, on a photographic ground)."""
+
+
+def _first(task: str, photographic: bool, start: int) -> tuple[Scene, Question]:
+    """The first scene from `start` on that fits; punctuated wordings only, which read better in a demonstration."""
+    index = start
+    while True:
+        item = scene(SEED, index)
+        found = questions(item, [task]) if item.photographic == photographic else []
+        if found and found[0].question[-1] in "?.":
+            return item, found[0]
+        index += 1
+
+
+def _draw(item: Scene, question: Question, number: int, folder: Path) -> dict[str, Any]:
+    name = f"{number}-{question.task}.png"
+    Image.fromarray(item.render(SIDE)).save(folder / name, optimize=True)
+    box = [round(value / UNITS, 4) for value in question.box] if question.box else None
+    return {
+        "file": name,
+        "question": question.question,
+        "answer": question.answer,
+        "task": question.task,
+        "ground": item.ground,
+        "difficulty": question.difficulty,
+        "box": box,
+        "seed": [item.seed, item.index],
+    }
+
+
+def make(folder: Path) -> list[dict[str, Any]]:
+    """Draw all samples into `folder` and describe them in `samples.json`."""
+    model, processor = load_embedded()
+    folder.mkdir(parents=True, exist_ok=True)
+    entries, start = [], 0
+    for number, (task, photographic) in enumerate(SLOTS, start=1):
+        item, question = _first(task, photographic, start)
+        while number == 1 and answer(model, processor, [(item.render(SIDE), question.question)]) != [question.answer]:
+            item, question = _first(task, photographic, item.index + 1)
+        start = item.index + 1
+        entries.append(_draw(item, question, number, folder))
+    (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    return entries
+
+
+if __name__ == "__main__":
+    for entry in make(FOLDER):
+        print(entry["file"], entry["question"], "->", entry["answer"])
