@@ -12,7 +12,7 @@ def recipe(name: str, *stages: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def stage(place: Any, scheduler: Any, **more: Any) -> dict[str, Any]:
-    where = place if isinstance(place, str) else {"before_layer": place}
+    where = place if place == "after_vision" else {"before_layer": place}
     return {"place": where, "scheduler": scheduler, **more}
 
 

@@ -186,6 +186,12 @@ def test_vscan_average_and_back() -> None:
     assert plan(stages, Budget("average", 128), depth=32, total=576, grids=GRIDS) == (192, 64)
 
 
+def test_stages_that_step_up_together_share_what_is_left() -> None:
+    """From (101, 50) both stages would step up at once, to 76.5 tokens a layer; there is room for the first."""
+    stages = steps((0, 16), (100, 50), Drop())
+    assert plan(stages, Budget("average", 76), depth=32, total=576, grids=GRIDS) == (102, 50)
+
+
 def test_one_stage_keeps_exactly_the_budget() -> None:
     for recycler in (Drop(), Cluster()):
         stages = steps((2,), (0.5,), recycler)

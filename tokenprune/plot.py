@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from tokenprune.tokens import Grid
 
-OUTLINE = "#ff8c1a"
 MERGED = "#16c7e8"
 INK = "#1b1f24"
 SOFT_INK = "#6a737d"
@@ -262,7 +261,7 @@ def _outline(axes: Axes, kept: NDArray[np.bool_]) -> None:
     segments = [((x, y), (x, y + 1)) for y, x in zip(*np.nonzero(framed[1:-1, 1:] != framed[1:-1, :-1]), strict=True)]
     segments += [((x, y), (x + 1, y)) for y, x in zip(*np.nonzero(framed[1:, 1:-1] != framed[:-1, 1:-1]), strict=True)]
     axes.add_collection(
-        LineCollection(segments, colors=OUTLINE, linewidths=0.9, capstyle="projecting", clip_on=False, zorder=2),
+        LineCollection(segments, colors=INK, linewidths=0.9, capstyle="projecting", clip_on=False, zorder=2),
         autolim=False,
     )
 
@@ -272,7 +271,7 @@ def _legend(figure: Figure, size: tuple[float, float], merged: bool) -> None:
     from matplotlib.patches import Patch
 
     handles: list[Any] = [
-        Patch(facecolor="white", edgecolor=OUTLINE, linewidth=0.9, label="kept"),
+        Patch(facecolor="white", edgecolor=INK, linewidth=0.9, label="kept"),
         Patch(facecolor="#d2d5d9", edgecolor="none", label="dropped"),
     ]
     if merged:

@@ -150,7 +150,7 @@ def test_a_new_image_in_the_second_turn_is_pruned_too(family: str) -> None:
     one = inputs(family, model, rows=[Row(images=(size,))])
     both = inputs(family, model, rows=[Row(images=(size, size), between=7)])
     length = one["input_ids"].shape[1]
-    stages = recipe("two images", stage(2, fixed(0.5), scorer="random"), stage(4, fixed(0.2), scorer="norm"))
+    stages = recipe("two-images", stage(2, fixed(0.5), scorer="random"), stage(4, fixed(0.2), scorer="norm"))
 
     def turns(first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
         cache = model(**first, use_cache=True).past_key_values

@@ -119,7 +119,7 @@ def test_renumbering_before_layer_0_is_a_shorter_prompt() -> None:
     assert worst(logits, expected_logits) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_a_second_turn_goes_on_from_the_lower_number(family: str) -> None:
     """Two turns on one cache equal one prompt with both turns' text, the raters being those of no one."""
     model = build(family)

@@ -43,11 +43,9 @@ def test_counts_are_those_of_the_layers(family: str, kind: str) -> None:
 
 def test_places_and_layers() -> None:
     model = build("llava")
-    asked = recipe(
-        "places",
-        stage("after_vision", fixed(0.8), sampler="uniform"),
-        stage("50%", fixed(0.5), scorer="norm", name="mid"),
-    )
+    early = stage("after_vision", fixed(0.8), sampler="uniform")
+    middle = stage("50%", fixed(0.5), scorer="norm", name="mid")
+    asked = recipe("places", early, middle)
     with tp.attach(model, asked) as attached:
         logits_of(model, inputs("llava", model, rows=[Row()]))
     first, second = attached.report.stages
@@ -81,7 +79,8 @@ def test_it_prints_and_exports() -> None:
     assert data["vision_tokens"] == attached.report.vision_tokens.tolist()
     assert data["final"] == attached.report.vision_tokens[:, -1].tolist()
     assert data["fingerprint"] == tp.load_recipe(KINDS["merging"]).fingerprint
-    assert data["stages"][0]["kept"][0] == attached.report.stages[0].kept[0].tolist()
+    kept = attached.report.stages[0].kept[0]
+    assert data["stages"][0]["kept"][0] == kept[kept >= 0].tolist()
     assert attached.report.seconds > 0
 
 

@@ -48,7 +48,8 @@ def test_tallies_count() -> None:
     names = {i: word for word, i in token_ids().items()}
     for index in range(20):
         item = scene(SEED, index)
-        words = [names[i] for i in [*(segment := tally_tokens(item, np.random.default_rng(1))).ids, segment.labels[-1]]]
+        segment = tally_tokens(item, np.random.default_rng(1))
+        words = [names[i] for i in [*segment.ids, segment.labels[-1]]]
         for name, count in zip(words[1::2], words[2::2], strict=True):
             assert int(count) == sum(name in (o.colour, PLURALS[o.shape]) for o in item.objects)
 

@@ -101,6 +101,10 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
         screen.print(_stages(facts["stages"]))
     screen.print()
     screen.print(_verdict(facts), soft_wrap=True)
+    runs = facts["timed_runs"]
+    screen.print(
+        f"[dim]times: {f'median of {runs} runs' if runs > 1 else 'one run'} each, after a warm-up", soft_wrap=True
+    )
     if facts["plot"]:
         screen.print(f"picture of the kept tokens: {facts['plot']}", soft_wrap=True, markup=False)
     screen.print(f"[dim]next:[/] {_hint(facts, demo, command)}", soft_wrap=True)

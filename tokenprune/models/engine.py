@@ -14,14 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
+from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
-from tokenprune.models.gather import take
-from tokenprune.models.masks import rater_rows
-from tokenprune.models.projections import LayerInput, check_attention, positional_kernel, project
+from tokenprune.models.projections import LayerInput, check_attention, rater_attention
 from tokenprune.models.prompt import Prompt, read_prompt, real_tokens
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
@@ -83,7 +81,8 @@ class Engine:
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         if anatomy.adapter.deepstack is not None:
             original = getattr(anatomy.text, anatomy.adapter.deepstack)
-            setattr(anatomy.text, anatomy.adapter.deepstack, self._deepstack(original))
+            added = survivors_only(original, lambda: None if self._forward is None else self._forward.alive)
+            setattr(anatomy.text, anatomy.adapter.deepstack, added)
 
     def unmount(self) -> None:
         """Remove the hooks, and the state of any forward that did not end."""
@@ -242,7 +241,9 @@ class Engine:
         watch = Stopwatch(hidden.device.type == "cuda")
         with watch.measure():
             prompt = prefill.prompt
-            before = prompt.tokens.at_place(hidden, self._attention(stage, index, source))
+            sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
+            attention = rater_attention(sources, prefill.text, prompt.tokens) if stage.reads_attention else None
+            before = prompt.tokens.at_place(hidden, attention)
             counts = prefill.counts[number]
             count = None if None in counts else tuple(c for c in counts if c is not None)
             result = stage(before, count)
@@ -269,49 +270,6 @@ class Engine:
             )
         )
         return hidden
-
-    def _attention(self, stage: Stage, index: int, source: LayerInput) -> RaterAttention | None:
-        """Attention of the prompt's raters at a stage before layer `index`, whose input is `source`."""
-        prefill = self._prefill
-        assert prefill is not None
-        if not stage.reads_attention:
-            return None
-        sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
-        text = prefill.text
-
-        def rows(layer: str, rope: bool) -> Projection:
-            at = sources[layer]
-            assert at is not None
-            q, k = project(at, text, rope=rope)
-            visible = rater_rows(at.mask, text, at.stored, k.shape[2], at.valid)
-            attention: Any = at.layer.self_attn
-            softcap = getattr(attention, "attn_logit_softcapping", None)
-            return Projection(q=q, k=k, visible=visible, scaling=float(attention.scaling), softcap=softcap)
-
-        def kernel(layer: str) -> tuple[Tensor, Tensor]:
-            at = sources[layer]
-            assert at is not None
-            return positional_kernel(at, text)
-
-        tokens = prefill.prompt.tokens
-        return RaterAttention(project=rows, columns=tokens.slot, columns_valid=tokens.valid, kernel=kernel)
-
-    # ---------------------------------------------------------------- DeepStack
-
-    def _deepstack(self, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Qwen3-VL adds vision features behind early layers at original indices: add only those of the survivors."""
-
-        def process(hidden: Tensor, mask: Tensor, features: Tensor) -> Tensor:
-            alive = None if self._forward is None else self._forward.alive
-            if alive is None:
-                return original(hidden, mask, features)
-            mask = mask.to(hidden.device)
-            full = hidden.new_zeros(*mask.shape, hidden.shape[-1])
-            full = full.masked_scatter(mask[..., None], features.to(hidden.device, hidden.dtype))
-            add = take(full, alive.index, 1)
-            return hidden + (add if alive.valid is None else add * alive.valid[..., None])
-
-        return process
 
 
 def _positions(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:

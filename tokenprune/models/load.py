@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class Chat:
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         if unknown is None:
             return []
-        words = dict.fromkeys(question.split())
+        words = dict.fromkeys(re.findall(r"[\w'-]+", question))
         return [word for word in words if unknown in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
 
     def seen(self, image: Image) -> Image:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.gather import take, take_rope
+from tokenprune.models.masks import rater_rows
+from tokenprune.tokens import Tokens
 
 Rope = tuple[Tensor, Tensor]
 
@@ -78,6 +81,40 @@ def positional_kernel(source: LayerInput, text: Tensor) -> tuple[Tensor, Tensor]
     rope = (source.rope[0].float(), source.rope[1].float())
     k = turn(ones, rope)
     return take(k, text, 2), k
+
+
+def rater_attention(sources: Mapping[str, LayerInput | None], text: Tensor, tokens: Tokens) -> RaterAttention:
+    """Attention of a prompt's raters over `tokens`, exact beside any kernel.
+
+    Args:
+        sources: what entered the layer ``"previous"`` to the place and, before the stage, the ``"next"`` one.
+        text: ``[B, T]`` index of the rating text tokens in the present sequence.
+        tokens: vision tokens; `slot` is their index in it.
+    """
+
+    def source(layer: str) -> LayerInput:
+        found = sources[layer]
+        assert found is not None, f"input of the {layer} layer was not remembered"
+        return found
+
+    def rows(layer: str, rope: bool) -> Projection:
+        at = source(layer)
+        q, k = project(at, text, rope=rope)
+        attention: Any = at.layer.self_attn
+        return Projection(
+            q=q,
+            k=k,
+            visible=rater_rows(at.mask, text, at.stored, k.shape[2], at.valid),
+            scaling=float(attention.scaling),
+            softcap=getattr(attention, "attn_logit_softcapping", None),
+        )
+
+    return RaterAttention(
+        project=rows,
+        columns=tokens.slot,
+        columns_valid=tokens.valid,
+        kernel=lambda layer: positional_kernel(source(layer), text),
+    )
 
 
 def _heads(attention: Any, which: str, x: Tensor) -> Tensor:

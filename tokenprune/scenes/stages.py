@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Stage:
     """One stage of training.
 
-    `share` of the time, `batch` scenes a step with `questions`, `captions` and `tallies` each, peak learning `rate` held for the
-    share `hold` of the steps, then falling to the share `final` of it; what is trained, and the weight of `align`.
+    `share` of the time, `batch` scenes a step with `questions`, `captions` and `tallies` each, peak learning `rate`
+    held for the share `hold` of the steps, then falling to the share `final` of it; what is trained, and the weight of
+    `align`.
     """
 
     name: str
