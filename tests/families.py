@@ -31,6 +31,9 @@ FAMILIES: tuple[str, ...] = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "q
 PAD, BOS, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 2, 195, 196, 197, 198
 """Special token ids of every model here; text tokens are 3 to 189."""
 
+SEVERAL_IMAGES_EXPAND = hasattr(tf.GenerationMixin, "_expand_multimodal_outputs")
+"""Older transformers shuffle the images of rows with several when `generate` expands them (beams, more answers)."""
+
 _QWEN_SIZES: tuple[Size, ...] = ((8, 8), (8, 12), (12, 10), (4, 20))
 _SIZES: Mapping[str, tuple[Size, ...]] = {
     "llava": ((20, 20),),  # 25 vision tokens
@@ -48,6 +51,7 @@ class Row:
 
     `images` are (height, width), in pixels for the LLaVA families (those that `sizes` lists), in patches for the Qwen
     families (even numbers; a vision token is 2 x 2 patches). `None` is one image of the family's first size, `()` none.
+    In Qwen prompts the text tokens that touch an image are the marks of its start and end.
     """
 
     before: int = 3
@@ -69,10 +73,14 @@ def sizes(family: str) -> tuple[Size, ...]:
     return _SIZES[family]
 
 
-def ragged_rows(family: str) -> list[Row]:
-    """Two rows with different numbers of vision and text tokens; the second has two images, unequal where possible."""
+def ragged_rows(family: str, *, several_images: bool = True) -> list[Row]:
+    """Two rows with different numbers of vision and of text tokens; the second has two images, of different sizes.
+
+    LLaVA knows one size, so without `several_images` its second row has no image at all.
+    """
     first, last = sizes(family)[0], sizes(family)[-1]
-    return [Row(before=3, images=(first,), after=9), Row(before=5, images=(last, first), between=2, after=5)]
+    images = (last, first) if several_images else (last,) if first != last else ()
+    return [Row(before=3, images=(first,), after=9), Row(before=5, images=images, between=2, after=5)]
 
 
 def build(family: str, *, attention: Attention = "sdpa", seed: int = 0) -> PreTrainedModel:
@@ -127,7 +135,14 @@ def inputs(
         pieces = [_words(row.before, random)]
         for i, size in enumerate(row_images):
             pieces += [_words(row.between if i else 0, random), torch.full((_token_count(family, model, size),), IMAGE)]
-        samples.append(torch.cat([*pieces, _words(row.after, random)]))
+        sample = torch.cat([*pieces, _words(row.after, random)])
+        if family.startswith("qwen"):
+            text, image = sample != IMAGE, sample == IMAGE
+            sample[1:][text[1:] & image[:-1]] = VISION_END
+            sample[:-1][text[:-1] & image[1:]] = (
+                VISION_START  # the more important one, where there is room for one only
+            )
+        samples.append(sample)
     tensors = {
         "input_ids": _pad(samples, PAD, side),
         "attention_mask": _pad([torch.ones_like(sample) for sample in samples], 0, side),
@@ -228,31 +243,15 @@ def _pixels(family: str, model: Any, images: Sequence[Size], random: torch.Gener
 
 def _text(**changes: Any) -> dict[str, Any]:
     """Arguments of a decoder's configuration: 8 layers, 4 heads of 16, 2 key-value heads."""
-    common: dict[str, Any] = {
-        "vocab_size": 200,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-    }
-    return common | changes
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    rest = {"vocab_size": 200, "num_hidden_layers": 8, "max_position_embeddings": 512}
+    return shape | rest | {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS} | changes
 
 
 def _clip(image_size: int) -> tf.CLIPVisionConfig:
-    return tf.CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=image_size,
-        patch_size=4,
-    )
+    """A tower of 3 layers, the last of which LLaVA does not use."""
+    shape = {"hidden_size": 32, "intermediate_size": 64, "projection_dim": 32, "num_attention_heads": 2}
+    return tf.CLIPVisionConfig(num_hidden_layers=3, image_size=image_size, patch_size=4, **shape)
 
 
 def _qwen(config_class: Any, vision: dict[str, Any], **text: Any) -> Any:

@@ -10,6 +10,9 @@ from families import (
     FAMILIES,
     IMAGE,
     PAD,
+    SEVERAL_IMAGES_EXPAND,
+    VISION_END,
+    VISION_START,
     Attention,
     Row,
     Side,
@@ -130,7 +133,12 @@ def test_inputs(family: str, side: Side) -> None:
     assert ((ids == PAD) == (mask == 0)).all() and (mask == 0).any()
     real = mask[2].bool()
     assert real[0 if side == "right" else -1] and not real[-1 if side == "right" else 0]
-    assert ids[0][mask[0].bool()][3] == IMAGE and ids[0][mask[0].bool()][2] != IMAGE
+    row = ids[1][mask[1].bool()].tolist()
+    first, last = row.index(IMAGE), len(row) - row[::-1].index(IMAGE)
+    assert first == 5 and len(row) - last == 5
+    if family.startswith("qwen"):
+        assert row.count(VISION_START) == row.count(VISION_END) == 2
+        assert row[first - 1] == VISION_START and row[last] == VISION_END
     again, other = inputs(family, model, rows=rows, side=side), inputs(family, model, rows=rows, side=side, seed=1)
     assert all(torch.equal(batch[name], again[name]) for name in batch)
     assert not torch.equal(batch["pixel_values"], other["pixel_values"])
@@ -191,7 +199,7 @@ def test_generate_agrees_with_itself(family: str) -> None:
 @families
 def test_beams_and_several_answers(family: str) -> None:
     model = build(family)
-    batch = inputs(family, model)
+    batch = inputs(family, model, rows=ragged_rows(family, several_images=SEVERAL_IMAGES_EXPAND))
     alone, _ = generate_logits(model, row_inputs(batch, 0), num_beams=3, num_return_sequences=2)
     assert not torch.equal(alone[0], alone[1])
     drawn, _ = generate_logits(model, batch, do_sample=True, num_return_sequences=2)

@@ -114,6 +114,31 @@ def test_clusters_are_plain_pythons(size, clusters, cosine, divide, seed):
     assert densest == recycler.clusters(x, valid, [1])[0].item()
 
 
+@settings(max_examples=25)
+@given(st.integers(0, 999))
+def test_samples_of_different_sizes_are_clustered_by_themselves(seed):
+    """Each with its own number of tokens, clusters and neighbours, whatever the largest of the batch has."""
+    sizes, counts = [40, 15, 1], [8, 2, 1]
+    x = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(seed))
+    valid = torch.arange(40) < torch.tensor(sizes)[:, None]
+    centres, member = ClusterRecycler().clusters(x, valid, counts)
+    for row, (size, clusters) in enumerate(zip(sizes, counts, strict=True)):
+        expected = plain.density_peaks(x[row, :size].double().numpy(), clusters)
+        assert centres[row].tolist() == [*expected, *[-1] * (8 - clusters)]
+        joined = [column.nonzero().flatten().tolist() for column in member[row].T]
+        assert joined == [*expected.values(), *[[]] * (8 - clusters)]
+
+
+def test_padding_stays_empty_where_the_first_token_is_an_anchor():
+    tokens = strategies.collate([strategies.sample((1, 3, 3)), strategies.sample((1, 2, 1), seed=1)])
+    scores = torch.arange(9.0).expand(2, 9)
+    counts = (8, 1)
+    new, anchors = ClusterRecycler()(tokens, TopKSampler()(tokens, scores, counts), scores, counts)
+    assert anchors.tolist() == [[0], [0]]
+    assert new.sizes == (9, 2)
+    assert (new.mass[~new.valid] == 0).all()
+
+
 @settings(max_examples=60)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.integers(1, 6), st.booleans())
 def test_equal_tokens_are_clustered_by_index(values, clusters, cosine):

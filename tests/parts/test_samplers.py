@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import pairwise
 
 import plain
@@ -162,6 +163,14 @@ def test_what_is_left_is_sampled_evenly_in_raster_order():
     tokens = strategies.collate([strategies.sample((1, 4, 4), alive=left), strategies.sample((1, 3, 3))])
     kept = UniformSampler()(tokens, scores_of(tokens), (3, 9))
     assert kept.tolist() == [[1, 4, 7, *[-1] * 6], list(range(9))]
+
+
+def test_tokens_that_are_no_grid_are_sampled_evenly_in_raster_order():
+    """Line breaks between rows: ten tokens, nine of them in the grid; and nine that are left of the ten."""
+    tokens = dataclasses.replace(Tokens.from_hidden(torch.zeros(1, 10, 1)), grids=(((1, 3, 3),),))
+    assert UniformSampler()(tokens, scores_of(tokens), 10).tolist() == [list(range(10))]
+    fewer = tokens.take(torch.arange(9)[None], (9,))
+    assert UniformSampler()(fewer, scores_of(fewer), 4).tolist() == [[1, 3, 5, 7]]
 
 
 def test_union_takes_the_lattice_first_then_the_best():

@@ -117,6 +117,12 @@ def test_feathers_union_lies_within_its_bounds_and_is_what_the_sampler_takes(see
         assert row[row >= 0].tolist() == sorted(best | grid)
 
 
+def test_after_another_stage_the_union_still_takes_a_share_of_the_original_tokens():
+    left = [i for i in range(36) if i // 6 % 2]  # rows 1, 3 and 5: none on the lattice
+    tokens = strategies.collate([strategies.sample((1, 6, 6), alive=left)])
+    assert LatticeScheduler(stride=2, keep=0.25)(tokens, tokens.hidden[..., 0]).tolist() == [9]
+
+
 def test_union_reaches_both_bounds():
     tokens = Tokens.from_hidden(torch.zeros(1, 729, 1))
     points = (tokens.cell[..., 1:] % 3 == 0).all(-1).float()
@@ -218,6 +224,11 @@ def test_rank_counts_are_monotone_and_within_limits(rule, scale, bias, at_least,
     else:
         assert count(scale + 0.5, bias, rank) >= here
         assert count(scale, bias + 1, rank) >= here
+
+
+def test_rank_counts_know_no_float_error():
+    count = RankRatioScheduler(scale=0.6).keep_of(torch.tensor([0]), torch.tensor([25]))
+    assert count.item() == 10  # in float32, 25 - 0.6 · 25 is a little less, and 9 once cut off
 
 
 def test_rank_stands_for_its_expected_share_under_a_budget():

@@ -97,6 +97,12 @@ def test_random_depends_on_seed_and_original_index_alone(batch, seed):
     assert not torch.equal(whole, RandomScorer(seed=seed + 1)(strategies.collate([strategies.sample((1, 12, 12))]))[0])
 
 
+def test_norms_of_half_precision_tokens_do_not_overflow():
+    tokens = Tokens.from_hidden(torch.tensor([[[60_000.0] * 4, [50_000.0] * 4]]).half())
+    high, low = NormScorer()(tokens)[0].tolist()
+    assert torch.inf > high > low > 65_504
+
+
 def test_plain_scorers_by_hand():
     hidden = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [6.0, 8.0]]]).bfloat16()
     tokens = dataclasses.replace(Tokens.from_hidden(hidden), origin=torch.tensor([[2, 5, 9]]))

@@ -9,11 +9,12 @@ from pathlib import Path
 from recipe.bad_recipes import BAD, FIXED
 
 WATCH = """
+import os
 import sys
 from pathlib import Path
 import tokenprune.recipe as recipes
 
-folder = Path(sys.argv[1])
+folder = Path(sys.argv[1]).resolve()
 allowed = (f"{folder}/", *(f"{recipes.recipe_path(name).parent}/" for name in ("none", "fastv")))
 recipes.load_recipe("sparsevlm").build_stages()  # everything that parts import is imported now
 seen = []
@@ -22,7 +23,7 @@ HARMLESS = {"os.listdir", "os.scandir", "glob.glob", "pathlib.Path.glob", "pathl
 
 
 def watch(event, args):
-    if event == "open" and str(args[0]).startswith(allowed):
+    if event == "open" and os.path.realpath(str(args[0])).startswith(allowed):  # "..", links
         return
     if event not in HARMLESS:
         seen.append((event, str(args)[:100]))

@@ -94,6 +94,8 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     screen.print(head)
     screen.print()
     screen.print(_answers(facts))
+    runs = facts["timed_runs"]
+    screen.print(f"[dim]times: {f'median of {runs} runs' if runs > 1 else 'one run'} each, after a warm-up")
     screen.print()
     screen.print(_layers(facts["vision_tokens"]))
     if facts["stages"]:
@@ -102,9 +104,6 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     screen.print()
     screen.print(_verdict(facts), soft_wrap=True)
     runs = facts["timed_runs"]
-    screen.print(
-        f"[dim]times: {f'median of {runs} runs' if runs > 1 else 'one run'} each, after a warm-up", soft_wrap=True
-    )
     if facts["plot"]:
         screen.print(f"picture of the kept tokens: {facts['plot']}", soft_wrap=True, markup=False)
     screen.print(f"[dim]next:[/] {_hint(facts, demo, command)}", soft_wrap=True)
@@ -150,11 +149,15 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     saved = (
         f"[bold]{facts['saved']:.0%} of the vision tokens saved[/] on average over {len(facts['vision_tokens'])} layers"
     )
-    text = f"{saved}; {final} of {total} left at the end; the method took {_time(facts['method_seconds'])}"
     ratio = facts["untouched_first_token_seconds"] / facts["first_token_seconds"]
     if ratio >= 1.02:
-        return f"{text}; the first token came {ratio:.2f}× as fast"
-    return f"{text}; no time gained: model and prompt are so small that the method costs as much as it saves"
+        speed = f"first token {ratio:.2f}× as fast"
+    elif facts["model"] == "embedded":
+        speed = "no time gained, the model is too small for that"
+    else:
+        speed = "no time gained on this prompt"
+    method = f"the method took {_time(facts['method_seconds'])} of it"
+    return f"{saved}, {final} of {total} left at the end\n{speed}; {method}"
 
 
 def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> str:

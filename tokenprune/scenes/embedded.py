@@ -35,3 +35,5 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
 
     copy.deepcopy(model).cpu().to(torch.bfloat16).eval().save_pretrained(folder)
     build_processor().save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner only, and packages keep that
