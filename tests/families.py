@@ -139,9 +139,7 @@ def inputs(
         if family.startswith("qwen"):
             text, image = sample != IMAGE, sample == IMAGE
             sample[1:][text[1:] & image[:-1]] = VISION_END
-            sample[:-1][text[:-1] & image[1:]] = (
-                VISION_START  # the more important one, where there is room for one only
-            )
+            sample[:-1][text[:-1] & image[1:]] = VISION_START  # wins where there is room for one mark only
         samples.append(sample)
     tensors = {
         "input_ids": _pad(samples, PAD, side),

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tokenprune.cli.main import call
 
@@ -71,3 +72,15 @@ def test_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", screen)
     assert call(["new"]) == 0
     assert call(["show", "fastv"]) == 0
+
+
+def test_no_memory_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(path: Path) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. " * 50)
+
+    monkeypatch.setattr("tokenprune.cli.run.open_picture", full)
+    assert call(["run", "--image", "x.png", "--question", "x"]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "error: the device ran out of memory; try --dtype bfloat16, smaller or fewer pictures, or --device cpu\n",
+    )

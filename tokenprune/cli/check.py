@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.terminal import complain, print_json
+from tokenprune.cli.terminal import complain, print_json, progress
 from tokenprune.errors import InputError, TokenPruneError, did_you_mean
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def command(
     """
     if style not in FORMATS:
         raise InputError(f"--format: expected {', '.join(FORMATS)}, got {style!r}{did_you_mean(style, FORMATS)}")
-    results = [_check(file) for file in files]
+    with progress("checking"):
+        results = [_check(file) for file in files]
     problems = [problem for result in results for problem in result["problems"]]
     if json_ or style == "json":
         from dataclasses import asdict

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenprune.cli.terminal import console, print_json, table
+from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError, did_you_mean
 
 NAME = "ls"
@@ -33,7 +33,8 @@ def command(
         what, pattern = "recipes", what
     if parts:
         what = "parts"
-    rows = {"recipes": _recipes, "parts": _parts, "models": _models}[what]()
+    with progress(f"reading {what}"):
+        rows = {"recipes": _recipes, "parts": _parts, "models": _models}[what]()
     chosen = [row for row in rows if pattern is None or fnmatchcase(row["name"], pattern)]
     if not chosen:
         near = did_you_mean(pattern, [*(row["name"] for row in rows), *KINDS])

@@ -18,8 +18,8 @@ from tokenprune.errors import TokenPruneError
 MISTAKE = 2
 """Exit status for anything that the user can put right."""
 INTERRUPTED = 130
-UNHEARD = 1
-"""Nobody reads stdout any more: not a success, as the last lines were lost."""
+FAILED = 1
+"""Nothing that the user did wrong: no memory left, or nobody reads stdout any more."""
 
 app = typer.Typer(
     name="tokenprune",
@@ -87,7 +87,12 @@ def call(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader (`head`, a closed pager) has enough. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return UNHEARD
+        return FAILED
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; it may not even be imported
+            raise
+        complain("the device ran out of memory; try --dtype bfloat16, smaller or fewer pictures, or --device cpu")
+        return FAILED
     return status if isinstance(status, int) else 0
 
 

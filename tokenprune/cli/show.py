@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.terminal import amount, console, print_json, table
+from tokenprune.cli.terminal import amount, console, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def command(
     if yaml and json_:
         raise InputError("give only one of --yaml and --json")
     shape = _shape(tokens, grid)
-    from tokenprune.recipe import load_recipe
+    with progress("reading the recipe"):
+        from tokenprune.recipe import load_recipe
 
-    resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
+        resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
     if yaml:
         typer.echo(resolved.dump(), nl=False)
         return

@@ -125,7 +125,7 @@ class ClusterRecycler(Recycler):
             Centres ``[B, C]``, ascending indices into R, -1 where padded; and membership ``[B, R, C]`` bool: each valid
             token in exactly one cluster, each centre in its own.
         """
-        x = x.float().masked_fill(~valid.unsqueeze(-1), 0.0)
+        x = x.float()
         centres = ops.top_k(self._prominence(x, valid, counts), counts, valid)
         real = centres >= 0
         at = centres.clamp(min=0)
@@ -163,12 +163,11 @@ class ClusterRecycler(Recycler):
         self, taken: Tokens, index: Tensor, anchors: Tensor, tokens: Tokens, candidates: Tensor, member: Tensor
     ) -> Tokens:
         """`taken`, the tokens at `index`, with merged tokens written where the anchors stand."""
-        weight = member.float().mT  # [B, C, R]
-        x = ops.take_rows(tokens.hidden, candidates).float().masked_fill((candidates < 0).unsqueeze(-1), 0.0)
-        merged = weight @ x
+        weight = member.float().mT  # [B, C, R], 0 for padding
+        merged = weight @ ops.take_rows(tokens.hidden, candidates).float()
         if self.reduce == "mean":
             merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
-        mass = weight @ tokens.mass.gather(1, candidates.clamp(min=0)).masked_fill(candidates < 0, 0.0).unsqueeze(-1)
+        mass = weight @ tokens.mass.gather(1, candidates.clamp(min=0)).unsqueeze(-1)
         # Which cluster stands at a token, -1 for none; padded anchors are written to a column that is never read.
         n = tokens.valid.shape[1]
         cluster = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
