@@ -16,7 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 
-from tokenprune.build import build
+from tokenprune.builder import build
 from tokenprune.ops import take_rows, top_k
 from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler, Recycler
 from tokenprune.parts.samplers import TopKSampler
@@ -221,7 +221,14 @@ def _members(result: StageResult, came: Tokens) -> dict[int, int]:
 def _stage_label(axes: Any, y: float, layer: int) -> None:
     box = {"boxstyle": "round,pad=0.35,rounding_size=0.6", "facecolor": INK, "edgecolor": "none"}
     axes.text(
-        1.42, y, f"stage · before_layer: {layer}", fontsize=8.8, color="white", va="center", bbox=box, family="monospace"
+        1.42,
+        y,
+        f"stage · before_layer: {layer}",
+        fontsize=8.8,
+        color="white",
+        va="center",
+        bbox=box,
+        family="monospace",
     )
 
 
@@ -290,7 +297,9 @@ def _roles(figure: Figure, axes: Any, start: Tokens, result: StageResult, shade:
         elif role == "scheduler":
             _counter(axes, middle, len(kept), start.sizes[0])
         elif role == "sampler":
-            _cells(axes, middle, lambda i: tuple(LOW + (HIGH - LOW) * shade[i]) if i in kept else "#eceff2", outline=kept)
+            _cells(
+                axes, middle, lambda i: tuple(LOW + (HIGH - LOW) * shade[i]) if i in kept else "#eceff2", outline=kept
+            )
         else:
             members = _members(result, start)
             _cells(axes, middle, lambda i: "#c9eef6" if i in members else "#eceff2", dots=merged, members=members)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from tokenprune.budget import survivors
-from tokenprune.build import build
+from tokenprune.builder import build
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
 
 PAGE = Path(__file__).parent.parent / "docs" / "recipes.md"
@@ -53,7 +53,9 @@ def table() -> str:
         recipe = load_recipe(name)
         title = f"`{name}`" + (" (baseline)" if is_baseline(name) else "")
         variants = ", ".join(f"`{variant}`" for variant in recipe.variants)
-        lines.append(f"| [{title}](#{name.replace('.', '')}) | {recipe.summary} | {paper(recipe)} | {places(recipe)} | {variants} |")
+        lines.append(
+            f"| [{title}](#{name.replace('.', '')}) | {recipe.summary} | {paper(recipe)} | {places(recipe)} | {variants} |"
+        )
     return "\n".join(lines) + "\n"
 
 

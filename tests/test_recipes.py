@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tokenprune.attention import attention_from_qk
 from tokenprune.budget import Budget, survivors
-from tokenprune.build import build
+from tokenprune.builder import build
 from tokenprune.errors import BudgetError, RecipeError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path

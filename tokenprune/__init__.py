@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget as Budget
-    from tokenprune.build import build as build
+    from tokenprune.builder import build as build
     from tokenprune.models.attach import Attached as Attached
     from tokenprune.models.attach import attach as attach
     from tokenprune.pipeline import Pipeline as Pipeline
@@ -27,7 +27,7 @@ _HOMES = {
     "Stage": "stage",
     "Tokens": "tokens",
     "attach": "models.attach",
-    "build": "build",
+    "build": "builder",
     "list_recipes": "recipe",
     "load_recipe": "recipe",
 }

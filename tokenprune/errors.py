@@ -1,9 +1,9 @@
-"""Every error a user can cause, and the wording they share: where, what was got, what was expected, the nearest name."""
+"""Errors that users can cause, and the wording they share: where, what was got, what was expected, the nearest name."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class TokenPruneError(Exception):
@@ -12,6 +12,9 @@ class TokenPruneError(Exception):
 
 class RecipeError(TokenPruneError):
     """A recipe cannot be read, is not valid, or does not fit the model."""
+
+    problems: Sequence[object] = ()
+    """All that is wrong with it, each with its place in the text; empty where there is no text to point at."""
 
 
 class BudgetError(TokenPruneError):

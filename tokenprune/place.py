@@ -11,11 +11,11 @@ from tokenprune.errors import RecipeError
 
 @dataclass(frozen=True)
 class Place:
-    """``after_vision`` (projector output, before layer 0), or ``before_layer``: the first layer that sees fewer tokens."""
+    """``after_vision`` (projector output), or ``before_layer``: the first layer that sees fewer tokens."""
 
     kind: Literal["after_vision", "before_layer"]
     at: int | Fraction | None = None
-    """0-based layer, or a share of the model's depth (``3/32`` is layer 3 of a model with 32 layers); None after vision."""
+    """0-based layer, or a share of the depth (``3/32`` is layer 3 of a model with 32 layers); None after vision."""
 
     def layer(self, depth: int) -> int:
         """The 0-based layer in a model of `depth` layers: a share is rounded half up and stays within 1 … depth - 1.

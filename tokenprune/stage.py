@@ -73,7 +73,7 @@ class Stage(nn.Module):
 
     @property
     def reads_attention(self) -> frozenset[str]:
-        """Whose attention its parts read: of the layer ``"previous"`` to the place, of the ``"next"``, of both or none."""
+        """Whose attention its parts read: of the ``"previous"`` layer, of the ``"next"`` one, of both or none."""
         return frozenset(which for which in (self.scorer.needs_attention, self.scheduler.needs_attention) if which)
 
     def forward(self, tokens: Tokens, count: Count | None = None) -> StageResult:

@@ -47,7 +47,7 @@ class Attention(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """Vision tokens of a batch, with all that a part may need to know about them. B samples, N vision tokens, T text tokens.
+    """Vision tokens of a batch, with all that a part may need to know: B samples, N vision tokens, T text tokens.
 
     Samples with fewer vision tokens are padded on the right; `valid` marks the real ones. Real tokens stand in raster
     order (ascending `origin`). `sizes`, `total` and `grids` are plain Python numbers, so that a static schedule never
@@ -59,7 +59,7 @@ class Tokens:
     valid: Tensor
     """``[B, N]`` bool, False on padding."""
     origin: Tensor
-    """``[B, N]`` int64, index into the sample's original vision tokens; -1 on padding. A merged token carries its anchor's."""
+    """``[B, N]`` int64, index into the sample's original vision tokens, -1 on padding; of a merged token its anchor's."""
     slot: Tensor
     """``[B, N]`` int64, index of the token in the sequence that the caller holds at this place; 0 on padding."""
     cell: Tensor
@@ -81,8 +81,8 @@ class Tokens:
     attention: Attention | None = None
     """Attention of raters over these tokens, where a language model surrounds the stage."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` with ``vision_embedding_valid``: the original
-    vision tokens as they entered the language model (absent where `hidden` is just that)."""
+    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` with ``vision_embedding_valid``: the
+    original vision tokens as they entered the language model (absent where `hidden` is just that)."""
 
     @classmethod
     def from_hidden(
@@ -144,7 +144,7 @@ class Tokens:
         return rows
 
     def take(self, index: Tensor, sizes: tuple[int, ...]) -> Tokens:
-        """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); every other field follows, text is untouched."""
+        """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); other fields follow, text is untouched."""
         valid = index >= 0
         at = index.clamp(min=0)
         wide = at.unsqueeze(-1)

@@ -29,6 +29,7 @@ from tokenprune.scenes.grounds import GROUNDS
 from tokenprune.scenes.questions import MAX_COUNT, Question, questions
 
 MIX = (*TASKS, "localisation")
+ABOUT_ONE_OBJECT = ("localisation", "colour", "shape", "size")
 ANSWERS = {
     "localisation": CELLS * CELLS,
     "colour": len(COLOURS),
@@ -74,7 +75,7 @@ def measure(scenes: int, stream: int, batch_size: int) -> dict[str, Any]:
         for question, given in zip(asked, answers, strict=True):
             result = (question, given == question.answer)
             by_task[question.task].append(result)
-            if question.box is not None:
+            if question.task in ABOUT_ONE_OBJECT:
                 by_difficulty[f"{question.task}: {question.difficulty}"].append(result)
     seconds = time.perf_counter() - start
     everything = [ok for results in by_task.values() for _, ok in results]

@@ -115,6 +115,13 @@ def test_caret_by_display_width() -> None:
     assert str(Problem("r", 1, 3, "m", "e\u0301!")).endswith("\n       |  ^")
 
 
+def test_lines_end_where_the_parser_says_so() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe("version: 1\rsummary: a\x85# b\u2028  # c\r\nbugdet: 3\n")
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.column, problem.source_line) == (5, 1, "bugdet: 3")
+
+
 def test_nothing_in_a_source_line_moves_the_cursor() -> None:
     shown = str(Problem("a\nb", 1, 1, "m", "\x1b[31m\u202eabc"))
     assert "\x1b" not in shown

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from recipe.bad_recipes import BAD, FIXED
 
@@ -78,6 +78,8 @@ def try_text(text: str) -> Recipe | None:
 
 @quick
 @given(texts)
+@example('name: "\\UFFFFFFFF"')
+@example("%YAML ².1\n---\n")
 def test_any_text_gives_a_recipe_or_a_located_error(text: str) -> None:
     try_text(text)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
+import jsonschema
 
 from tokenprune.recipe import json_schema, list_recipes, load_recipe
 from tokenprune.recipe.export import committed_schema, schema_text
@@ -81,7 +81,6 @@ BAD: list[dict[str, Any]] = [
 
 
 def test_validators_agree_with_the_loader() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
     schema = json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)

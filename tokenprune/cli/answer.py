@@ -156,16 +156,17 @@ def _verdict(facts: Mapping[str, Any]) -> str:
         speed = "no time gained, the model is too small for that"
     else:
         speed = "no time gained on this prompt"
-    method = f"the method took {_time(facts['method_seconds'])} of it"
+    method = f"the method itself took {_time(facts['method_seconds'])}"
     return f"{saved}, {final} of {total} left at the end\n{speed}; {method}"
 
 
 def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> str:
+    if facts["answer"] != facts["untouched_answer"]:
+        picture = "" if facts["plot"] else "--save-plot kept.png shows what was kept; "
+        other = "pyramiddrop" if command["recipe"] != "pyramiddrop" else "fastv"
+        return f"the answers differ: {picture}try --keep 0.75 or --recipe {other}"
     if facts["plot"] is None and demo:
         return "tokenprune run --save-plot kept.png shows which tokens were kept; try --keep 16 or --recipe fastv too"
-    if facts["answer"] != facts["untouched_answer"]:
-        more = f"tokenprune show {command['recipe']} explains the recipe"
-        return f"the answers differ; a larger budget (--keep 0.75) keeps more; {more}"
     if command["model"] == "embedded":
         return "tokenprune ls lists more recipes; --model takes a LLaVA or Qwen-VL folder or hub id"
     return "a smaller budget (--keep 0.1) saves more; tokenprune ls lists more recipes"

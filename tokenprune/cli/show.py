@@ -88,7 +88,7 @@ def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
 def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int) -> dict[str, Any]:
     """All numbers, ready for JSON."""
     from tokenprune.budget import nominal_counts, summary, survivors, tokens_per_layer
-    from tokenprune.build import build
+    from tokenprune.builder import build
 
     total = math.prod(shape)
     pipeline = build(recipe, depth=layers)

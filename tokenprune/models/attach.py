@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokenprune.build import build
+from tokenprune.builder import build
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.models.adapter import Anatomy, anatomy
 from tokenprune.models.engine import Engine

@@ -13,7 +13,7 @@ from tokenprune.recipe.fields import BUDGETS
 from tokenprune.recipe.schema import Recipe
 from tokenprune.recipe.yaml_rules import Dumper
 
-SCHEMA_ID = "https://tokenprune.readthedocs.io/recipe.schema.json"
+SCHEMA_ID = "urn:tokenprune:recipe:1"
 SCHEMA_FILE = "recipe.schema.json"
 
 

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 class Stage:
     """One stage of training.
 
-    `share` of the time, `batch` scenes a step with `questions`, `captions` and `tallies` each, peak learning `rate`
-    held for the share `hold` of the steps, then falling to the share `final` of it; what is trained, and the weight of
-    `align`.
+    `steps` of the shipped run (other lengths keep the proportions), `batch` scenes a step with `questions`, `captions`
+    and `tallies` each, peak learning `rate` held for the share `hold` of the steps, then falling to the share `final`
+    of it; what is trained, and the weight of `align`.
     """
 
     name: str
-    share: float
+    steps: int
     batch: int
     questions: int
     captions: int
@@ -52,9 +52,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("language", 0.22, 6, 5, 2, 0, 3e-3, 0.1, 0.6, decoder=True, vision=False, align=0.0),
-    Stage("alignment", 0.12, 16, 0, 0, 0, 3e-3, 0.1, 0.6, decoder=False, vision=True, align=1.0),
-    Stage("instruction", 0.66, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=True, vision=True, align=0.2),
+    Stage("language", 2400, 6, 5, 2, 0, 3e-3, 0.1, 0.6, decoder=True, vision=False, align=0.0),
+    Stage("alignment", 1400, 16, 0, 0, 0, 3e-3, 0.1, 0.6, decoder=False, vision=True, align=1.0),
+    Stage("instruction", 900, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=True, vision=True, align=0.2),
 )
 
 

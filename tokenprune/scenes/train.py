@@ -1,6 +1,7 @@
 """Train the embedded model from scratch on generated scenes.
 
-    python -m tokenprune.scenes.train --out runs/scenes --minutes 30 --threads 1
+    python -m tokenprune.scenes.train --out runs/scenes               # the shipped run: 36 minutes on one core
+    python -m tokenprune.scenes.train --out runs/scenes --minutes 20  # shorter, in the same proportions
     python -m tokenprune.scenes.train --out runs/scenes --export      # latest checkpoint to runs/scenes/embedded
 
 A run can be stopped at any time; the same command resumes it from the last checkpoint.
@@ -188,19 +189,24 @@ class Log:
         self._clear()
 
 
-def make_plan(seed: int, minutes: float, precision: str, device: torch.device) -> Plan:
-    """Measure seconds per step of each stage on this machine and turn minutes into a fixed number of steps."""
-    trial = Trainer(Plan(seed, {stage.name: 1000 for stage in STAGES}, precision), device)
-    steps = {}
+def make_plan(seed: int, precision: str, steps: int | None = None) -> Plan:
+    """The steps of the shipped run, or `steps` in its proportions."""
+    factor = steps / sum(stage.steps for stage in STAGES) if steps else 1.0
+    return Plan(seed, {stage.name: max(1, round(stage.steps * factor)) for stage in STAGES}, precision)
+
+
+def seconds_per_step(seed: int, precision: str, device: torch.device) -> float:
+    """Mean over the stages of the shipped run, measured on this machine with a few steps of each."""
+    trial = Trainer(make_plan(seed, precision), device)
+    total = 0.0
     for stage in STAGES:
         trial.train_step()
         start = time.perf_counter()
         for _ in range(4):
             trial.train_step()
-        seconds = (time.perf_counter() - start) / 4
-        steps[stage.name] = max(1, int(minutes * 60 * stage.share / seconds))
+        total += (time.perf_counter() - start) / 4 * stage.steps
         trial.next_stage()
-    return Plan(seed, steps, precision)
+    return total / sum(stage.steps for stage in STAGES)
 
 
 def save(trainer: Trainer, path: Path) -> None:
@@ -235,8 +241,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tokenprune.scenes.train", description="Train the embedded model.")
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, default=30.0, help="aim at so many minutes on this machine")
-    length.add_argument("--steps", type=int, help="total number of steps, split between the stages by their share")
+    length.add_argument("--minutes", type=float, help="aim at so many minutes on this machine")
+    length.add_argument("--steps", type=int, help="total number of steps; default: those of the shipped run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -255,11 +261,10 @@ def main(arguments: list[str] | None = None) -> None:
         stored = json.loads(plan_file.read_text())
         plan = Plan(stored["seed"], stored["steps"], stored["precision"])
     else:
-        if options.steps:
-            steps = {stage.name: max(1, round(options.steps * stage.share)) for stage in STAGES}
-            plan = Plan(options.seed, steps, options.precision)
-        else:
-            plan = make_plan(options.seed, options.minutes, options.precision, device)
+        steps = options.steps
+        if options.minutes:
+            steps = round(options.minutes * 60 / seconds_per_step(options.seed, options.precision, device))
+        plan = make_plan(options.seed, options.precision, steps)
         plan_file.write_text(json.dumps({**asdict(plan), "stages": [asdict(s) for s in STAGES]}, indent=1) + "\n")
     trainer = Trainer(plan, device)
     if checkpoint.exists():
