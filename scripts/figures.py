@@ -7,6 +7,7 @@ solver, and the kept picture is a run of the embedded model.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,16 +221,8 @@ def _members(result: StageResult, came: Tokens) -> dict[int, int]:
 
 def _stage_label(axes: Any, y: float, layer: int) -> None:
     box = {"boxstyle": "round,pad=0.35,rounding_size=0.6", "facecolor": INK, "edgecolor": "none"}
-    axes.text(
-        1.42,
-        y,
-        f"stage · before_layer: {layer}",
-        fontsize=8.8,
-        color="white",
-        va="center",
-        bbox=box,
-        family="monospace",
-    )
+    text = f"stage · before_layer: {layer}"
+    axes.text(1.42, y, text, fontsize=8.8, color="white", va="center", bbox=box, family="monospace")
 
 
 ROLES = (
@@ -258,6 +251,8 @@ def _roles(figure: Figure, axes: Any, start: Tokens, result: StageResult, shade:
     axes.text(1.92, 2.88, "five roles, each one a line of the recipe", fontsize=9.5, color=SOFT, va="center")
     width, gap = 1.88, 0.21
     kept, merged = set(result.kept[0].tolist()), set(result.merged[0].tolist())
+    members = _members(result, start)
+    heat = [tuple(LOW + (HIGH - LOW) * each) for each in shade]
     for number, (role, question, line) in enumerate(ROLES):
         x = 0.4 + number * (width + gap)
         axes.add_patch(
@@ -293,16 +288,14 @@ def _roles(figure: Figure, axes: Any, start: Tokens, result: StageResult, shade:
         if role == "raters":
             _question(axes, x + 0.14)
         elif role == "scorer":
-            _cells(axes, middle, lambda i: tuple(LOW + (HIGH - LOW) * shade[i]))
+            _cells(axes, middle, heat)
         elif role == "scheduler":
             _counter(axes, middle, len(kept), start.sizes[0])
         elif role == "sampler":
-            _cells(
-                axes, middle, lambda i: tuple(LOW + (HIGH - LOW) * shade[i]) if i in kept else "#eceff2", outline=kept
-            )
+            _cells(axes, middle, [heat[i] if i in kept else "#eceff2" for i in range(SIDE * SIDE)], outline=kept)
         else:
-            members = _members(result, start)
-            _cells(axes, middle, lambda i: "#c9eef6" if i in members else "#eceff2", dots=merged, members=members)
+            recycled = ["#c9eef6" if i in members else "#eceff2" for i in range(SIDE * SIDE)]
+            _cells(axes, middle, recycled, dots=merged, members=members)
 
 
 def _question(axes: Any, x: float) -> None:
@@ -338,7 +331,7 @@ def _counter(axes: Any, x: float, kept: int, total: int) -> None:
 def _cells(
     axes: Any,
     x: float,
-    color: Any,
+    colors: Sequence[Any],
     *,
     outline: set[int] | None = None,
     dots: set[int] | None = None,
@@ -356,7 +349,7 @@ def _cells(
         edge = "#ff8c1a" if outline and i in outline else "none"
         size = step - 0.026
         axes.add_patch(
-            Rectangle((cx - size / 2, cy - size / 2), size, size, facecolor=color(i), edgecolor=edge, linewidth=1.1)
+            Rectangle((cx - size / 2, cy - size / 2), size, size, facecolor=colors[i], edgecolor=edge, linewidth=1.1)
         )
     for old, new in (members or {}).items():
         (ax, ay), (bx, by) = centre(old), centre(new)

@@ -1,6 +1,6 @@
-"""Writes the generated parts of docs/recipes.md: the table, and a section for each recipe. python scripts/recipes_page.py
+"""Writes the generated parts of docs/recipes.md, the table and a section a recipe: python scripts/recipes_page.py
 
-The text comes from the recipes themselves, the numbers from the solver; tests/test_docs.py asks for a run after a change.
+The text comes from the recipes, the numbers from the solver; tests/test_docs.py asks for a run after a change.
 """
 
 from __future__ import annotations
@@ -53,9 +53,8 @@ def table() -> str:
         recipe = load_recipe(name)
         title = f"`{name}`" + (" (baseline)" if is_baseline(name) else "")
         variants = ", ".join(f"`{variant}`" for variant in recipe.variants)
-        lines.append(
-            f"| [{title}](#{name.replace('.', '')}) | {recipe.summary} | {paper(recipe)} | {places(recipe)} | {variants} |"
-        )
+        link = f"[{title}](#{name.replace('.', '')})"
+        lines.append(f"| {link} | {recipe.summary} | {paper(recipe)} | {places(recipe)} | {variants} |")
     return "\n".join(lines) + "\n"
 
 

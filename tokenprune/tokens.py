@@ -59,7 +59,7 @@ class Tokens:
     valid: Tensor
     """``[B, N]`` bool, False on padding."""
     origin: Tensor
-    """``[B, N]`` int64, index into the sample's original vision tokens, -1 on padding; of a merged token its anchor's."""
+    """``[B, N]`` int64, index into the sample's original vision tokens, -1 on padding; after a merge the anchor's."""
     slot: Tensor
     """``[B, N]`` int64, index of the token in the sequence that the caller holds at this place; 0 on padding."""
     cell: Tensor
