@@ -54,7 +54,8 @@ stages:
   - place: {{before_layer: 50%}}
     raters: above_mean
     scorer: {{type: attention, rope: true}}
-    scheduler: solved
+    # share: size of this stage relative to the others; higher keeps more here and less before.
+    scheduler: {{type: solved, share: 0.4}}
     sampler: top_k
     recycler: drop
 """

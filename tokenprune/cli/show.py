@@ -67,7 +67,7 @@ def command(
     if json_:
         print_json(facts)
     else:
-        _show(resolved, facts)
+        _show(resolved, facts, asked=recipe)
 
 
 def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
@@ -126,7 +126,7 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int) -> dict[str
     }
 
 
-def _show(recipe: Recipe, facts: dict[str, Any]) -> None:
+def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
     from rich.text import Text
 
     screen = console()
@@ -221,5 +221,4 @@ def _meanings(facts: dict[str, Any]) -> None:
     screen.print(made)
     if not facts["exact"]:
         screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
-    name = facts["recipe"]
-    screen.print(f"[dim]next:[/] tokenprune run --recipe {name}; tokenprune show {name} --yaml", soft_wrap=True)
+    screen.print(f"[dim]next:[/] tokenprune run --recipe {asked}; tokenprune show {asked} --yaml", soft_wrap=True)

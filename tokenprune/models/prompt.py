@@ -37,7 +37,7 @@ def read_prompt(
     limit: int,
     rated: bool,
 ) -> Prompt | None:
-    """Locate the tokens of a forward; None when it brings no vision token. Waits for the device once, for the counts.
+    """Locate the tokens of a forward; None when it brings no vision token. Waits for the device, to count and locate.
 
     Args:
         vision: ``[B, L]`` bool, vision tokens.
