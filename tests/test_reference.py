@@ -240,7 +240,7 @@ def test_every_step_of_generate(family: str, options: dict[str, Any], cache: dic
         sequences, steps = generate_logits(model, batch, **options, **cache)
         expected = model(**whole(batch, sequences[:: len(sequences) // 2])).logits
     _, plain = generate_logits(model, batch, **options, **cache)
-    assert (plain[0] - steps[0]).abs().amax(-1).min() > 0.02
+    assert (plain[0] - steps[0]).abs().max() > 0.02
     if "num_beams" not in options:  # beams change rows between steps: their sequences are compared instead
         for i, step in enumerate(steps):
             assert difference(step, expected[:, batch["input_ids"].shape[1] - 1 + i]) < TOLERANCE

@@ -157,6 +157,7 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
     screen.print()
     screen.print(_tokens(facts))
     _meanings(facts)
+    screen.print(f"[dim]next:[/] tokenprune run --recipe {asked}; tokenprune show {asked} --yaml", soft_wrap=True)
 
 
 def _parts(recipe: Recipe) -> Any:
@@ -221,4 +222,3 @@ def _meanings(facts: dict[str, Any]) -> None:
     screen.print(made)
     if not facts["exact"]:
         screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
-    screen.print(f"[dim]next:[/] tokenprune run --recipe {asked}; tokenprune show {asked} --yaml", soft_wrap=True)
