@@ -195,7 +195,7 @@ def vision_mask(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """True on image and video placeholders: bool ``[B, L]`` from input_ids ``[B, L]``."""
     names = ("image_token_id", "video_token_id")
     ids = [getattr(model.config, name) for name in names if getattr(model.config, name, None) is not None]
-    return torch.isin(input_ids, torch.tensor(ids))
+    return torch.isin(input_ids, torch.tensor(ids, device=input_ids.device))
 
 
 def _words(count: int, random: torch.Generator) -> Tensor:

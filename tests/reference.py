@@ -85,10 +85,10 @@ class _LayerHook:
         if remainder:
             raise ValueError(f"{batch} rows in the model, {len(self.columns)} in the reference")
         cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length(self.index)) if cache is not None else 0  # column of this forward's first token
-        width, offset = (
-            cache.get_mask_sizes(length, self.index) if cache is not None else (length, 0)
-        )  # keys it will see
+        past, width, offset = 0, length, 0  # column of this forward's first token; columns that attention will see
+        if cache is not None:
+            past = int(cache.get_seq_length(self.index))
+            width, offset = cache.get_mask_sizes(length, self.index)
         if offset:
             raise ValueError("the reference does not know sliding windows")
 
@@ -96,7 +96,8 @@ class _LayerHook:
             hidden = self.write_merged(hidden, stage, past, expansion)
 
         mask = kwargs.get("attention_mask")
-        queries, keys = past + torch.arange(length)[:, None], torch.arange(width)
+        queries = past + torch.arange(length, device=hidden.device)[:, None]
+        keys = torch.arange(width, device=hidden.device)
         if mask is None:
             mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation)
         if mask.ndim != 4 or mask.shape[-1] != width:
@@ -213,9 +214,7 @@ def random_kept(vision: Tensor, keep: float, *, seed: int = 0, within: Tensor | 
     random = torch.Generator().manual_seed(seed)
     rows = []
     for sample, mask in enumerate(vision):
-        own = torch.arange(int(mask.sum())) if within is None else within[sample][within[sample] >= 0]
-        chosen = torch.randperm(len(own), generator=random)[
-            : keep if isinstance(keep, int) else max(1, round(keep * len(own)))
-        ]
-        rows.append(own[chosen].sort().values)
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        own = torch.arange(int(mask.sum())) if within is None else within[sample][within[sample] >= 0].cpu()
+        count = keep if isinstance(keep, int) else max(1, round(keep * len(own)))
+        rows.append(own[torch.randperm(len(own), generator=random)[:count]].sort().values)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1).to(vision.device)

@@ -32,8 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = train.Trainer(PLAN, torch.device("cpu"))
     train.run(whole, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
-    assert [(line["stage"], line["step"]) for line in lines] == [(stage.name, 2) for stage in SMALL]
+    assert _logged(tmp_path) == [(stage.name, 2) for stage in SMALL]
 
     first = train.Trainer(PLAN, torch.device("cpu"))
     for _ in range(2):
@@ -46,6 +45,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     train.run(second, tmp_path)
     for name, value in second.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
+    assert _logged(tmp_path) == [(stage.name, 2) for stage in SMALL]
+
+
+def _logged(folder: Path) -> list[tuple[str, int]]:
+    lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["step"]) for line in lines]
 
 
 @pytest.mark.usefixtures("small")

@@ -3,7 +3,8 @@
     python -m tokenprune.scenes.make_samples
 
 Scenes are taken blindly, in order, from a held-out stream: the first that fits each slot below. Only the first slot,
-the picture of the demonstrations, also asks that the unpruned model answers it right.
+the picture of the demonstrations, also asks that the model answers it right, untouched and with the recipe `sparsevlm`.
+It shows what a recipe does; how often that goes well is a matter for a benchmark, not for a demonstration.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from tokenprune.models.attach import attach
 from tokenprune.scenes.answering import answer
 from tokenprune.scenes.embedded import load_embedded
 from tokenprune.scenes.generate import TEST_SEEDS, UNITS, Scene, scene
@@ -46,6 +48,14 @@ def _first(task: str, photographic: bool, start: int) -> tuple[Scene, Question]:
         index += 1
 
 
+def _demonstrates(model: Any, processor: Any, item: Scene, question: Question) -> bool:
+    asked = [(item.render(SIDE), question.question)]
+    untouched = answer(model, processor, asked)
+    with attach(model, "sparsevlm"):
+        reduced = answer(model, processor, asked)
+    return untouched == reduced == [question.answer]
+
+
 def _draw(item: Scene, question: Question, number: int, folder: Path) -> dict[str, Any]:
     name = f"{number}-{question.task}.png"
     Image.fromarray(item.render(SIDE)).save(folder / name, optimize=True)
@@ -69,7 +79,7 @@ def make(folder: Path) -> list[dict[str, Any]]:
     entries, start = [], 0
     for number, (task, photographic) in enumerate(SLOTS, start=1):
         item, question = _first(task, photographic, start)
-        while number == 1 and answer(model, processor, [(item.render(SIDE), question.question)]) != [question.answer]:
+        while number == 1 and not _demonstrates(model, processor, item, question):
             item, question = _first(task, photographic, item.index + 1)
         start = item.index + 1
         entries.append(_draw(item, question, number, folder))
