@@ -40,6 +40,8 @@ class Projection:
     product, where the lowest number of the dtype means hidden. None: all see all."""
     softcap: float | None = None
     """Scaled dot products are squeezed to ±softcap by tanh (Gemma)."""
+    columns: Tensor | None = None
+    """``[B, N]`` int64, index of each vision token among these L tokens, where it is not `RaterAttention.columns`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +84,7 @@ class RaterAttention:
             InputError: raters do not fit the text tokens, or gravity where no kernel is known.
         """
         source = self._source(raters, layer, rope)
-        kernel = self._kernel(layer) if gravity else None
+        kernel = self._kernel(layer, self._columns(source)) if gravity else None
         total = raters.new_zeros(source.q.shape[0], source.q.shape[1], self.columns.shape[1], dtype=torch.float32)
         for start, rows in self._blocks(source, normalise):
             if kernel is not None:
@@ -123,32 +125,31 @@ class RaterAttention:
         """First text token and attention ``[B, H, rows, N]``, a few rows at a time; 0 on padding and hidden tokens."""
         batch, heads, texts, _ = source.q.shape
         k = source.k.float()
+        columns = self._columns(source)
         if normalise == "vision":
-            k = k.gather(2, self.columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+            k = k.gather(2, columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
         many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[2]))
         for start in range(0, texts, many):
             rows = slice(start, min(start + many, texts))
             logits = _logits(source, k, rows)
             mask = None if source.visible is None else source.visible[..., rows, :]
             if normalise == "vision":
-                logits = _hide(logits, None if mask is None else self._at_vision(mask))
+                logits = _hide(logits, None if mask is None else _at(mask, columns))
                 logits = logits.masked_fill(~self.columns_valid[:, None, None, :], -torch.inf)
                 yield start, _softmax(logits)
             else:
-                rated = self._at_vision(_softmax(_hide(logits, mask)))
+                rated = _at(_softmax(_hide(logits, mask)), columns)
                 yield start, rated.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
 
-    def _at_vision(self, rows: Tensor) -> Tensor:
-        """Columns of the vision tokens, of `rows` ``[B or 1, H or 1, T, L]``."""
-        rows = rows.expand(self.columns.shape[0], -1, -1, -1)
-        return rows.gather(3, self.columns[:, None, None, :].expand(-1, *rows.shape[1:3], -1))
+    def _columns(self, source: Projection) -> Tensor:
+        return self.columns if source.columns is None else source.columns
 
-    def _kernel(self, layer: Layer) -> tuple[Tensor, Tensor]:
+    def _kernel(self, layer: Layer, columns: Tensor) -> tuple[Tensor, Tensor]:
         if self.kernel is None:
             raise InputError("attention gravity needs the layer's rotary embedding of all-ones vectors: give `kernel`")
         q, k = self.kernel(layer)
-        k = k.float().expand(self.columns.shape[0], -1, -1, -1)
-        return q.float(), k.gather(2, self.columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+        k = k.float().expand(columns.shape[0], -1, -1, -1)
+        return q.float(), k.gather(2, columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
 
     def _gravity(self, kernel: tuple[Tensor, Tensor], start: int, stop: int, scaling: float) -> Tensor:
         """``[B, 1, rows, N]``: the kernel at each distance, at least a tenth of what it is at distance 0."""
@@ -213,6 +214,12 @@ def attention_from_qk(
         )
 
     return RaterAttention(project=project, columns=vision.clamp(min=0), columns_valid=vision >= 0)
+
+
+def _at(rows: Tensor, columns: Tensor) -> Tensor:
+    """`columns` ``[B, N]`` of the last axis, of `rows` ``[B or 1, H or 1, T, L]``."""
+    rows = rows.expand(columns.shape[0], -1, -1, -1)
+    return rows.gather(3, columns[:, None, None, :].expand(-1, *rows.shape[1:3], -1))
 
 
 def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:

@@ -16,6 +16,7 @@ from reference import Stage, masked_reference
 import tokenprune as tp
 
 COUNTS = ((2, 14), (4, 8), (6, 4))
+SAME_PLACE = ((4, 14), (4, 8), (4, 4))
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -44,16 +45,17 @@ class Seen:
         return self.projected[name][layer].unflatten(-1, (-1, self.width)).transpose(0, 1).numpy()
 
 
+Counts = tuple[tuple[int, int], ...]
 Choice = Callable[[Seen, int, int, list[int], list[int]], tuple[list[int], dict[int, Any]]]
 
 
-def played(model: Any, batch: Any, choose: Choice) -> list[Stage]:
+def played(model: Any, batch: Any, choose: Choice, counts: Counts) -> list[Stage]:
     """All stages by `choose` (what was seen, layer, count, columns of what is left, text columns), in order."""
     vision = vision_mask(model, batch["input_ids"])[0]
     original = vision.nonzero().flatten().tolist()
     text = [i for i in range(len(vision)) if i > original[0] and not vision[i]]
     left, stages = list(range(len(original))), list[Stage]()
-    for layer, count in COUNTS:
+    for layer, count in counts:
         columns = [original[i] for i in left]
         kept, merged = choose(Seen(model, batch, stages), layer, count, columns, text)
         anchors = sorted(merged)
@@ -70,11 +72,11 @@ def played(model: Any, batch: Any, choose: Choice) -> list[Stage]:
     return stages
 
 
-def check(family: str, choose: Choice, **parts: Any) -> None:
+def check(family: str, choose: Choice, counts: Counts = COUNTS, **parts: Any) -> None:
     model = build(family, attention="eager")
     batch = inputs(family, model, rows=[Row(images=sizes(family)[:1], after=9)])
-    asked = recipe("parity", *(stage(layer, fixed(count), **parts) for layer, count in COUNTS))
-    expected = played(model, batch, choose)
+    asked = recipe("parity", *(stage(layer, fixed(count), **parts) for layer, count in counts))
+    expected = played(model, batch, choose, counts)
     with tp.attach(model, asked) as attached:
         logits_of(model, batch)
     for got, want in zip(attached.report.stages, expected, strict=True):
@@ -82,12 +84,13 @@ def check(family: str, choose: Choice, **parts: Any) -> None:
         assert got.merged.tolist() == want.anchors.tolist()
 
 
+@pytest.mark.parametrize("counts", [COUNTS, SAME_PLACE], ids=["three places", "three stages at one place"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fastv(family: str) -> None:
+def test_fastv(family: str, counts: Counts) -> None:
     def choose(seen: Seen, layer: int, count: int, columns: list[int], text: list[int]) -> Any:
         return plain.fastv(seen.attention[layer - 1], columns, text[-1], count), {}
 
-    check(family, choose, raters="last_text", scorer=ATTENTION)
+    check(family, choose, counts, raters="last_text", scorer=ATTENTION)
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "qwen2_5_vl"])

@@ -144,8 +144,9 @@ class Engine:
             flash="flash" in str(getattr(config, "_attn_implementation", "")),
         )
         if not decoding:
-            check_cache(cache)
             self._prefill = self._open_prefill(embeddings, self._forward)
+        if self._prefill is not None:
+            check_cache(cache)
 
     def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
         vision = self._vision
@@ -222,8 +223,12 @@ class Engine:
         return before_layer
 
     def _layer_input(self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> LayerInput:
-        forward = self._forward
-        assert forward is not None
+        forward, prefill = self._forward, self._prefill
+        assert forward is not None and prefill is not None
+        tokens = prefill.prompt.tokens
+        columns = torch.zeros(forward.batch, max(tokens.total) + 1, dtype=torch.int64, device=tokens.slot.device)
+        # Padding is written to a last column of its own.
+        place = tokens.origin.masked_fill(~tokens.valid, max(tokens.total))
         return LayerInput(
             layer=layer,
             hidden=hidden,
@@ -231,6 +236,8 @@ class Engine:
             mask=kwargs.get("attention_mask"),
             stored=forward.stored(store),
             valid=None if forward.alive is None else forward.alive.valid,
+            text=prefill.text,
+            columns=columns.scatter(1, place, tokens.slot),
         )
 
     def _run(self, number: int, index: int, hidden: Tensor, source: LayerInput, store: Any | None) -> Tensor:
@@ -242,7 +249,7 @@ class Engine:
         with watch.measure():
             prompt = prefill.prompt
             sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
-            attention = rater_attention(sources, prefill.text, prompt.tokens) if stage.reads_attention else None
+            attention = rater_attention(sources, prompt.tokens) if stage.reads_attention else None
             before = prompt.tokens.at_place(hidden, attention)
             counts = prefill.counts[number]
             count = None if None in counts else tuple(c for c in counts if c is not None)

@@ -34,6 +34,10 @@ class LayerInput:
     """Tokens of earlier forwards that this layer's cache holds."""
     valid: Tensor | None
     """``[B, L]`` bool, False on padding slots; None without."""
+    text: Tensor
+    """``[B, T]`` index in this sequence of the text tokens that may rate."""
+    columns: Tensor
+    """``[B, N0]`` index in this sequence of each original vision token; 0 for those that are gone."""
 
 
 def rotary(attention: nn.Module) -> Callable[[Tensor, Rope], Tensor]:
@@ -56,23 +60,23 @@ def check_attention(layer: nn.Module) -> None:
         )
 
 
-def project(source: LayerInput, text: Tensor, *, rope: bool) -> tuple[Tensor, Tensor]:
-    """Queries ``[B, H, T, d]`` of the text tokens at `text` ``[B, T]`` and keys ``[B, Hkv, L, d]`` of all tokens.
+def project(source: LayerInput, *, rope: bool) -> tuple[Tensor, Tensor]:
+    """Queries ``[B, H, T, d]`` of the text tokens that may rate, and keys ``[B, Hkv, L, d]`` of all tokens.
 
     Bias and q/k norms are the layer's own; with `rope` off, both stay as they are before the rotary embedding.
     """
     attention: Any = source.layer.self_attn
     normed = source.layer.input_layernorm(source.hidden)  # type: ignore[operator]
-    q = _heads(attention, "q", take(normed, text, 1))
+    q = _heads(attention, "q", take(normed, source.text, 1))
     k = _heads(attention, "k", normed)
     if rope:
         turn = rotary(attention)
-        q = turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
+        q = turn(q, (take_rope(source.rope[0], source.text), take_rope(source.rope[1], source.text)))
         k = turn(k, source.rope)
     return q, k
 
 
-def positional_kernel(source: LayerInput, text: Tensor) -> tuple[Tensor, Tensor]:
+def positional_kernel(source: LayerInput) -> tuple[Tensor, Tensor]:
     """`project` for all-ones queries and keys: what rotary distance alone contributes (SparseVLM+ gravity)."""
     attention: Any = source.layer.self_attn
     turn = rotary(attention)
@@ -80,17 +84,18 @@ def positional_kernel(source: LayerInput, text: Tensor) -> tuple[Tensor, Tensor]
     ones = torch.ones(batch, 1, length, attention.head_dim, dtype=torch.float32, device=source.hidden.device)
     rope = (source.rope[0].float(), source.rope[1].float())
     k = turn(ones, rope)
-    return take(k, text, 2), k
+    return take(k, source.text, 2), k
 
 
-def rater_attention(sources: Mapping[str, LayerInput | None], text: Tensor, tokens: Tokens) -> RaterAttention:
+def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens) -> RaterAttention:
     """Attention of a prompt's raters over `tokens`, exact beside any kernel.
 
     Args:
-        sources: what entered the layer ``"previous"`` to the place and, before the stage, the ``"next"`` one.
-        text: ``[B, T]`` index of the rating text tokens in the present sequence.
-        tokens: vision tokens; `slot` is their index in it.
+        sources: what entered the layer ``"previous"`` to the place and, before the stage, the ``"next"`` one. Where an
+            earlier stage of the same place has dropped tokens, the previous layer has still seen them.
+        tokens: vision tokens that entered the stage.
     """
+    origin = tokens.origin.clamp(min=0)
 
     def source(layer: str) -> LayerInput:
         found = sources[layer]
@@ -99,21 +104,22 @@ def rater_attention(sources: Mapping[str, LayerInput | None], text: Tensor, toke
 
     def rows(layer: str, rope: bool) -> Projection:
         at = source(layer)
-        q, k = project(at, text, rope=rope)
+        q, k = project(at, rope=rope)
         attention: Any = at.layer.self_attn
         return Projection(
             q=q,
             k=k,
-            visible=rater_rows(at.mask, text, at.stored, k.shape[2], at.valid),
+            visible=rater_rows(at.mask, at.text, at.stored, k.shape[2], at.valid),
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
+            columns=at.columns.gather(1, origin),
         )
 
     return RaterAttention(
         project=rows,
         columns=tokens.slot,
         columns_valid=tokens.valid,
-        kernel=lambda layer: positional_kernel(source(layer), text),
+        kernel=lambda layer: positional_kernel(source(layer)),
     )
 
 
