@@ -133,3 +133,28 @@ def test_a_second_turn_goes_on_from_the_lower_number(family: str) -> None:
         then = {"input_ids": batch["input_ids"][:, -4:], "attention_mask": batch["attention_mask"]}
         resumed = model(**then, past_key_values=cache).logits
     assert (whole - resumed).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("positions", ["renumber", "original"])
+def test_two_images_in_two_turns_equal_both_in_one(positions: str) -> None:
+    """An even grid keeps the same tokens of each image either way; so the numbers must go on where the cache ends."""
+    model = build("llava")
+    both = inputs("llava", model, rows=[Row(before=3, images=[(20, 20)] * 2, between=7, after=5)])
+    cut = 3 + 25 + 4
+    even = recipe("even", stage(2, fixed(0.48), sampler="uniform", positions=positions))
+    with torch.no_grad(), tp.attach(model, even) as attached:
+        whole = model(**both).logits[:, -5:]
+        assert attached.report.vision_tokens[0, -1] == 24
+        first = {
+            "input_ids": both["input_ids"][:, :cut],
+            "attention_mask": both["attention_mask"][:, :cut],
+            "pixel_values": both["pixel_values"][:1],
+        }
+        cache = model(**first, use_cache=True).past_key_values
+        second = {
+            "input_ids": both["input_ids"][:, cut:],
+            "attention_mask": both["attention_mask"],
+            "pixel_values": both["pixel_values"][1:],
+        }
+        turns = model(**second, past_key_values=cache).logits[:, -5:]
+    assert (whole - turns).abs().max() < TOLERANCE
