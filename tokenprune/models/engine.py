@@ -235,7 +235,6 @@ class Engine:
             rope=kwargs["position_embeddings"],
             mask=kwargs.get("attention_mask"),
             stored=forward.stored(store),
-            valid=None if forward.alive is None else forward.alive.valid,
             text=prefill.text,
             columns=columns.scatter(1, place, tokens.slot),
         )

@@ -198,6 +198,7 @@ class Forward:
             queries=self.past + index,
             keys=keys,
             valid=kept,
+            flash=self.flash,
         )
 
     def _physical(self, layer: Any) -> int:

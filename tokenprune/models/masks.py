@@ -41,6 +41,7 @@ def reduce_mask(
     queries: Tensor,
     keys: Tensor,
     valid: Tensor | None,
+    flash: bool,
 ) -> Tensor | None:
     """The mask of a pruned layer.
 
@@ -51,13 +52,14 @@ def reduce_mask(
         queries: ``[B, Q]`` original index of the queries.
         keys: ``[B, K]`` original index of each key as the layer stores it.
         valid: ``[B, K]`` bool, False on padding slots; None without.
+        flash: the kernel is causal by itself and takes padding masks only.
 
     Returns:
         The same kind of mask over the queries and keys at hand; None stays None unless padding slots must be hidden.
     """
     if mask is None:
-        if valid is None:
-            return None
+        if valid is None or flash:
+            return valid
         return (keys[:, None, None, :] <= queries[:, None, :, None]) & valid[:, None, None, :]
     width = mask.shape[-1]
     visible = keys < width
@@ -75,20 +77,17 @@ def reduce_mask(
     return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
-def rater_rows(mask: Tensor | None, text: Tensor, stored: int, length: int, valid: Tensor | None) -> Tensor:
+def rater_rows(mask: Tensor | None, text: Tensor, stored: int, length: int) -> Tensor:
     """Which of this forward's tokens each text token may attend to: ``[B, 1, T, L]`` bool.
 
     Args:
-        mask: the layer's own mask, in the layer's coordinates.
+        mask: the layer's own mask, in the layer's coordinates; it hides padding slots too. None is plain causal.
         text: ``[B, T]`` index of the text tokens in the layer's sequence.
         stored: tokens of earlier forwards that stand before this forward's keys.
         length: L, tokens of this forward.
-        valid: ``[B, L]`` bool, False on padding slots of this forward; None without.
     """
     index = torch.arange(length, device=text.device)
     causal = (index <= text[..., None])[:, None]
-    if valid is not None:
-        causal = causal & valid[:, None, None, :].to(text.device)
     if mask is None:
         return causal
     if mask.dim() == 2:

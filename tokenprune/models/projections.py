@@ -32,8 +32,6 @@ class LayerInput:
     mask: Tensor | None
     stored: int
     """Tokens of earlier forwards that this layer's cache holds."""
-    valid: Tensor | None
-    """``[B, L]`` bool, False on padding slots; None without."""
     text: Tensor
     """``[B, T]`` index in this sequence of the text tokens that may rate."""
     columns: Tensor
@@ -109,7 +107,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens) ->
         return Projection(
             q=q,
             k=k,
-            visible=rater_rows(at.mask, at.text, at.stored, k.shape[2], at.valid),
+            visible=rater_rows(at.mask, at.text, at.stored, k.shape[2]),
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
             columns=at.columns.gather(1, origin),
