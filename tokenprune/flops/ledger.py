@@ -135,9 +135,7 @@ class Ledger:
             sizes = f"{readable(before):>9} → {about}{readable(after):>9}"
             lines.append(f"  {words:<18} {sizes}  {about}{self.share(view):.1%}")
         method = f"{readable(self.reduced.method)}, {self.reduced.method / self.untouched.decoder:.2%}"
-        lines.append(
-            f"  {'method alone':<18} {about}{readable(self.reduced.method)}, {method:.2%} of an untouched prefill"
-        )
+        lines.append(f"  {'method alone':<18} {about}{method} of an untouched prefill")
         kv = f"{self.untouched.kv_bytes / 2**20:.1f} → {about}{self.reduced.kv_bytes / 2**20:.1f} MiB"
         return "\n".join([*lines, f"  {'KV cache':<18} {kv}"])
 
