@@ -42,6 +42,7 @@ def plot_layers(ledger: Ledger, *, width: float = 8.0, height: float = 3.4) -> F
     edges = [at - 0.5 for at in [*layers, len(layers)]]
     axes.stairs(untouched, edges, color=INK, linewidth=0.9, label="untouched")
     axes.set_xlim(-0.6, len(layers) - 0.4)
+    axes.margins(y=0.05)
     axes.set_xlabel("decoder layer", fontsize=8, color=SOFT_INK)
     axes.set_ylabel("G multiply-adds", fontsize=8, color=SOFT_INK)
     axes.tick_params(labelsize=7.5, colors=SOFT_INK)

@@ -96,9 +96,8 @@ def command(
         save(plot_layers(told), save_plot)
     if json_:
         plot = None if save_plot is None else str(save_plot)
-        print_json(
-            {**told.to_dict(), "fingerprint": resolved.fingerprint, "grids": list(map(list, grids)), "plot": plot}
-        )
+        more = {"fingerprint": resolved.fingerprint, "grids": list(map(list, grids)), "plot": plot}
+        print_json({**told.to_dict(), **more})
     else:
         _show(told, resolved)
 
@@ -137,7 +136,8 @@ def _show(told: Ledger, recipe: Recipe) -> None:
     def add(name: str, key: str, note: str, style: str = "") -> None:
         before, after = getattr(told.untouched, key), getattr(told.reduced, key)
         share = f"{after / before:.1%}" if before else ""
-        numbers = (readable(before), f"{about}{readable(after)}", f"{about}{share}" if share else "")
+        sure = "" if before == after else about
+        numbers = (readable(before), f"{sure}{readable(after)}", f"{sure}{share}" if share else "")
         made.add_row(Text(name, style), *numbers, Text(note, "dim"))
 
     for key, name, note in PIECES:
