@@ -60,10 +60,14 @@ def test_a_folder_needs_no_weights(qwen_folder: Path, tmp_path: Path, cli: Calla
     assert told["untouched"]["decoder"] == 4 * (16 * linear + 2 * 16 * 16 * 32)
 
 
-def test_vision_tower_of_the_qwen_preset_is_its_familys_default() -> None:
-    from transformers import Qwen2_5_VLConfig
+def test_presets_are_what_configurations_with_these_numbers_give() -> None:
+    """Where published configurations leave a number to the class, it is the class's default."""
+    from transformers import LlavaConfig, Qwen2_5_VLConfig
 
-    assert model_shape(Qwen2_5_VLConfig()).vision == PRESETS["qwen2.5-vl-7b"].vision
+    qwen = model_shape(Qwen2_5_VLConfig(vision_config={"hidden_size": 1280}))
+    assert qwen.vision == PRESETS["qwen2.5-vl-7b"].vision
+    llava = model_shape(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
+    assert (llava.vision, llava.decoder) == (PRESETS["llava-1.5-7b"].vision, PRESETS["llava-1.5-7b"].decoder)
 
 
 def test_plot_has_a_bar_for_each_layer(tmp_path: Path, cli: Callable[..., Any]) -> None:
