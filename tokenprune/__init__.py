@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tokenprune.builder import build as build
     from tokenprune.models.attach import Attached as Attached
     from tokenprune.models.attach import attach as attach
+    from tokenprune.models.ledger import ledger as ledger
     from tokenprune.pipeline import Pipeline as Pipeline
     from tokenprune.recipe import Recipe as Recipe
     from tokenprune.recipe import list_recipes as list_recipes
@@ -28,6 +29,7 @@ _HOMES = {
     "Tokens": "tokens",
     "attach": "models.attach",
     "build": "builder",
+    "ledger": "models.ledger",
     "list_recipes": "recipe",
     "load_recipe": "recipe",
 }

@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=ROOT, capture_output=True)
 
 
-@pytest.mark.parametrize("command", ["run", "ls", "show", "check", "new", "schema"])
+@pytest.mark.parametrize("command", ["run", "ls", "show", "flops", "check", "new", "schema"])
 def test_help_teaches_by_examples(command: str) -> None:
     done = subprocess.run([*RUN, command, "--help"], check=True, cwd=ROOT, capture_output=True, text=True)
     lines = [line.strip() for line in done.stdout.splitlines()]

@@ -76,6 +76,15 @@ def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
         total = 576 if tokens is None else tokens
         side = math.isqrt(total)
         return (1, side, side) if side * side == total else (1, 1, total)
+    return grid_of(tokens, grid)
+
+
+def grid_of(tokens: int | None, grid: str) -> tuple[int, int, int]:
+    """(1, H, W) of ``"HxW"``, which holds so many tokens where that is given.
+
+    Raises:
+        InputError: it does not, or is no grid.
+    """
     sides = grid.lower().replace("×", "x").split("x")
     if len(sides) != 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) < 10_000 for side in sides):
         raise InputError(f"--grid: expected rows x columns such as 24x24, got {grid!r}")

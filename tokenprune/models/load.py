@@ -140,6 +140,17 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, atte
     return Chat(name, model.to(where).eval(), processor)
 
 
+def read_config(name: str, *, also: Sequence[str] = ()) -> Any:
+    """The configuration of a model, without weights or processor; arguments and errors as in `load`.
+
+    Args:
+        name: a folder, or a hub id.
+        also: other names that the caller would have taken, to suggest the nearest.
+    """
+    quiet()
+    return _config(_source(name, also))
+
+
 def dtype_named(name: str | None) -> torch.dtype | None:
     """The dtype of that name; None stays None.
 
@@ -180,7 +191,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _source(name: str) -> str:
+def _source(name: str, also: Sequence[str] = ()) -> str:
     """What `from_pretrained` takes: a checked folder, or a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -190,8 +201,9 @@ def _source(name: str) -> str:
     if path.exists():
         raise InputError(f"model {name} is a file; expected a folder with config.json, weights and processor")
     if name.startswith((".", "/", "~")) or name.endswith(("/", os.sep)) or name.count("/") != 1 or "\\" in name:
-        near = did_you_mean(name, ["embedded"])
-        raise InputError(f"no such model folder: {name}{near}; expected 'embedded', a folder, or a hub id (owner/name)")
+        near = did_you_mean(name, ["embedded", *also])
+        known = ", ".join(repr(known) for known in ("embedded", *also))
+        raise InputError(f"no such model folder: {name}{near}; expected {known}, a folder, or a hub id (owner/name)")
     return name
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
 from tokenprune.errors import InputError
+from tokenprune.parts.work import Work
 
 
 class Part(nn.Module, ABC):
@@ -49,6 +50,14 @@ class Part(nn.Module, ABC):
                 wrong.setdefault(str(problem["loc"][0]), []).append(problem["msg"].removeprefix("Input "))
             told = "; ".join(f"{key}={getattr(self, key)!r} {', or '.join(why)}" for key, why in wrong.items())
             raise InputError(f"{self.role} {self.name()!r}: {told}") from None
+
+    def multiply_adds(self, work: Work) -> int:
+        """What the part costs on one sample, for the ledger: its matrix products and pairwise distances.
+
+        A part of your own that has any says so here. Sums, sorts, gathers and norms do not count, as they do not in a
+        model's own layers.
+        """
+        return 0
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.settings().items())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.parts.part import Part
+from tokenprune.parts.work import Work
 from tokenprune.tokens import Tokens
 
 _TOLERANCE = 16 * torch.finfo(torch.float32).eps
@@ -54,6 +55,9 @@ class AboveMeanRaters(RaterSelector):
         chosen = chosen & tokens.text_valid
         nobody = ~chosen.any(1, keepdim=True)
         return _weights(chosen | (_last(tokens.text_valid) & nobody))
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.total * work.text * work.width  # of the embeddings, however few tokens are left
 
     def shares(self, tokens: Tokens) -> Tensor:
         """Share of the vision tokens' votes that each text token gets: ``[B, T]`` float32, sum 1, 0 on padding."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenprune import ops
 from tokenprune.parts.limits import Share
 from tokenprune.parts.part import Part
+from tokenprune.parts.work import Work
 from tokenprune.tokens import Count, Tokens
 
 
@@ -98,6 +99,11 @@ class ClusterRecycler(Recycler):
     def added(self, dropped: int) -> int:
         recycled = self.recycled(dropped)
         return min(recycled, max(1, recycled // self.per_cluster + self.plus_one))
+
+    def multiply_adds(self, work: Work) -> int:
+        """Distances of the recycled tokens from each other and from the centres, and the sums over the clusters."""
+        recycled, clusters = self.recycled(work.dropped), self.added(work.dropped)
+        return recycled * work.width * (recycled + 2 * clusters) + recycled * clusters
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
         counts = tokens.counts(count)

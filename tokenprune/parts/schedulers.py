@@ -16,6 +16,7 @@ from tokenprune.budget import count_of
 from tokenprune.errors import BudgetError, InputError
 from tokenprune.parts.limits import Keep, Offset, Share, ShareOrNone, Stride, TokenCount
 from tokenprune.parts.part import Part
+from tokenprune.parts.work import Work
 from tokenprune.tokens import Grid, Tokens
 
 
@@ -268,6 +269,11 @@ class RankRatioScheduler(Scheduler):
 
     def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
         return self.keep_of(self.rank(tokens, raters), tokens.valid.sum(1))
+
+    def multiply_adds(self, work: Work) -> int:
+        """Attention read once more, and the singular values of raters × tokens: 2 · longer · shorter²."""
+        short, long = sorted((work.text, work.tokens))
+        return work.rater_rows(normalise=self.normalise) + 2 * long * short**2
 
     def rank(self, tokens: Tokens, raters: Tensor | None) -> Tensor:
         """Rank ``[B]`` int64 of each sample's raters × vision tokens."""

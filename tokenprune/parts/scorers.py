@@ -13,6 +13,7 @@ from tokenprune import ops
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Seed
 from tokenprune.parts.part import Part
+from tokenprune.parts.work import Work
 from tokenprune.tokens import Tokens
 
 
@@ -93,6 +94,9 @@ class AttentionScorer(Scorer):
                 f"the stage has {tokens.valid.shape[1]} of {tokens.valid.shape[0]}; is it from before another stage?"
             )
         return self._over_heads(heads.float()).masked_fill(~tokens.valid, -torch.inf)
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.rater_rows(normalise=self.normalise, gravity=self.gravity)
 
     def _over_heads(self, scores: Tensor) -> Tensor:
         """``[B, H, N]`` to ``[B, N]``."""

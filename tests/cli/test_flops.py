@@ -1,0 +1,119 @@
+"""`tokenprune flops`: its numbers are the ledger's, for every way to name a model, and its mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import tokenprune as tp
+from tokenprune.flops.presets import PRESETS
+from tokenprune.models.shape import model_shape
+from tokenprune.plot_layers import plot_layers
+from tokenprune.recipe import list_recipes, load_recipe
+
+
+def test_json_is_the_ledger(cli: Callable[..., Any]) -> None:
+    ran = cli("flops", "sparsevlm-v1.5", "--variant", "64", "--text", 118, "--question", 40, "--json")
+    assert (ran.status, ran.err) == (0, "")
+    told = json.loads(ran.out)
+    recipe = load_recipe("sparsevlm-v1.5", variant="64")
+    expected = tp.ledger("llava-1.5-7b", recipe, text=118, question=40, new_tokens=32).to_dict()
+    assert {key: told[key] for key in expected} == expected
+    assert (told["fingerprint"], told["grids"], told["plot"]) == (recipe.fingerprint, [[1, 24, 24]], None)
+
+
+def test_table_has_views_method_and_cache(cli: Callable[..., Any]) -> None:
+    out = cli("flops", "fastv", "--keep", "0.5", "--text", "118", "--new-tokens", "8").out
+    told = tp.ledger("llava-1.5-7b", "fastv", keep=0.5, text=118, new_tokens=8)
+    lines = {line.split("  ")[0]: line for line in out.splitlines()}
+    for name, view in (("vision tokens only", "papers"), ("whole prompt", "prompt"), ("end to end", "end_to_end")):
+        assert f"{told.share(view):.1%}" in lines[name]
+    assert all(word in out for word in ("the recipe itself", "scorer", "decoding"))
+    assert f"KV cache behind the prefill: 347 → {told.reduced.kv_bytes / 2**20:.4g} MiB" in out
+    assert "≈" not in out
+    unsure = cli("flops", "sparsevlm").out
+    assert "≈" in unsure and "≈100.0%" not in unsure  # the vision tower is certain
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe(name: str, cli: Callable[..., Any]) -> None:
+    ran = cli("flops", name, "--model", "qwen2.5-vl-7b", "--grid", "30x40")
+    assert (ran.status, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("model", ["embedded", *PRESETS])
+def test_every_named_model(model: str, cli: Callable[..., Any]) -> None:
+    told = json.loads(cli("flops", "uniform", "--model", model, "--keep", "0.25", "--json").out)
+    assert told["model"] == model
+    assert 0 < told["shares"]["papers"] < told["shares"]["prompt"] < told["shares"]["end_to_end"] < 1
+
+
+def test_a_folder_needs_no_weights(qwen_folder: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "config.json").write_bytes((qwen_folder / "config.json").read_bytes())
+    told = json.loads(cli("flops", "none", "--model", tmp_path, "--tokens", "16", "--text", "0", "--json").out)
+    linear = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 32
+    assert told["untouched"]["decoder"] == 4 * (16 * linear + 2 * 16 * 16 * 32)
+
+
+def test_presets_are_what_configurations_with_these_numbers_give() -> None:
+    """Where published configurations leave a number to the class, it is the class's default."""
+    from transformers import LlavaConfig, Qwen2_5_VLConfig
+
+    qwen = model_shape(Qwen2_5_VLConfig(vision_config={"hidden_size": 1280}))
+    assert qwen.vision == PRESETS["qwen2.5-vl-7b"].vision
+    llava = model_shape(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}))
+    assert (llava.vision, llava.decoder) == (PRESETS["llava-1.5-7b"].vision, PRESETS["llava-1.5-7b"].decoder)
+
+
+def test_plot_has_a_bar_for_each_layer(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    path = tmp_path / "layers.png"
+    assert json.loads(cli("flops", "fastv", "--save-plot", path, "--json").out)["plot"] == str(path)
+    with Image.open(path) as image:
+        assert image.size == (1280, 544)
+    told = tp.ledger("llava-1.5-7b", "fastv")
+    linear, attention, method = plot_layers(told).axes[0].containers
+    for row, *bars in zip(told.reduced.rows, linear, attention, method, strict=True):
+        own = told.reduced.method if row.layer == 2 else 0
+        assert [bar.get_height() for bar in bars] == pytest.approx([row.linear / 1e9, row.attention / 1e9, own / 1e9])
+    assert len(plot_layers(tp.ledger("llava-1.5-7b", "none")).axes[0].containers) == 2  # nothing of its own to draw
+
+
+MISTAKES = [
+    ("flops", "missing argument 'recipe'; see tokenprune flops --help"),
+    (
+        "flops fastv --model llava-1.5-7",
+        "no such model folder: llava-1.5-7 (did you mean 'llava-1.5-7b'?); expected 'embedded', "
+        + ", ".join(map(repr, PRESETS))
+        + ", a folder, or a hub id (owner/name)",
+    ),
+    ("flops fastv --model TMP/empty", "no model in folder TMP/empty: it has no config.json"),
+    ("flops fastv --grid 24", "--grid: expected rows x columns such as 24x24, got '24'"),
+    ("flops fastv --grid 24x24 --tokens 500", "--grid 24x24 holds 576 vision tokens, but --tokens is 500"),
+    ("flops fastv --text 5 --question 6", "--question 6 is part of --text 5, so it cannot be longer"),
+    (
+        "flops fastv --keep 1 --final 1",
+        "give only one of --keep, --average and --final: each sets the budget of the whole recipe",
+    ),
+    ("flops fastv --save-plot TMP/a.jpg", "--save-plot: expected a name that ends in .png, got a.jpg"),
+    ("flops fastv --save-plot TMP/none/a.png", "--save-plot: no such folder: TMP/none"),
+]
+
+
+@pytest.mark.parametrize(("command", "message"), MISTAKES, ids=[command for command, _ in MISTAKES])
+def test_mistake(command: str, message: str, tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "empty").mkdir()
+    ran = cli(*command.replace("TMP", str(tmp_path)).split())
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.strip() == f"error: {message.replace('TMP', str(tmp_path))}"
+
+
+def test_another_family_is_refused(tmp_path: Path, cli: Callable[..., Any]) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "idefics3"}')
+    ran = cli("flops", "fastv", "--model", tmp_path)
+    assert ran.status == 2
+    assert "is a idefics3 model, not supported yet; supported: llava" in ran.err

@@ -1,0 +1,182 @@
+"""`tokenprune flops`: what a recipe saves and costs on a model, counted from the model's configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenprune.cli.terminal import amount, check_folder, console, print_json, progress, table
+from tokenprune.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenprune.flops.ledger import Cost, Ledger
+    from tokenprune.flops.shape import ModelShape
+    from tokenprune.recipe import Recipe
+    from tokenprune.tokens import Grid
+
+NAME = "flops"
+EXAMPLES = (
+    "  tokenprune flops sparsevlm-v1.5 --variant 64 --text 118",
+    "  tokenprune flops fastv --keep 0.25 --model qwen2.5-vl-7b --grid 48x64",
+    "  tokenprune flops feather --model llava-next-7b --new-tokens 128 --save-plot layers.png",
+)
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="llava-1.5-7b, llava-1.5-13b, llava-next-7b, llava-next-mistral-7b, qwen2.5-vl-7b; or 'embedded', "
+            "a folder, or a hub id, of which only config.json is read.",
+            metavar="NAME",
+        ),
+    ] = "llava-1.5-7b",
+    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
+    keep: Annotated[
+        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
+    ] = None,
+    average: Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")] = None,
+    final: Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
+    ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Vision tokens; one usual picture when left out.", metavar="N")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Rows and columns of the vision tokens.", metavar="HxW")] = None,
+    text: Annotated[int, typer.Option(min=0, help="Other tokens of the prompt.", metavar="N")] = 64,
+    question: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of these, the ones behind the image, which may rate; all if left out.", metavar="N"),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer, in tokens.", metavar="N")] = 32,
+    kv_bytes: Annotated[int, typer.Option(min=1, help="Bytes of a number in the KV cache.", metavar="N")] = 2,
+    save_plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG with a bar for each layer.", metavar="FILE.png")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Count what a recipe saves and what it costs itself, in multiply-adds, without any weights.
+
+    Papers count differently: vision tokens alone, or the whole prompt, or all from the pixels to the answer. All three
+    are printed.
+    """
+    budgets = {
+        "keep": amount(keep, "--keep"),
+        "average": amount(average, "--average"),
+        "final": amount(final, "--final"),
+    }
+    if sum(value is not None for value in budgets.values()) > 1:
+        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    if question is not None and question > text:
+        raise InputError(f"--question {question} is part of --text {text}, so it cannot be longer")
+    if save_plot is not None:
+        check_folder(save_plot, "--save-plot")
+        if save_plot.suffix.lower() != ".png":
+            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    with progress("reading the recipe"):
+        from tokenprune.recipe import load_recipe
+
+        resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
+    with progress(f"reading the configuration of {model}"):
+        shape = _shape(model)
+        grids = _grids(shape, tokens, grid)
+    from tokenprune.models.ledger import ledger
+
+    told = ledger(shape, resolved, grids=grids, text=text, question=question, new_tokens=new_tokens, kv_bytes=kv_bytes)
+    if save_plot is not None:
+        from tokenprune.plot import save
+        from tokenprune.plot_layers import plot_layers
+
+        save(plot_layers(told), save_plot)
+    if json_:
+        plot = None if save_plot is None else str(save_plot)
+        more = {"fingerprint": resolved.fingerprint, "grids": list(map(list, grids)), "plot": plot}
+        print_json({**told.to_dict(), **more})
+    else:
+        _show(told, resolved)
+
+
+def _shape(model: str) -> ModelShape:
+    from tokenprune.models.ledger import shape_of
+
+    if model == "embedded":
+        from dataclasses import replace
+
+        from tokenprune.scenes import embedded_path
+
+        return replace(shape_of(str(embedded_path())), name=model)
+    return shape_of(model)
+
+
+def _grids(shape: ModelShape, tokens: int | None, grid: str | None) -> tuple[Grid, ...]:
+    from tokenprune.cli.show import grid_of
+    from tokenprune.models.ledger import picture
+
+    return picture(shape, tokens) if grid is None else (grid_of(tokens, grid),)
+
+
+def _show(told: Ledger, recipe: Recipe) -> None:
+    from rich.text import Text
+
+    from tokenprune.flops.ledger import VIEWS, readable
+
+    screen = console()
+    about = "" if told.exact else "≈"
+    budget = "" if recipe.budget is None else f", {recipe.budget}"
+    tokens = f"{told.total} vision and {told.text} other tokens, answer of {told.new_tokens}"
+    screen.print(Text.assemble((told.recipe, "bold"), budget, " on ", (told.model, "bold"), f": {tokens}"))
+    made = table("multiply-adds", ">untouched", ">reduced", ">share", "")
+
+    def add(name: str, key: str, note: str, style: str = "") -> None:
+        before, after = getattr(told.untouched, key), getattr(told.reduced, key)
+        share = f"{after / before:.1%}" if before else ""
+        sure = "" if before == after else about
+        numbers = (readable(before), f"{sure}{readable(after)}", f"{sure}{share}" if share else "")
+        made.add_row(Text(name, style), *numbers, Text(note, "dim"))
+
+    for key, name, note in PIECES:
+        add(f"  {name}", key, note)
+    for key, note in zip(VIEWS, ("as papers count", "decoder layers and the recipe itself", "all of it"), strict=True):
+        add(VIEWS[key], key, note, "bold")
+    screen.print(made)
+    screen.print()
+    screen.print(_stages(told, about))
+    _cache(told.untouched, told.reduced, about)
+    if not told.exact:
+        screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
+    screen.print("[dim]A multiply-add is one; some counters say two operations. Attention counts all pairs.")
+
+
+PIECES = (
+    ("vision_tower", "vision tower", ""),
+    ("projector", "projector", ""),
+    ("decoder", "decoder layers", "the whole prompt"),
+    ("method", "the recipe itself", "raters, scores, clusters"),
+    ("lm_head", "lm_head", "one token"),
+    ("decode", "decoding", "the tokens after the first"),
+)
+
+
+def _stages(told: Ledger, about: str) -> Any:
+    from tokenprune.flops.ledger import readable
+
+    made = table("stage", "place", ">tokens after it", ">own cost", "of which")
+    for stage in told.reduced.stages:
+        place = f"before layer {stage.layer}" if stage.layer else "before all layers"
+        parts = ", ".join(f"{role} {readable(cost)}" for role, cost in stage.parts.items())
+        made.add_row(stage.name, place, f"{about}{stage.tokens}", f"{about}{readable(stage.total)}", parts)
+    return made
+
+
+def _cache(untouched: Cost, reduced: Cost, about: str) -> None:
+    mebi = 2**20
+    console().print(
+        f"\nKV cache behind the prefill: {untouched.kv_bytes / mebi:.4g} → {about}{reduced.kv_bytes / mebi:.4g} MiB "
+        f"({about}{reduced.kv_bytes / untouched.kv_bytes:.1%})"
+    )
