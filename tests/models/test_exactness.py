@@ -75,6 +75,20 @@ def test_one_forward_equals_the_masked_reference_with_padding_on_either_side(fam
 
 
 @pytest.mark.parametrize("kind", ["attention", "adaptive"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_never_rates(family: str, kind: str) -> None:
+    """On the right it stands behind the image, where raters are looked for."""
+    model = build(family)
+    rows = [Row(after=5), Row(after=14)]
+    kept = []
+    for side in ("left", "right"):
+        with tp.attach(model, KINDS[kind]) as attached:
+            logits_of(model, inputs(family, model, rows=rows, side=side))
+        kept.append([stage.kept.tolist() for stage in attached.report.stages])
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("kind", ["attention", "adaptive"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_second_turn_of_text_on_the_same_cache_equals_the_masked_reference(
