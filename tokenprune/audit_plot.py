@@ -25,8 +25,9 @@ dashed: the same if place had no say · ◀ mean height of kept"""
 def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel: float = 2.6) -> Figure:
     """Draw how often each place of the picture was kept, stage by stage.
 
-    Colours run from never to the most that any stage shows; bars at the side and below are shares of the tokens of a
-    row or column, starting at 0, and a dashed line marks the stage's keep share. A triangle marks the mean height.
+    Each stage has a colour scale of its own, from 0 to its highest place, or twice its keep share where that is more,
+    so that an even map does not look uneven. Bars at the side and below are the shares of rows and columns that were
+    kept, from 0; a dashed line marks the stage's keep share, a triangle the mean height.
 
     Args:
         stages: `tokenprune.audit.Audit.stages`.
@@ -42,12 +43,10 @@ def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel:
         raise InputError("plot: the audit has no stage to draw")
     height, width = stages[0].heat.shape
     wide = panel * min(max(width / height, 0.5), 2.0)
-    side, gap, below, above = 0.8, 0.3, 1.1, 0.5 + (0.35 if title else 0.0)
+    side, gap, below, above = 0.8, 0.75, 1.1, 0.5 + (0.35 if title else 0.0)
     left, each = 0.3, wide + 0.08 + side + gap
-    size = (left + each * len(stages) + 0.6, panel + below + above)
+    size = (left + each * len(stages), panel + below + above)
     figure = Figure(figsize=size, dpi=160, facecolor="white")
-    longest = 1.12 * max(max(*stage.rows.profile, *stage.columns.profile, 1e-9) for stage in stages)
-    top = max(float(stage.heat.max()) for stage in stages) or 1.0
 
     def place(x: float, y: float, w: float, h: float) -> Any:
         """Axes from inches."""
@@ -56,16 +55,17 @@ def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel:
     for number, stage in enumerate(stages):
         x = left + each * number
         heat = place(x, below, wide, panel)
-        drawn = heat.imshow(stage.heat, cmap=COLOURS, vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+        most = max(1e-9, float(stage.heat.max()), min(1.0, 2 * stage.keep))
+        drawn = heat.imshow(stage.heat, cmap=COLOURS, vmin=0, vmax=most, aspect="auto", interpolation="nearest")
         heat.set(xticks=[], yticks=[])
         _caption(heat, stage)
         _mean(heat, stage, height)
-        _rows(place(x + wide + 0.08, below, side, panel), stage, longest)
-        _columns(place(x, below - 0.08 - 0.5, wide, 0.5), stage, longest)
-    scale = figure.colorbar(drawn, cax=place(left + each * len(stages), below, 0.11, panel))
-    scale.outline.set_visible(False)
-    scale.ax.tick_params(labelsize=7, colors=SOFT_INK, length=2)
-    scale.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _rows(place(x + wide + 0.08, below, side, panel), stage)
+        _columns(place(x, below - 0.08 - 0.5, wide, 0.5), stage)
+        scale = figure.colorbar(drawn, cax=place(x + wide + 0.16 + side, below, 0.09, panel))
+        scale.outline.set_visible(False)
+        scale.ax.tick_params(labelsize=7, colors=SOFT_INK, length=2)
+        scale.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     figure.text(left / size[0], 0.12 / size[1], LEGEND, fontsize=7.5, color=SOFT_INK, linespacing=1.4)
     if title:
         at = (left / size[0], 1 - 0.3 / size[1])
@@ -97,17 +97,22 @@ def _bare(axes: Axes) -> None:
         spine.set_visible(False)
 
 
-def _rows(axes: Axes, stage: StageAudit, longest: float) -> None:
+def _rows(axes: Axes, stage: StageAudit) -> None:
     count = len(stage.rows.profile)
     axes.barh(range(count), stage.rows.profile, height=0.82, color=BARS)
     axes.axvline(stage.keep, color=EVEN, linewidth=0.9, linestyle=(0, (4, 2)))
-    axes.set(xlim=(0, longest), ylim=(count - 0.5, -0.5))
+    axes.set(xlim=(0, _longest(stage.rows.profile)), ylim=(count - 0.5, -0.5))
     _bare(axes)
 
 
-def _columns(axes: Axes, stage: StageAudit, longest: float) -> None:
+def _columns(axes: Axes, stage: StageAudit) -> None:
     count = len(stage.columns.profile)
     axes.bar(range(count), stage.columns.profile, width=0.82, color=BARS)
     axes.axhline(stage.keep, color=EVEN, linewidth=0.9, linestyle=(0, (4, 2)))
-    axes.set(xlim=(-0.5, count - 0.5), ylim=(longest, 0))
+    axes.set(xlim=(-0.5, count - 0.5), ylim=(_longest(stage.columns.profile), 0))
     _bare(axes)
+
+
+def _longest(profile: Sequence[float]) -> float:
+    """Where the scale of the bars ends."""
+    return 1.12 * max(*profile, 1e-9)

@@ -64,7 +64,7 @@ def test_table_for_people(cli: CLI) -> None:
         "before layer",
         "top to bottom",
         "bottom third",
-        "late: its tokens kept",
+        "late: kept",
         "right, reduced",
     ):
         assert words in " ".join(done.out.split()), words
