@@ -123,6 +123,8 @@ def test_cramers_v() -> None:
     # Ten times the pictures: ten times the chi-square, the same V.
     tenfold = audited(*[TOP] * 10).rows
     assert (tenfold.chi_square, tenfold.cramers_v) == pytest.approx((480, two_rows.cramers_v))
+    row_and_half = audited(list(range(12))).rows
+    assert row_and_half.cramers_v == pytest.approx(row_and_half.cramers_v_most)
     assert audited(LATTICE).rows.cramers_v < two_rows.cramers_v_most
 
 
@@ -133,6 +135,8 @@ def test_recall_of_the_cells_that_overlap_the_target() -> None:
     found = {name: (each.share and each.share.value, each.targets) for name, each in stage.recall.items()}
     assert found == {"all": (0.5, 2), "top": (0.75, 1), "middle": (None, 0), "bottom": (0.25, 1)}
     assert audited([0]).recall == {}
+    alike = audited(*[[0, 1]] * 8, boxes=[top] * 8).recall["top"].share
+    assert alike is not None and (alike.value, alike.low, alike.high) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_intervals_cover_the_truth_and_ask_for_enough_pictures() -> None:
