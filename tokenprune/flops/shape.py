@@ -7,6 +7,7 @@ softmax do not count: they are linear in the tokens and below one per cent of a 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ class DecoderShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionShape:
+class VisionShape(ABC):
     """A vision tower, and the projector or merger behind it."""
 
     layers: int
@@ -78,13 +79,13 @@ class VisionShape:
         """The projector for so many vision tokens."""
         return tokens * self.projectors * sum(a * b for a, b in self.projector)
 
+    @abstractmethod
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         """The tower for a sample's images, all layers that run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def projection(self, total: int, grids: Sequence[Grid]) -> int:
         """The projector for a sample's images."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

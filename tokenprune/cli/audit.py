@@ -1,0 +1,143 @@
+"""`tokenprune audit`: where in the picture a recipe keeps its tokens, and whether the target's are among them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenprune.cli.run import open_model
+from tokenprune.cli.terminal import amount, check_folder, counter, print_json, progress
+from tokenprune.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenprune.cli.survey import Survey
+    from tokenprune.recipe import Recipe
+
+NAME = "audit"
+EXAMPLES = (
+    "  tokenprune audit fastv --keep 0.25",
+    "  tokenprune audit feather --scenes 200 --save-plot bias.png",
+    "  tokenprune audit last --keep 0.25        the bottom rows alone: bias index 1",
+    "  tokenprune audit fastv --keep 0.25 --set stages.0.scorer.rope=false --json",
+    "  tokenprune audit fastv --model llava-hf/llava-1.5-7b-hf --images photos \\",
+    "                   --question 'Where is the dog?'",
+)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def command(
+    recipe: Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")],
+    keep: Annotated[
+        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
+    ] = None,
+    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=2, help="Held-out scenes to ask the embedded model about; 50 when left out.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Audit over the pictures in this folder instead.", metavar="DIR")
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="With --images: what to ask about each picture.", metavar="TEXT")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="With --images: 'embedded', a folder, or a hub id.", metavar="NAME")
+    ] = "embedded",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's.", metavar="NAME"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="NAME")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Scenes asked about at a time; pictures of a folder go one by one.", metavar="N")
+    ] = 16,
+    save_plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG with a heat map of each stage.", metavar="FILE.png")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Measure the position bias of a recipe: where in the picture it keeps tokens, stage by stage.
+
+    Prints the mean height of the kept tokens (0 top, 1 bottom), the bias index (0 even, 1 exactly the bottom rows, -1
+    exactly the top rows), Cramér's V of the rows (0 all alike; then the most that the budget allows), and how many of
+    the kept tokens lie in each third. Brackets hold 95 % intervals over pictures.
+
+    Without --images it asks the embedded model where things are in held-out scenes. Their targets are known, so it adds
+    how many of the target's tokens were kept, and the accuracy by the third that the target lies in.
+    """
+    _check(scenes, images, question, model, save_plot)
+    folder = None if images is None else _pictures(images)
+    with progress("reading the recipe"):
+        from tokenprune.recipe import load_recipe
+
+        resolved = load_recipe(recipe, variant=variant, sets=sets or (), keep=amount(keep, "--keep"))
+    if not resolved.stages:
+        raise InputError(f"recipe {resolved.name!r} has no stage: it keeps every token, so there is nothing to audit")
+    with progress(f"loading {model}"):
+        chat = open_model(model, dtype, device, "sdpa")
+
+    from tokenprune.cli.survey import of_pictures, of_scenes
+
+    many = len(folder) if folder is not None else scenes or 50
+    with counter("auditing", many) as done:
+        if folder is not None and question is not None:
+            survey = of_pictures(chat, resolved, folder, question, done)
+        else:
+            survey = of_scenes(chat, resolved, many, batch_size, done)
+    if save_plot is not None:
+        with progress("drawing"):
+            _draw(survey, resolved, model, save_plot)
+
+    from tokenprune.cli.findings import as_dict, show
+
+    facts = as_dict(survey, recipe=resolved, chat=chat, images=images, question=question, plot=save_plot)
+    if json_:
+        print_json(facts)
+    else:
+        show(facts)
+
+
+def _check(scenes: int | None, images: Path | None, question: str | None, model: str, save_plot: Path | None) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    if images is None:
+        if question is not None:
+            raise InputError("--question needs --images: the questions about scenes come with them")
+        if model != "embedded":
+            raise InputError("--model needs --images and --question: the scenes are the embedded model's own")
+    else:
+        if scenes is not None:
+            raise InputError("give --scenes or --images, not both")
+        if question is None or not question.strip():
+            raise InputError("--images needs a --question, which is asked about each picture")
+    if save_plot is not None:
+        check_folder(save_plot, "--save-plot")
+        if save_plot.suffix.lower() != ".png":
+            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder, by name; other files are passed over."""
+    if not folder.is_dir():
+        raise InputError(f"--images: no such folder: {folder}")
+    try:
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    except PermissionError:
+        raise InputError(f"--images: no permission to read {folder}") from None
+    if not found:
+        raise InputError(f"--images: no picture ({', '.join(SUFFIXES)}) in {folder}")
+    return found
+
+
+def _draw(survey: Survey, recipe: Recipe, model: str, path: Path) -> None:
+    from tokenprune.audit_plot import plot_audit
+    from tokenprune.plot import save
+
+    title = f"{recipe.name} · {model} model · {survey.audit.pictures} {survey.what}"
+    save(plot_audit(survey.audit.stages, title=title), path)
