@@ -1,0 +1,158 @@
+"""What came out: one row for each condition at each budget, with intervals and paired differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenprune.evaluate.cases import Case
+from tokenprune.evaluate.conditions import Condition
+from tokenprune.evaluate.statistics import Estimate, accuracy, difference
+
+GATE = 0.85
+"""A task that the untouched model answers worse than this says little about a method: it is shown, but not ranked."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One condition over all cases; every list has an entry for each case."""
+
+    condition: Condition
+    answers: list[str]
+    right: list[bool]
+    total: list[int]
+    average: list[float]
+    final: list[float]
+    seconds: float
+    """Time of the method in all batches together."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A condition at a budget, all its draws together."""
+
+    label: str
+    budget: str
+    baseline: bool
+    draws: int
+    fingerprint: str
+    """Of the first draw."""
+    overall: Estimate
+    """Accuracy on the ranked tasks; on all of them where none is ranked."""
+    change: Estimate
+    """The same minus the untouched model's, on the same questions."""
+    tasks: dict[str, Estimate]
+    changes: dict[str, Estimate]
+    total: float
+    average: float
+    """Vision tokens that entered a layer, mean over layers and questions."""
+    final: float
+    """Vision tokens in the last layer, mean over questions."""
+    seconds: float
+    """Time of the method for one question, of a batch's time its share."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "condition": self.label,
+            "budget": self.budget,
+            "baseline": self.baseline,
+            "draws": self.draws,
+            "fingerprint": self.fingerprint,
+            "accuracy": _plain(self.overall),
+            "difference": _plain(self.change),
+            "tasks": {
+                task: {"accuracy": _plain(self.tasks[task]), "difference": _plain(self.changes[task])}
+                for task in self.tasks
+            },
+            "total": self.total,
+            "average": self.average,
+            "final": self.final,
+            "method_seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All outcomes of `evaluate`, the untouched model's first."""
+
+    cases: list[Case]
+    outcomes: list[Outcome]
+
+    @cached_property
+    def tasks(self) -> dict[str, int]:
+        """Questions of each task."""
+        found: dict[str, int] = {}
+        for case in self.cases:
+            found[case.task] = found.get(case.task, 0) + 1
+        return found
+
+    @cached_property
+    def ranked(self) -> tuple[str, ...]:
+        """Tasks on which the untouched model reaches `GATE`."""
+        right = self._scores([self.outcomes[0]])
+        return tuple(task for task in self.tasks if right[self._of(task)].mean() >= GATE)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The untouched model, then each budget: best first if there is a ranked task, else in the order given."""
+        groups: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in self.outcomes:
+            groups.setdefault(outcome.condition.group, []).append(outcome)
+        made = [self._row(group) for group in groups.values()]
+        if self.ranked:
+            places = {budget: place for place, budget in enumerate(dict.fromkeys(row.budget for row in made))}
+            # Sorting keeps the order of equals; the untouched model's group has a budget of its own only with budgets.
+            made[1:] = sorted(made[1:], key=lambda row: (places[row.budget], -row.overall.value))
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return {
+            "questions": len(self.cases),
+            "pictures": len({case.picture_id for case in self.cases}),
+            "tasks": {task: {"questions": n, "ranked": task in self.ranked} for task, n in self.tasks.items()},
+            "gate": GATE,
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    def _of(self, task: str) -> NDArray[np.bool_]:
+        return np.array([case.task == task for case in self.cases])
+
+    def _scores(self, outcomes: list[Outcome]) -> NDArray[np.float64]:
+        """Right answers of each case, mean over the draws."""
+        return np.array([outcome.right for outcome in outcomes], np.float64).mean(0)
+
+    def _row(self, outcomes: list[Outcome]) -> Row:
+        condition = outcomes[0].condition
+        scores, reference = self._scores(outcomes), self._scores(self.outcomes[:1])
+        pictures = np.array([case.picture_id for case in self.cases])
+        counted = np.array([not self.ranked or case.task in self.ranked for case in self.cases])
+        tasks, changes = {}, {}
+        for task in self.tasks:
+            of = self._of(task)
+            tasks[task] = accuracy(scores[of], pictures[of].tolist())
+            changes[task] = difference(scores[of], reference[of], pictures[of].tolist())
+        return Row(
+            condition.label,
+            condition.group[1],
+            condition.baseline,
+            len(outcomes),
+            condition.fingerprint,
+            overall=accuracy(scores[counted], pictures[counted].tolist()),
+            change=difference(scores[counted], reference[counted], pictures[counted].tolist()),
+            tasks=tasks,
+            changes=changes,
+            total=float(np.mean(outcomes[0].total)),
+            average=float(np.mean([outcome.average for outcome in outcomes])),
+            final=float(np.mean([outcome.final for outcome in outcomes])),
+            seconds=sum(outcome.seconds for outcome in outcomes) / len(outcomes) / len(self.cases),
+        )
+
+
+def _plain(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
