@@ -103,7 +103,7 @@ def command(
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
     paths, pictures, asked, answer = _subject(image or [], pictures, question)
     with progress(f"loading {model}"):
-        chat = _open(model, dtype, device, attention)
+        chat = open_model(model, dtype, device, attention)
     inputs = chat.inputs(pictures, asked)
     unknown = chat.unknown_words(asked)
     if unknown:
@@ -152,7 +152,8 @@ def _subject(
     return paths, pictures, question, known.get(" ".join(question.lower().split()))
 
 
-def _open(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
+def open_model(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
+    """The embedded model, or the one of that folder or hub id."""
     from tokenprune.models.load import Chat, device_named, dtype_named, load, quiet
 
     if model != "embedded":

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition
 from tokenprune.evaluate.statistics import Estimate, accuracy, difference
+from tokenprune.scenes import TASKS
 
 GATE = 0.85
 """A task that the untouched model answers worse than this says little about a method: it is shown, but not ranked."""
@@ -89,7 +90,8 @@ class Evaluation:
         found: dict[str, int] = {}
         for case in self.cases:
             found[case.task] = found.get(case.task, 0) + 1
-        return found
+        usual = {task: place for place, task in enumerate(TASKS)}
+        return dict(sorted(found.items(), key=lambda item: usual.get(item[0], len(usual))))
 
     @cached_property
     def ranked(self) -> tuple[str, ...]:
@@ -99,14 +101,16 @@ class Evaluation:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The untouched model, then each budget: best first if there is a ranked task, else in the order given."""
+        """The untouched model, then each budget: best first if there is a ranked task, else in the order given.
+
+        Without a budget costs differ, so nothing is sorted.
+        """
         groups: dict[tuple[str, str], list[Outcome]] = {}
         for outcome in self.outcomes:
             groups.setdefault(outcome.condition.group, []).append(outcome)
         made = [self._row(group) for group in groups.values()]
-        if self.ranked:
+        if self.ranked and all(row.budget for row in made[1:]):
             places = {budget: place for place, budget in enumerate(dict.fromkeys(row.budget for row in made))}
-            # Sorting keeps the order of equals; the untouched model's group has a budget of its own only with budgets.
             made[1:] = sorted(made[1:], key=lambda row: (places[row.budget], -row.overall.value))
         return made
 
