@@ -252,3 +252,18 @@ def test_weak_tasks_are_shown_but_not_ranked() -> None:
     assert (row.tasks["weak"].value, row.changes["weak"].value) == (1.0, pytest.approx(0.2))
     assert row.seconds == pytest.approx(0.2 / 20)
     assert result.to_dict()["tasks"]["weak"] == {"questions": 10, "ranked": False}
+
+
+def test_every_two_conditions_of_a_budget_are_compared() -> None:
+    """The second recipe misses two of the questions that the first gets right, in two of ten pictures."""
+    cases = [Case(lambda: Image.new("RGB", (4, 4)), str(i), "q", "a") for i in range(10)]
+    budgets = (Budget("keep", 0.5), Budget("keep", 0.25))
+    arms = [(UNTOUCHED, 0), *((Condition(name, budget=b), n) for b in budgets for name, n in (("x", 3), ("y", 1)))]
+    result = Evaluation(
+        cases,
+        [Outcome(c, ["a"] * 10, [i >= n for i in range(10)], [16] * 10, [8.0] * 10, [8.0] * 10, 0) for c, n in arms],
+    )
+    assert [(p.budget, p.first, p.second) for p in result.pairs] == [("keep: 0.5", "y", "x"), ("keep: 0.25", "y", "x")]
+    change = result.pairs[0].change
+    assert change.value == pytest.approx(0.2) and 0 <= change.low < 0.2 < change.high <= 0.6
+    assert [pair["first"] for pair in result.to_dict()["pairs"]] == ["y", "y"]

@@ -86,6 +86,7 @@ def _overall(result: Evaluation) -> Any:
 def _tasks(result: Evaluation) -> Any:
     """Accuracy of each task, and below it the interval."""
     made = table("right %", *(f">{task}{'' if task in result.ranked else '*'}" for task in result.tasks))
+    made.padding = (0, 1, 0, 0)
     budget = ""
     for row in result.rows:
         if row.budget != budget:
@@ -105,9 +106,9 @@ def _notes(result: Evaluation) -> list[str]:
     weak = [task for task in result.tasks if task not in result.ranked]
     if weak and result.ranked:
         count = ", ".join(weak)
-        lines.append(f"* not ranked, the untouched model is right in less than {GATE:.0%}: {count}")
+        lines.append(f"* not ranked, the untouched model is right in less than {100 * GATE:.0f} %: {count}")
     elif weak:
-        lines.append(f"* nothing is ranked: the untouched model is right in less than {GATE:.0%} of every task")
+        lines.append(f"* nothing is ranked: the untouched model is right in less than {100 * GATE:.0f} % of every task")
     if (pictures := len({case.picture_id for case in result.cases})) < FEW:
         lines.append(f"only {pictures} pictures: with fewer than {FEW} the intervals are too narrow; take more")
     if SMALLER in labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenprune.evaluate.cases import Case, normal, scene_cases
 from tokenprune.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
-from tokenprune.evaluate.results import GATE, Evaluation, Outcome, Row
+from tokenprune.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
 from tokenprune.evaluate.run import evaluate
 from tokenprune.evaluate.statistics import Estimate, accuracy, difference, wilson
 
@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Outcome",
+    "Pair",
     "Row",
     "accuracy",
     "difference",

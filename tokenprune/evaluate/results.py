@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,16 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two conditions at one budget, on the tasks that count: accuracy of the first minus that of the second."""
+
+    budget: str
+    first: str
+    second: str
+    change: Estimate
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """All outcomes of `evaluate`, the untouched model's first."""
 
@@ -105,13 +116,25 @@ class Evaluation:
 
         Without a budget costs differ, so nothing is sorted.
         """
-        groups: dict[tuple[str, str], list[Outcome]] = {}
-        for outcome in self.outcomes:
-            groups.setdefault(outcome.condition.group, []).append(outcome)
-        made = [self._row(group) for group in groups.values()]
+        made = [self._row(group) for group in self._groups.values()]
         if self.ranked and all(row.budget for row in made[1:]):
             places = {budget: place for place, budget in enumerate(dict.fromkeys(row.budget for row in made))}
             made[1:] = sorted(made[1:], key=lambda row: (places[row.budget], -row.overall.value))
+        return made
+
+    @cached_property
+    def pairs(self) -> list[Pair]:
+        """Every two conditions at the same budget, compared on the same questions; the better one comes first.
+
+        Many comparisons find differences by chance alone: one in twenty intervals misses the truth.
+        """
+        made = []
+        for budget in dict.fromkeys(row.budget for row in self.rows[1:]):
+            labels = [row.label for row in self.rows[1:] if row.budget == budget]
+            for one, other in combinations(labels, 2):
+                better, worse = (self._scores(self._groups[label, budget])[self._counted] for label in (one, other))
+                change = difference(better, worse, self._pictures[self._counted].tolist())
+                made.append(Pair(budget, one, other, change))
         return made
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +145,28 @@ class Evaluation:
             "tasks": {task: {"questions": n, "ranked": task in self.ranked} for task, n in self.tasks.items()},
             "gate": GATE,
             "rows": [row.to_dict() for row in self.rows],
+            "pairs": [
+                {"budget": pair.budget, "first": pair.first, "second": pair.second, "difference": _plain(pair.change)}
+                for pair in self.pairs
+            ],
         }
+
+    @cached_property
+    def _groups(self) -> dict[tuple[str, str], list[Outcome]]:
+        """The draws of each condition at each budget."""
+        groups: dict[tuple[str, str], list[Outcome]] = {}
+        for outcome in self.outcomes:
+            groups.setdefault(outcome.condition.group, []).append(outcome)
+        return groups
+
+    @cached_property
+    def _pictures(self) -> NDArray[Any]:
+        return np.array([case.picture_id for case in self.cases])
+
+    @cached_property
+    def _counted(self) -> NDArray[np.bool_]:
+        """Which cases count in the ranking."""
+        return np.array([not self.ranked or case.task in self.ranked for case in self.cases])
 
     def _of(self, task: str) -> NDArray[np.bool_]:
         return np.array([case.task == task for case in self.cases])
@@ -134,8 +178,7 @@ class Evaluation:
     def _row(self, outcomes: list[Outcome]) -> Row:
         condition = outcomes[0].condition
         scores, reference = self._scores(outcomes), self._scores(self.outcomes[:1])
-        pictures = np.array([case.picture_id for case in self.cases])
-        counted = np.array([not self.ranked or case.task in self.ranked for case in self.cases])
+        pictures, counted = self._pictures, self._counted
         tasks, changes = {}, {}
         for task in self.tasks:
             of = self._of(task)

@@ -15,7 +15,7 @@ Z95 = 1.959963984540054
 """Standard deviations on each side of a normal mean that hold 95 %."""
 DRAWS = 4000
 _CHUNK = 4_000_000
-"""Bootstrap weights held in memory at once."""
+"""Resampled pictures held in memory at once."""
 
 
 class Estimate(NamedTuple):
@@ -59,8 +59,7 @@ def resampled_means(
     Raises:
         InputError: no scores, or not one cluster for each of them.
     """
-    if not len(scores) or len(scores) != len(clusters):
-        raise InputError(f"bootstrap: expected a cluster for each score, got {len(clusters)} for {len(scores)}")
+    _check(scores, clusters)
     numbers: dict[Hashable, int] = {}
     index = np.array([numbers.setdefault(cluster, len(numbers)) for cluster in clusters])
     size = len(numbers)
@@ -70,8 +69,8 @@ def resampled_means(
     step = max(1, _CHUNK // size)
     for start in range(0, draws, step):
         part = means[start : start + step]
-        weights = rng.multinomial(size, np.full(size, 1 / size), size=len(part))
-        part[:] = (weights @ sums) / (weights @ counts)
+        chosen = rng.integers(size, size=(len(part), size), dtype=np.int32)
+        part[:] = sums[chosen].sum(1) / counts[chosen].sum(1)
     return means
 
 
@@ -82,12 +81,12 @@ def accuracy(scores: NDArray[np.float64], clusters: Sequence[Hashable], *, seed:
     scores are equal it has nothing to resample, and Wilson's interval for as many trials as pictures stands in.
     """
     scores = np.asarray(scores, np.float64)
-    means = resampled_means(scores, clusters, seed=seed)
+    _check(scores, clusters)
     value, pictures = float(scores.mean()), len(set(clusters))
     independent = pictures == len(scores) and bool(np.isin(scores, (0.0, 1.0)).all())
     if independent or np.ptp(scores) == 0:
         return Estimate(value, *wilson(value * pictures, pictures))
-    low, high = np.quantile(means, (0.025, 0.975))
+    low, high = np.quantile(resampled_means(scores, clusters, seed=seed), (0.025, 0.975))
     return Estimate(value, float(low), float(high))
 
 
@@ -104,3 +103,8 @@ def difference(
     gaps = np.asarray(scores, np.float64) - np.asarray(reference, np.float64)
     low, high = np.quantile(resampled_means(gaps, clusters, seed=seed), (0.025, 0.975))
     return Estimate(float(gaps.mean()), float(low), float(high))
+
+
+def _check(scores: NDArray[np.float64], clusters: Sequence[Hashable]) -> None:
+    if not len(scores) or len(scores) != len(clusters):
+        raise InputError(f"bootstrap: expected a cluster for each score, got {len(clusters)} for {len(scores)}")
