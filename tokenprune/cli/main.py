@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from tokenprune.cli import audit, check, flops, ls, new, run, schema, show
+from tokenprune.cli import audit, check, evaluate, flops, ls, new, run, schema, show
 from tokenprune.cli.terminal import complain
 from tokenprune.errors import TokenPruneError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
             "  tokenprune run                         a sample picture, the embedded model",
             "  tokenprune ls                          the recipes",
             "  tokenprune show sparsevlm --keep 64    what one of them does",
+            "  tokenprune eval fastv --keep 0.5       how right its answers stay",
         ]
     ),
     add_completion=False,
@@ -37,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (run, audit, ls, show, flops, check, new, schema):
+for _module in (run, evaluate, audit, ls, show, flops, check, new, schema):
     # typer keeps the line breaks of docstrings: undo those within a paragraph.
     _paragraphs = inspect.cleandoc(_module.command.__doc__ or "").split("\n\n")
     app.command(

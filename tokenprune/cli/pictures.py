@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def open_picture(path: Path) -> Image:
+def open_picture(path: Path, option: str = "--image") -> Image:
     """The picture at `path`: RGB, turned upright, transparency on white; of an animation the first frame.
 
     Raises:
@@ -20,7 +20,7 @@ def open_picture(path: Path) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if path.is_dir():
-        raise InputError(f"--image: {path} is a folder; expected a picture file")
+        raise InputError(f"{option}: {path} is a folder; expected a picture file")
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)
@@ -29,14 +29,14 @@ def open_picture(path: Path) -> Image:
                 picture = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
             return picture.convert("RGB")
     except FileNotFoundError:
-        raise InputError(f"--image: no such file: {path}") from None
+        raise InputError(f"{option}: no such file: {path}") from None
     except UnidentifiedImageError:
-        raise InputError(f"--image: {path} is not a picture that Pillow can read") from None
+        raise InputError(f"{option}: {path} is not a picture that Pillow can read") from None
     except Image.DecompressionBombError:
-        raise InputError(f"--image: {path} has too many pixels; scale it down first") from None
+        raise InputError(f"{option}: {path} has too many pixels; scale it down first") from None
     except PermissionError:
-        raise InputError(f"--image: no permission to read {path}") from None
+        raise InputError(f"{option}: no permission to read {path}") from None
     except (OSError, SyntaxError, ValueError) as error:
         # Pillow's decoders raise these on files that break off or are damaged.
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"--image: {path} is damaged: {reason}") from None
+        raise InputError(f"{option}: {path} is damaged: {reason}") from None

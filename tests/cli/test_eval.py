@@ -1,0 +1,203 @@
+"""`tokenprune eval` on the embedded model's scenes, and on question files with tiny random models."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tokenprune.cli.question_file import read_cases
+from tokenprune.errors import InputError
+
+SMALL = ("--scenes", 3, "--task", "colour", "--task", "ground", "--seeds", 2)
+
+
+def told(outcome: Any) -> dict[str, Any]:
+    """The one JSON object on stdout of a run without complaints."""
+    assert (outcome.status, outcome.err) == (0, "")
+    return json.loads(outcome.out)
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A folder with two pictures of different size."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    Image.linear_gradient("L").resize((112, 84)).convert("RGB").save(folder / "a.png")
+    Image.linear_gradient("L").resize((84, 84)).convert("RGB").save(folder / "b.png")
+    return folder
+
+
+def questions(folder: Path, *lines: object, name: str = "questions.jsonl") -> Path:
+    """A question file of these lines; dicts become JSON."""
+    file = folder / name
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    file.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return file
+
+
+def test_table_csv_and_picture_tell_the_same(cli: Callable[..., Any], tmp_path: Path) -> None:
+    files = {"--csv": tmp_path / "e.csv", "--save-plot": tmp_path / "e.png", "--output": tmp_path / "runs"}
+    options = [part for pair in files.items() for part in pair]
+    outcome = cli("eval", "fastv", *SMALL, "--keep", "0.5", "0.125", *options)
+    assert (outcome.status, outcome.err) == (0, "")
+    for words in ("keep: 0.5", "keep: 0.125", "smaller-image", "only 3 pictures", "random of 2", "vs untouched"):
+        assert words in outcome.out
+    with files["--csv"].open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == (1 + 2 * 5) * 3  # overall and two tasks each
+    facts = told(cli("eval", "fastv", *SMALL, "--keep", "0.5,0.125", "--output", files["--output"], "--json"))
+    for row in facts["rows"]:
+        of = [line for line in lines if (line["condition"], line["budget"]) == (row["condition"], row["budget"])]
+        assert float(of[0]["accuracy"]) == row["accuracy"]["value"]
+        assert float(of[0]["difference_low"]) == row["difference"]["low"]
+        assert float(of[0]["method_seconds"]) == row["method_seconds"]  # from the folder: nothing ran again
+        shown = f"{100 * row['accuracy']['value']:.1f}"
+        assert any(line.startswith(row["condition"]) and shown in line for line in outcome.out.splitlines())
+    with Image.open(files["--save-plot"]) as picture:
+        assert picture.width > picture.height
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["e.csv", "e.png", "runs"]
+
+
+def test_average_is_equal_cost_for_all(cli: Callable[..., Any]) -> None:
+    facts = told(cli("eval", "fastv", "feather", *SMALL, "--average", "0.5", "--json"))
+    rows = {row["condition"]: row for row in facts["rows"]}
+    assert list(facts["rows"][0])[:3] == ["condition", "budget", "baseline"]
+    assert set(rows) == {"untouched", "fastv", "feather", "random", "uniform", "last", "smaller-image"}
+    assert rows.pop("untouched")["average"] == 144
+    assert all(68 <= row["average"] <= 72 for row in rows.values())
+    assert (rows["random"]["draws"], rows["fastv"]["draws"]) == (2, 1)
+    values = [row["accuracy"]["value"] for row in facts["rows"][1:]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_without_a_budget_recipes_run_alone(cli: Callable[..., Any]) -> None:
+    outcome = cli("eval", "fastv", *SMALL, "--json")
+    assert outcome.status == 0 and "recipes run at their own costs" in outcome.err
+    assert [row["condition"] for row in json.loads(outcome.out)["rows"]] == ["untouched", "fastv"]
+
+
+def test_own_questions_and_another_model(
+    cli: Callable[..., Any], album: Path, tmp_path: Path, qwen_folder: Path
+) -> None:
+    """Qwen2-VL sees a smaller picture with fewer tokens: those are counted, not worked out."""
+    file = questions(
+        tmp_path,
+        {"image": "a.png", "question": "where is the cat?", "answer": "left", "task": "place"},
+        "",
+        {"image": "b.png", "question": "where is the cat", "answer": 3},
+    )
+    options = ("--model", qwen_folder, "--images", album, "--questions", file, "--max-new-tokens", 2)
+    facts = told(cli("eval", "fastv", "--keep", "0.5", "--seeds", 1, "--json", *options))
+    assert facts["tasks"] == {task: {"questions": 1, "ranked": False} for task in ("place", "all")}
+    rows = {row["condition"]: row for row in facts["rows"]}
+    assert rows["untouched"]["total"] == (4 * 3 + 3 * 3) / 2
+    assert rows["smaller-image"]["average"] == (3 * 2 + 2 * 2) / 2
+    assert rows["uniform"]["average"] == (6 + 4) / 2
+    one = told(cli("eval", "fastv", "--keep", "0.5", "--task", "place", "--json", *options))
+    assert list(one["tasks"]) == ["place"]
+
+
+def test_model_that_crops(cli: Callable[..., Any], album: Path, tmp_path: Path, llava_folder: Path) -> None:
+    file = questions(tmp_path, "image,question,answer", 'a.png,"where is the cat?",left', name="q.csv")
+    facts = told(cli("eval", "--final", "4", "--model", llava_folder, "--images", album, "--questions", file, "--json"))
+    assert {row["condition"]: row["final"] for row in facts["rows"]}["last"] == 4
+
+
+def test_all_bad_lines_are_told_at_once(cli: Callable[..., Any], album: Path, tmp_path: Path) -> None:
+    (album / "broken.png").write_bytes((album / "a.png").read_bytes()[:60])
+    good = {"image": "a.png", "question": "q", "answer": "yes"}
+    file = questions(
+        tmp_path,
+        good,
+        "{not json",
+        "[1, 2]",
+        {"image": "a.png", "question": "  "},
+        {**good, "anwser": "x"},
+        {**good, "image": "c.png"},
+        {**good, "image": "broken.png", "question": "r"},
+        good,
+        {**good, "answer": ["yes"]},
+    )
+    outcome = cli("eval", "fastv", "--keep", 0.5, "--images", album, "--questions", file, "--output", tmp_path / "o")
+    assert (outcome.status, outcome.out) == (2, "")
+    lines = outcome.err.splitlines()
+    wanted = [
+        (2, "not JSON: "),
+        (3, "expected an object in braces, got [1, 2]"),
+        (4, "no question and no answer"),
+        (5, "unknown field 'anwser' (did you mean 'answer'?)"),
+        (6, "image: no such file: "),
+        (7, "image: "),
+        (8, "asks the same about a.png as line 1"),
+        (9, "answer: expected text, got ['yes']"),
+    ]
+    assert len(lines) == len(wanted)
+    for line, (number, message) in zip(lines, wanted, strict=True):
+        assert line.startswith(f"{file}:{number}: error: {message}")
+    assert not (tmp_path / "o").exists()
+
+
+def test_csv_lines_are_counted_as_editors_do(album: Path, tmp_path: Path) -> None:
+    file = questions(
+        tmp_path, "image,question,answer", 'a.png,"two', 'lines",yes', "", "a.png,short", "b.png,q,", name="q.csv"
+    )
+    with pytest.raises(InputError) as caught:
+        read_cases(file, album)
+    assert str(caught.value).splitlines() == [
+        f"{file}:5: error: 2 fields under 3 column names",
+        f"{file}:6: error: no answer",
+    ]
+    with pytest.raises(InputError, match="the first line names the columns; no question and no answer"):
+        read_cases(questions(tmp_path, "image,task", name="h.csv"), album)
+    cases = read_cases(questions(tmp_path, "answer,image,question", "1,b.png,how many", name="g.csv"), album)
+    assert [(c.question, c.answer, c.task, c.picture().size) for c in cases] == [("how many", "1", "all", (84, 84))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "nothing to compare: give a recipe, or a budget for the baselines"),
+        (("fastv", "0.5"), "0.5 is no recipe; for a budget write --keep 0.5"),
+        (("fastv", "--keep", "0.5", "--final", "9"), "only one of --keep, --average and --final"),
+        (("fastv", "--keep", "1.5"), "--keep: keep as a share must lie in (0, 1], got 1.5"),
+        (("fastv", "--keep", "0.5,"), "--keep: expected a count such as 64"),
+        (("fastv", "--average", "0.05"), "fastv: budget average: 0.05: "),
+        (("fastvv",), "did you mean"),
+        (("fastv:k9",), "k9"),
+        (("fastv", "--task", "color"), "got 'color' (did you mean 'colour'?)"),
+        (("fastv", "--images", "."), "--images and --questions go together"),
+        (("fastv", "--images", ".", "--questions", "none.jsonl"), "--questions: no such file: none.jsonl"),
+        (("fastv", "--images", "nowhere", "--questions", "q.csv"), "--images: no such folder: nowhere"),
+        (("fastv", "--images", ".", "--questions", "q.csv", "--scenes", "3"), "with --questions leave it out"),
+        (("fastv", "--save-plot", "plot.pdf"), "expected a name that ends in .png, got plot.pdf"),
+        (("fastv", "--csv", "nowhere/e.csv"), "--csv: no such folder: nowhere"),
+        (("fastv", "--attention", "flash"), "--attention: expected sdpa or eager, got 'flash'"),
+        (("fastv", "--output", "taken", "--scenes", "1"), "--output: cannot use taken"),
+        (("fastv", "--seeds", "0"), "seeds"),
+    ],
+)
+def test_mistakes_cost_nothing(
+    arguments: tuple[str, ...],
+    message: str,
+    cli: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("a file")
+    outcome = cli("eval", *arguments)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert message in outcome.err
+    assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+def test_help_teaches(cli: Callable[..., Any]) -> None:
+    out = cli("eval", "--help").out
+    for words in ("--average", "paired", "85 %", "Examples:", "tokenprune eval fastv sparsevlm feather --keep 0.5"):
+        assert words in out

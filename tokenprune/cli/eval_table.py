@@ -1,0 +1,134 @@
+"""What `tokenprune eval` tells: tables for people, CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+from tokenprune.cli.terminal import console, table
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from tokenprune.evaluate import Estimate, Evaluation, Row
+
+COLUMNS = (
+    "condition",
+    "budget",
+    "baseline",
+    "draws",
+    "fingerprint",
+    "task",
+    "ranked",
+    "questions",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "total",
+    "average",
+    "final",
+    "method_seconds",
+)
+OVERALL = "overall"
+FEW = 30
+"""Pictures below which resampling them says too little."""
+
+
+def as_csv(result: Evaluation) -> str:
+    """A line for each condition, budget and task; task `overall` is what conditions are ranked by."""
+    made = io.StringIO()
+    writer = csv.writer(made, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    counted = sum(result.tasks[task] for task in result.ranked or result.tasks)
+    for row in result.rows:
+        head = (row.label, row.budget, _yes(row.baseline), row.draws, row.fingerprint)
+        cost = (row.total, row.average, row.final, row.seconds)
+        writer.writerow((*head, OVERALL, _yes(bool(result.ranked)), counted, *row.overall, *row.change, *cost))
+        for task, questions in result.tasks.items():
+            told = (task, _yes(task in result.ranked), questions)
+            writer.writerow((*head, *told, *row.tasks[task], *row.changes[task], *cost))
+    return made.getvalue()
+
+
+def show(result: Evaluation, *, model: str) -> None:
+    """Print the evaluation for people."""
+    screen = console()
+    pictures = len({case.picture_id for case in result.cases})
+    screen.print(f"{model}: {len(result.cases)} questions about {pictures} pictures", highlight=False, markup=False)
+    screen.print()
+    screen.print(_overall(result))
+    if len(result.tasks) > 1:
+        screen.print()
+        screen.print(_tasks(result))
+    screen.print()
+    for line in _notes(result):
+        screen.print(f"[dim]{line}", soft_wrap=True)
+
+
+def _overall(result: Evaluation) -> Any:
+    made = table("", ">tokens", ">final", ">right %", ">95 %", ">vs untouched", ">method")
+    budget = ""
+    for row in result.rows:
+        if row.budget != budget:
+            budget = row.budget
+            made.add_row(f"[dim]{budget}")
+        change = "" if row.label == "untouched" else f"{100 * row.change.value:+.1f}  {_range(row.change, '+.1f')}"
+        method = f"{1000 * row.seconds:.2f} ms" if row.seconds else ""
+        cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{100 * row.overall.value:.1f}")
+        made.add_row(_name(row), *cells, _range(row.overall, ".1f"), change, method)
+    return made
+
+
+def _tasks(result: Evaluation) -> Any:
+    """Accuracy of each task, and below it the interval."""
+    made = table("right %", *(f">{task}{'' if task in result.ranked else '*'}" for task in result.tasks))
+    made.padding = (0, 1, 0, 0)
+    budget = ""
+    for row in result.rows:
+        if row.budget != budget:
+            budget = row.budget
+            made.add_row(f"[dim]{budget}")
+        cells = [f"{100 * row.tasks[task].value:.0f}\n[dim]{_range(row.tasks[task], '.0f')}" for task in result.tasks]
+        made.add_row(_name(row), *cells)
+    return made
+
+
+def _notes(result: Evaluation) -> list[str]:
+    from tokenprune.evaluate import GATE, SMALLER
+
+    labels = {row.label: row for row in result.rows}
+    lines = ["tokens: vision tokens in a layer, mean over layers; final: in the last one; method: time a question"]
+    lines.append("95 %: intervals by resampling pictures; differences are paired and in points")
+    weak = [task for task in result.tasks if task not in result.ranked]
+    if weak and result.ranked:
+        count = ", ".join(weak)
+        lines.append(f"* not ranked, the untouched model is right in less than {100 * GATE:.0f} %: {count}")
+    elif weak:
+        lines.append(f"* nothing is ranked: the untouched model is right in less than {100 * GATE:.0f} % of every task")
+    if (pictures := len({case.picture_id for case in result.cases})) < FEW:
+        lines.append(f"only {pictures} pictures: with fewer than {FEW} the intervals are too narrow; take more")
+    if SMALLER in labels:
+        lines.append(f"{SMALLER}: scaled down to as many tokens' worth of pixels before the model sees it")
+    if any(row.draws > 1 for row in result.rows):
+        drawn = ", ".join(f"{label} of {row.draws}" for label, row in labels.items() if row.draws > 1)
+        lines.append(f"mean over draws: {drawn}")
+    return lines
+
+
+def _name(row: Row) -> Text:
+    from rich.text import Text
+
+    return Text(row.label, style="" if not row.baseline else "dim")
+
+
+def _range(estimate: Estimate, form: str) -> str:
+    low, high = (f"{100 * end:{form}}" for end in (estimate.low, estimate.high))
+    return f"{low}…{high}" if "+" in form else f"{low}–{high}"  # beside a minus, a dash confuses
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"

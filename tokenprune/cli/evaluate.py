@@ -1,0 +1,228 @@
+"""`tokenprune eval`: how many answers stay right, at equal cost, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenprune.cli.run import ATTENTIONS, open_model
+from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, write_text
+from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tokenprune.budget import Budget, BudgetKind
+    from tokenprune.evaluate import Case
+    from tokenprune.models.load import Chat
+
+NAME = "eval"
+EXAMPLES = (
+    "  tokenprune eval fastv sparsevlm feather --keep 0.5",
+    "  tokenprune eval fastv feather --average 0.75,0.5,0.4 --scenes 500 \\",
+    "                  --output runs/feather --save-plot accuracy.png",
+    "  tokenprune eval sparsevlm fastv:k3-r75 --task localisation --task counting",
+    "  tokenprune eval my.yaml --average 0.5 --model ./my-llava \\",
+    "                  --images photos --questions questions.jsonl --csv accuracy.csv",
+)
+SCENES = 100
+
+
+def command(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Recipes by name (see `tokenprune ls`) or path; NAME:VARIANT takes a published variant.",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Vision tokens from the recipe's first place on, for all conditions: counts such as 64 or shares such "
+            "as 0.33. Several: 0.5,0.25 or 0.5 0.25.",
+            metavar="N|SHARE",
+        ),
+    ] = None,
+    average: Annotated[
+        list[str] | None,
+        typer.Option(help="The same budgets, as averages over all layers: equal cost.", metavar="N|SHARE"),
+    ] = None,
+    final: Annotated[
+        list[str] | None, typer.Option(help="The same budgets, as what the last stage leaves.", metavar="N|SHARE")
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, help=f"Generated pictures to ask about, {SCENES} by default.", metavar="N")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this kind of question. Repeatable.", metavar="NAME")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of your own pictures, with --questions.", metavar="DIR")
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(help=".jsonl or .csv with image, question, answer and, if you like, task.", metavar="FILE"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Draws of whatever is random.", metavar="N")] = 5,
+    baselines: Annotated[bool, typer.Option(help="Run random, uniform, last and a smaller image beside.")] = True,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")
+    ] = "embedded",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="NAME")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", metavar="NAME")] = None,
+    attention: Annotated[str, typer.Option(help="sdpa or eager.", metavar="NAME")] = "sdpa",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.", metavar="N")] = 32,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps results; the same command goes on where it stopped.", metavar="DIR"),
+    ] = None,
+    save_plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG of accuracy against tokens.", metavar="FILE.png")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write a line for each condition and task.", metavar="FILE")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+) -> None:
+    """Compare recipes by how many questions the model still answers right, at equal cost, with 95 % intervals.
+
+    Without --questions it asks about generated scenes that the embedded model was not trained on. Beside the recipes
+    run the untouched model, random, uniform, last, and a smaller image with as many tokens' worth of pixels.
+
+    An answer is right if its words are exactly those of the expected one. Differences from the untouched model are
+    paired: both answer the same questions. A task that the untouched model answers right in less than 85 % of cases is
+    shown, but does not count in the ranking.
+
+    --keep compares recipes as their papers count; early layers that still see all tokens are not counted. --average
+    gives all of them the same work.
+    """
+    names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final})
+    _check(scenes, task, images, questions, attention)
+    for path, option in ((save_plot, "--save-plot"), (csv, "--csv")):
+        if path is not None:
+            check_folder(path, option)
+    if save_plot is not None and save_plot.suffix.lower() != ".png":
+        raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    with progress("reading recipes and questions"):
+        from tokenprune.evaluate.conditions import make_conditions
+
+        conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines)
+        cases = _cases(scenes, task, images, questions)
+    with progress(f"loading {model}"):
+        from tokenprune.evaluate import evaluate
+
+        chat = open_model(model, dtype, device, attention)
+    if not budgets:
+        note("no --keep, --average or --final: recipes run at their own costs, and without baselines")
+    if questions is not None:
+        _note_unknown(chat, cases)
+    with _bar() as on_batch:
+        result = evaluate(
+            chat.model,
+            chat.processor,
+            cases,
+            conditions,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            output=output,
+            on_batch=on_batch,
+        )
+
+    from tokenprune.cli.answer import versions
+    from tokenprune.cli.eval_table import as_csv, show
+
+    if csv is not None:
+        write_text(csv, as_csv(result), "--csv")
+    if save_plot is not None:
+        with progress("drawing"):
+            from tokenprune.evaluate.chart import plot_accuracy
+            from tokenprune.plot import save
+
+            save(plot_accuracy(result, title=f"{model} · {len(cases)} questions"), save_plot)
+    if json_:
+        where = {
+            "model": model,
+            "dtype": str(chat.model.dtype).removeprefix("torch."),
+            "device": str(chat.model.device),
+        }
+        asked = "generated scenes" if questions is None else str(questions)
+        print_json({**where, "asked": asked, **result.to_dict(), "versions": versions()})
+    else:
+        show(result, model=model)
+
+
+def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) -> tuple[list[str], list[Budget]]:
+    """Recipes, and the budgets; numbers among the recipes belong to the one budget option that was given."""
+    from tokenprune.budget import Budget
+
+    chosen = [kind for kind, values in given.items() if values]
+    if len(chosen) > 1:
+        raise InputError("give only one of --keep, --average and --final: it sets the budgets of all conditions")
+    names = [recipe for recipe in recipes if not _number(recipe)]
+    numbers = [recipe for recipe in recipes if _number(recipe)]
+    if numbers and not chosen:
+        raise InputError(f"{numbers[0]} is no recipe; for a budget write --keep {','.join(numbers)}")
+    budgets: list[Budget] = []
+    for kind in chosen:
+        for text in [*(part for value in given[kind] or [] for part in value.split(",")), *numbers]:
+            value = amount(text, f"--{kind}")
+            if value is not None and Budget(kind, value) not in budgets:
+                budgets.append(Budget(kind, value))
+    return names, budgets
+
+
+def _number(text: str) -> bool:
+    return bool(text) and set(text) <= set("0123456789.,%")
+
+
+def _check(
+    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, attention: str
+) -> None:
+    if (images is None) != (questions is None):
+        raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
+    if scenes is not None and questions is not None:
+        raise InputError("--scenes are generated pictures; with --questions leave it out")
+    if attention not in ATTENTIONS:
+        raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+
+
+def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:
+    if images is None or questions is None:
+        from tokenprune.evaluate.cases import scene_cases
+        from tokenprune.scenes import TASKS
+
+        return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
+    from tokenprune.cli.question_file import read_cases
+
+    cases = read_cases(questions, images)
+    known = sorted({case.task for case in cases})
+    for name in task or []:
+        if name not in known:
+            raise InputError(f"--task: {questions} has {', '.join(known)}, not {name!r}{did_you_mean(name, known)}")
+    return [case for case in cases if not task or case.task in task]
+
+
+def _note_unknown(chat: Chat, cases: Sequence[Case]) -> None:
+    unknown = dict.fromkeys(word for case in cases for word in chat.unknown_words(case.question))
+    if unknown:
+        words = ", ".join(map(repr, list(unknown)[:8])) + (" …" if len(unknown) > 8 else "")
+        note(f"the model's vocabulary does not hold these words of the questions: {words}")
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr; nothing where nobody watches."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("[dim]asking"), BarColumn(), MofNCompleteColumn(), TextColumn("[dim]batches"))
+    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
+        line = bar.add_task("asking")
+        yield lambda done, everything: bar.update(line, completed=done, total=everything)

@@ -1,0 +1,30 @@
+"""Accuracy of recipes at equal cost, with intervals: on generated scenes, or on pictures and questions of your own."""
+
+from __future__ import annotations
+
+from tokenprune.evaluate.cases import Case, normal, scene_cases
+from tokenprune.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
+from tokenprune.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
+from tokenprune.evaluate.run import evaluate
+from tokenprune.evaluate.statistics import Estimate, accuracy, difference, wilson
+
+__all__ = [
+    "BASELINES",
+    "GATE",
+    "SMALLER",
+    "UNTOUCHED",
+    "Case",
+    "Condition",
+    "Estimate",
+    "Evaluation",
+    "Outcome",
+    "Pair",
+    "Row",
+    "accuracy",
+    "difference",
+    "evaluate",
+    "make_conditions",
+    "normal",
+    "scene_cases",
+    "wilson",
+]

@@ -1,0 +1,100 @@
+"""A batch of questions, one picture each, answered by `model.generate` under one condition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tokenprune.evaluate.cases import Case
+from tokenprune.evaluate.conditions import Condition, shrink
+from tokenprune.evaluate.journal import Batch
+from tokenprune.models.adapter import anatomy
+from tokenprune.models.attach import attach
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from tokenprune.models.load import Chat
+
+
+def ask(
+    chat: Chat, cases: Sequence[Case], condition: Condition, *, totals: Sequence[int] | None, max_new_tokens: int
+) -> Batch:
+    """Greedy answers to `cases` in one batch, and what they cost.
+
+    Args:
+        chat: model and processor.
+        cases: the batch.
+        condition: what to do to the model or to the pictures.
+        totals: vision tokens of the untouched pictures; needed for smaller images only.
+        max_new_tokens: longest answer, in tokens.
+    """
+    pictures = [case.picture() for case in cases]
+    shares = [1.0] * len(cases)
+    if condition.kind == "smaller-image" and condition.budget is not None and totals is not None:
+        made = [shrink(picture, condition.budget, n) for picture, n in zip(pictures, totals, strict=True)]
+        pictures, shares = [picture for picture, _ in made], [share for _, share in made]
+    inputs = _inputs(chat, pictures, [case.question for case in cases])
+    with nullcontext() if condition.recipe is None else attach(chat.model, condition.recipe) as attached:
+        ids = _generate(chat, inputs, max_new_tokens)
+    answers = [chat.text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
+    if attached is not None:
+        report = attached.report
+        counts = report.vision_tokens
+        average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()
+        return Batch(answers, list(report.total), average, final, report.seconds)
+    seen = [int(n) for n in anatomy(chat.model).vision_mask(inputs["input_ids"], inputs["input_ids"]).sum(1)]
+    if totals is None:
+        totals = seen
+    # A tower with a fixed grid blows the small picture up again: it then counts as the tokens that it is worth.
+    tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, shares, strict=True)]
+    return Batch(answers, list(totals), tokens, list(tokens), 0.0)
+
+
+def _inputs(chat: Chat, pictures: Sequence[Image], questions: Sequence[str]) -> dict[str, Any]:
+    """Model inputs, padded on the left, on the model's device and in its dtype."""
+    texts = [chat.prompt(question, 1) for question in questions]
+    start = getattr(chat.tokenizer, "bos_token", None)
+    extra = {"add_special_tokens": False} if start and texts[0].startswith(start) else {}  # never two of them
+    made = chat.processor(
+        images=[[picture] for picture in pictures],
+        text=texts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+        **extra,
+    )
+    device, dtype = chat.model.device, chat.model.dtype
+    return {
+        key: value.to(device, dtype if value.is_floating_point() else None)
+        for key, value in made.items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _generate(chat: Chat, inputs: dict[str, Any], max_new_tokens: int) -> torch.Tensor:
+    settings = chat.model.generation_config
+    pad = settings.pad_token_id
+    if pad is None:
+        end = settings.eos_token_id
+        pad = end[0] if isinstance(end, list) else end
+    with torch.inference_mode():
+        ids: torch.Tensor = chat.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=pad
+        )
+    return ids
+
+
+def model_key(chat: Chat) -> str:
+    """Twelve hexadecimal digits for the model: configuration, dtype, device type, and a sample of every weight."""
+    made = sha256(chat.model.config.to_json_string().encode())
+    made.update(f"{chat.model.dtype} {chat.model.device.type} {chat.model.config._attn_implementation}".encode())
+    for name, weight in chat.model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].float().cpu().numpy()
+        made.update(name.encode() + str(tuple(weight.shape)).encode() + sample.tobytes())
+    return made.hexdigest()[:12]

@@ -1,0 +1,129 @@
+"""What is compared: recipes at a budget, the baselines beside them, a smaller image, and the untouched model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from tokenprune.budget import Budget, BudgetKind
+from tokenprune.errors import InputError
+from tokenprune.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+BASELINES = ("random", "uniform", "last")
+SMALLER = "smaller-image"
+Kind = Literal["untouched", "recipe", "smaller-image"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to run the model over all cases. Conditions with one `label` and budget are draws of the same thing."""
+
+    label: str
+    kind: Kind = "recipe"
+    recipe: Recipe | None = None
+    budget: Budget | None = None
+    seed: int = 0
+    baseline: bool = False
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What its results are pooled by."""
+        return self.label, "" if self.budget is None else str(self.budget)
+
+    @property
+    def fingerprint(self) -> str:
+        """What it does to the model or to the picture."""
+        if self.recipe is not None:
+            return self.recipe.fingerprint
+        return self.kind if self.budget is None else f"{self.kind} {self.budget.value!r}"
+
+
+UNTOUCHED = Condition("untouched", kind="untouched")
+
+
+def make_conditions(
+    recipes: Iterable[Recipe | str], budgets: Sequence[Budget] = (), *, draws: int = 5, baselines: bool = True
+) -> list[Condition]:
+    """The untouched model, then for each budget every recipe, the baselines, and a smaller image.
+
+    Args:
+        recipes: names, paths or recipes; ``name:variant`` takes a published variant.
+        budgets: each applies to all conditions alike; without one, each recipe runs with its own counts, alone.
+        draws: seeds 0 … of every recipe that draws at random; others run once.
+        baselines: put `random`, `uniform`, `last` and a smaller image beside the recipes. Needs a budget.
+
+    Raises:
+        RecipeError: a recipe is not valid.
+        InputError: fewer than one draw, the same thing twice, or nothing to run.
+    """
+    if draws < 1:
+        raise InputError(f"seeds: expected at least 1, got {draws}")
+    given = [_read(recipe) for recipe in recipes]
+    made = [UNTOUCHED]
+    for budget in budgets or (None,):
+        for label, recipe in given:
+            made += _draws(label, recipe, budget, draws, baseline=label in BASELINES)
+        if budget is not None and baselines:
+            labels = {label for label, _ in given}
+            for name in BASELINES:
+                if name not in labels:
+                    made += _draws(name, load_recipe(name), budget, draws, baseline=True)
+            made.append(Condition(SMALLER, kind="smaller-image", budget=budget, baseline=True))
+    twice = {c.label for i, c in enumerate(made) if any((c.group, c.seed) == (o.group, o.seed) for o in made[:i])}
+    if twice:
+        raise InputError(f"asked for twice: {', '.join(sorted(twice))}")
+    if len(made) == 1:
+        raise InputError("nothing to compare: give a recipe, or a budget for the baselines")
+    return made
+
+
+def _read(source: Recipe | str) -> tuple[str, Recipe]:
+    if isinstance(source, Recipe):
+        return source.name, source
+    name, colon, variant = source.rpartition(":")
+    if colon and name and "/" not in variant and "\\" not in variant:
+        return source, load_recipe(name, variant=variant)
+    recipe = load_recipe(source)
+    return recipe.name, recipe
+
+
+def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, baseline: bool) -> list[Condition]:
+    """The recipe at the budget, once for each seed if a part of it draws at random."""
+    value: dict[BudgetKind, float] = {} if budget is None else {budget.kind: budget.value}
+    paths = _seeds(recipe)
+    made = []
+    for seed in range(draws if paths else 1):
+        sets = [f"{path}={seed}" for path in paths] if draws > 1 else []
+        one = load_recipe(
+            recipe, sets=sets, keep=value.get("keep"), average=value.get("average"), final=value.get("final")
+        )
+        made.append(Condition(label, recipe=one, budget=budget, seed=seed, baseline=baseline))
+    return made
+
+
+def _seeds(recipe: Recipe) -> list[str]:
+    """Paths of all seeds of a recipe, such as ``stages.0.scorer.seed``; defaults are filled in, so none is missed."""
+    return [
+        f"stages.{number}.{role}.seed"
+        for number, stage in enumerate(recipe.to_dict().get("stages", ()))
+        for role, part in stage.items()
+        if isinstance(part, dict) and "seed" in part
+    ]
+
+
+def shrink(picture: Image, budget: Budget, total: int) -> tuple[Image, float]:
+    """`picture` with the share of its pixels that the budget leaves of `total` vision tokens, and that share.
+
+    Sides are rounded down, so the share never exceeds the budget (but a side is at least one pixel).
+    """
+    from PIL.Image import Resampling
+
+    share = budget.value if budget.is_share else min(1.0, budget.value / max(total, 1))
+    side = share**0.5
+    width, height = max(1, int(picture.width * side + 1e-9)), max(1, int(picture.height * side + 1e-9))
+    small = picture.resize((width, height), Resampling.BICUBIC) if share < 1 else picture
+    return small, width * height / (picture.width * picture.height)
