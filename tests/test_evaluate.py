@@ -217,6 +217,16 @@ def test_results_of_another_model_or_question_are_not_taken(embedded: tuple[Any,
     assert len(set(lines)) == 3
 
 
+def test_budgets_share_a_folder_and_never_mix(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    """FastV acts before layer 1 of 8: (144 + 7 x 72) / 8 and (144 + 7 x 36) / 8 tokens a layer."""
+    cases = scene_cases(1, tasks=("ground",))
+    for value, average in ((0.5, 81), (0.25, 49.5)):
+        conditions = make_conditions(["fastv"], [Budget("keep", value)], baselines=False)
+        result = evaluate(*embedded, cases, conditions, output=tmp_path)
+        assert (result.rows[1].average, result.rows[1].final) == (average, value * 144)
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 3  # the untouched model ran once
+
+
 def test_foreign_results_file_is_refused_untouched(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     (tmp_path / "results.jsonl").write_text("my notes\n")
     with pytest.raises(InputError, match=r"results\.jsonl:1: error: not a result"):
