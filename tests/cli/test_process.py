@@ -51,7 +51,9 @@ def test_closed_pipe_is_quiet() -> None:
 def test_interrupt_is_quiet(tmp_path: Path) -> None:
     """Ctrl-C in the middle of a run: status 130, no traceback, nothing written."""
     code = (
-        "import sys, time; from tokenprune.cli.main import call; import tokenprune.cli.run as run;"
+        "import signal, sys, time; from tokenprune.cli.main import call; import tokenprune.cli.run as run;"
+        # A test run started in the background ignores the signal, and its children inherit that.
+        "signal.signal(signal.SIGINT, signal.default_int_handler);"
         "run.open_picture = lambda path: (print('ready', flush=True), time.sleep(60));"
         f"sys.exit(call(['run', '--image', 'x.png', '--question', 'x', '--save-plot', {str(tmp_path / 'x.png')!r}]))"
     )
