@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, ragged_rows, vision_mask
 from kinds import fixed, recipe, stage
-from pruned import TOLERANCE, worst
+from pruned import TOLERANCE, merged_states, reference_stages, worst
 from reference import generate_logits, masked_reference
 from torch import Tensor
 
@@ -89,6 +89,23 @@ def test_generation_equals_the_renumbered_reference(family: str, shape: str, opt
         original = generate_logits(model, batch, **options)[1]
     assert worst(original[:1], logits[:1]) > 100 * TOLERANCE, "renumbering must be visible"
     assert worst(plain[:1], logits[:1]) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["sparsevlm-v1", "sparsevlm-v1.5", "pyramiddrop-code"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shipped_recipes_equal_the_renumbered_reference(family: str, name: str) -> None:
+    """Those that follow code which renumbers, merged tokens included."""
+    model = build(family)
+    batch = inputs(family, model)
+    vision = vision_mask(model, batch["input_ids"])
+    with tp.attach(model, name, keep=0.4) as attached, merged_states(attached) as merged:
+        got, logits = generate_logits(model, batch)
+    stages = reference_stages(attached.report, merged)
+    survivors = [(s.layer, s.kept if s.anchors is None else torch.cat([s.kept, s.anchors], dim=1)) for s in stages]
+    with numbered_through(model, vision, batch["attention_mask"], survivors), masked_reference(model, vision, stages):
+        expected, expected_logits = generate_logits(model, batch)
+    assert torch.equal(got, expected)
+    assert worst(logits, expected_logits) < TOLERANCE
 
 
 def test_renumbering_before_layer_0_is_a_shorter_prompt() -> None:
