@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenprune.cli.options import Json, Keep, Sets, Variant
 from tokenprune.cli.run import open_model
 from tokenprune.cli.terminal import amount, check_folder, counter, print_json, progress
 from tokenprune.errors import InputError
@@ -29,13 +30,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")],
-    keep: Annotated[
-        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
-    ] = None,
-    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
-    ] = None,
+    keep: Keep = None,
+    variant: Variant = None,
+    sets: Sets = None,
     scenes: Annotated[
         int | None, typer.Option(min=2, help="Held-out scenes to ask the embedded model about; 50 when left out.")
     ] = None,
@@ -61,7 +58,7 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG with a heat map of each stage.", metavar="FILE.png")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: Json = False,
 ) -> None:
     """Measure the position bias of a recipe: where in the picture it keeps tokens, stage by stage.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenprune.cli.options import Json
 from tokenprune.cli.run import ATTENTIONS, open_model
 from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, write_text
 from tokenprune.errors import InputError, did_you_mean
@@ -86,7 +87,7 @@ def command(
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Write a line for each condition and task.", metavar="FILE")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: Json = False,
 ) -> None:
     """Compare recipes by how many questions the model still answers right, at equal cost, with 95 % intervals.
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.terminal import amount, check_folder, console, print_json, progress, table
+from tokenprune.cli.options import Average, Final, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.terminal import check_folder, console, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,15 +37,11 @@ def command(
             metavar="NAME",
         ),
     ] = "llava-1.5-7b",
-    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
-    ] = None,
-    average: Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")] = None,
-    final: Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
-    ] = None,
+    variant: Variant = None,
+    keep: Keep = None,
+    average: Average = None,
+    final: Final = None,
+    sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens; one usual picture when left out.", metavar="N")
     ] = None,
@@ -59,20 +56,14 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG with a bar for each layer.", metavar="FILE.png")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: Json = False,
 ) -> None:
     """Count what a recipe saves and what it costs itself, in multiply-adds, without any weights.
 
     Papers count differently: vision tokens alone, or the whole prompt, or all from the pixels to the answer. All three
     are printed.
     """
-    budgets = {
-        "keep": amount(keep, "--keep"),
-        "average": amount(average, "--average"),
-        "final": amount(final, "--final"),
-    }
-    if sum(value is not None for value in budgets.values()) > 1:
-        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    budgets = budgets_of(keep, average, final)
     if question is not None and question > text:
         raise InputError(f"--question {question} is part of --text {text}, so it cannot be longer")
     if save_plot is not None:

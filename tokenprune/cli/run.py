@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenprune.cli.options import Json, budgets_of
 from tokenprune.cli.pictures import open_picture
-from tokenprune.cli.terminal import amount, check_folder, note, print_json, progress
+from tokenprune.cli.terminal import check_folder, note, print_json, progress
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -73,20 +74,14 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of the tokens that each stage kept.", metavar="FILE.png")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: Json = False,
 ) -> None:
     """Ask a model about a picture, once with all vision tokens and once with those that a recipe keeps.
 
     Prints both answers, the vision tokens that enter each layer, what was saved, and the time of both. Without
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
     """
-    budgets = {
-        "keep": amount(keep, "--keep"),
-        "average": amount(average, "--average"),
-        "final": amount(final, "--final"),
-    }
-    if sum(value is not None for value in budgets.values()) > 1:
-        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    budgets = budgets_of(keep, average, final)
     if attention not in ATTENTIONS:
         raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
     if question is not None and not question.strip():

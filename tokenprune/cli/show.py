@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.terminal import amount, console, print_json, progress, table
+from tokenprune.cli.options import Average, Final, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,15 +24,11 @@ EXAMPLES = (
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
-    variant: Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
-    ] = None,
-    average: Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")] = None,
-    final: Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
-    ] = None,
+    variant: Variant = None,
+    keep: Keep = None,
+    average: Average = None,
+    final: Final = None,
+    sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")
     ] = None,
@@ -40,19 +37,13 @@ def command(
         str | None, typer.Option(help="Rows and columns of the vision tokens; a square if possible.", metavar="HxW")
     ] = None,
     yaml: Annotated[bool, typer.Option("--yaml", help="Print only the resolved recipe; it loads again.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
+    json_: Json = False,
 ) -> None:
     """Explain a recipe: its parts and arguments, and the vision tokens that each layer gets.
 
     Papers mean different things by "64 tokens"; all of them are printed, for a model of the given shape.
     """
-    budgets = {
-        "keep": amount(keep, "--keep"),
-        "average": amount(average, "--average"),
-        "final": amount(final, "--final"),
-    }
-    if sum(value is not None for value in budgets.values()) > 1:
-        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    budgets = budgets_of(keep, average, final)
     if yaml and json_:
         raise InputError("give only one of --yaml and --json")
     shape = _shape(tokens, grid)

@@ -1,0 +1,35 @@
+"""Options that several commands share: one definition, one help text, one check."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tokenprune.cli.terminal import amount
+from tokenprune.errors import InputError
+
+Variant = Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")]
+Keep = Annotated[str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")]
+Average = Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")]
+Final = Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+
+
+def budgets_of(keep: str | None, average: str | None, final: str | None) -> dict[str, int | float | None]:
+    """The budget options as numbers, for `load_recipe`.
+
+    Raises:
+        InputError: not a number, or more than one of them.
+    """
+    budgets = {
+        "keep": amount(keep, "--keep"),
+        "average": amount(average, "--average"),
+        "final": amount(final, "--final"),
+    }
+    if sum(value is not None for value in budgets.values()) > 1:
+        raise InputError("give only one of --keep, --average and --final: each sets the budget of the whole recipe")
+    return budgets
