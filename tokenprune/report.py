@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,12 +63,13 @@ class StageReport:
     """``[B, N]`` scores of the tokens that came in; None when nothing had to be scored."""
     scored: Tensor
     """``[B, N]`` original indices of the tokens that came in, -1 where padded."""
-    watch: Stopwatch
+    watch: Stopwatch | None
+    """None in a compiled forward: one graph has no clock inside."""
 
     @property
     def seconds(self) -> float:
-        """Time of the method at this stage."""
-        return self.watch.seconds
+        """Time of the method at this stage; NaN in a compiled forward."""
+        return math.nan if self.watch is None else self.watch.seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; padding is left out."""
@@ -78,7 +80,7 @@ class StageReport:
             "kept": _rows(self.kept),
             "merged": _rows(self.merged),
             "tokens": list(self.sizes),
-            "seconds": self.seconds,
+            "seconds": _number(self.seconds),
         }
 
 
@@ -106,12 +108,9 @@ class Report:
         """A forward with vision tokens starts."""
         self._total, self._grids, self._stages, self._complete = total, grids, [], False
 
-    def add(self, stage: StageReport) -> None:
-        """A stage has run."""
-        self._stages.append(stage)
-
-    def finish(self) -> None:
-        """The forward is over; raise `NotFiredError` unless every stage of the recipe ran in it."""
+    def finish(self, ran: list[StageReport]) -> None:
+        """The forward is over, and these stages ran; raise `NotFiredError` unless they are all of the recipe."""
+        self._stages = ran
         if len(self._stages) != self.expected:
             fired = ", ".join(stage.name for stage in self._stages) or "none"
             raise NotFiredError(
@@ -150,7 +149,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Time of the method in all stages."""
+        """Time of the method in all stages; NaN in a compiled forward."""
         return sum(stage.seconds for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,14 +164,16 @@ class Report:
             "average": counts.double().mean(1).tolist(),
             "final": counts[:, -1].tolist(),
             "stages": [stage.to_dict() for stage in self.stages],
-            "seconds": self.seconds,
+            "seconds": _number(self.seconds),
         }
 
     def __str__(self) -> str:
         if not self._complete:
             return f"recipe {self.recipe} ({self.fingerprint}): no image has come through, so nothing was reduced"
         counts = self.vision_tokens
-        lines = [f"recipe {self.recipe} ({self.fingerprint}), time of the method {1000 * self.seconds:.1f} ms"]
+        seconds = self.seconds
+        time_taken = "compiled" if math.isnan(seconds) else f"time of the method {1000 * seconds:.1f} ms"
+        lines = [f"recipe {self.recipe} ({self.fingerprint}), {time_taken}"]
         for row, total in enumerate(self._total):
             lines.append(f"sample {row}: {total} vision tokens")
             for stage in self._stages:
@@ -191,6 +192,11 @@ class Report:
                 f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
                 "nothing to report"
             )
+
+
+def _number(seconds: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(seconds) else seconds
 
 
 def _rows(index: Tensor) -> list[list[int]]:

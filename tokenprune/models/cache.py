@@ -145,14 +145,13 @@ def check_cache(cache: Cache | None) -> None:
             )
 
 
-def virtualise(layer: Any) -> CacheLayer:
+def virtualise(layer: Any | None) -> None:
     """Let this one cache layer report the untouched length (its own class is swapped, transformers is not touched)."""
-    if not isinstance(layer, VirtualLength):
+    if layer is not None and not isinstance(layer, VirtualLength):
         layer.__class__ = _VIRTUAL[type(layer)]
         layer.removed, layer.slots = 0, None
         if isinstance(layer, VirtualStaticLayer):
             layer.shrunk = 0
-    return layer
 
 
 def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:

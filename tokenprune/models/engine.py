@@ -8,7 +8,8 @@ docs/design.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from tokenprune.models.adapter import Anatomy
 from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
-from tokenprune.models.projections import LayerInput, check_attention, rater_attention
 from tokenprune.models.prompt import Prompt, read_prompt, real_tokens
+from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
 from tokenprune.stage import Stage
@@ -37,8 +38,6 @@ class _Prefill:
     """Real length of each row of the present sequence."""
     text: Tensor
     """``[B, T]`` index of the rating text tokens in the present sequence."""
-    inputs: dict[int, LayerInput]
-    """What entered the layers whose attention a later stage reads."""
 
 
 class Engine:
@@ -58,13 +57,14 @@ class Engine:
         self.layers = pipeline.layers(self.depth)
         self.limit: int | None = None
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
-        self._taps = self._needed_inputs()
+        self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
         self._forward: Forward | None = None
         self._prefill: _Prefill | None = None
+        self._ran: list[StageReport] | None = None
 
     # ---------------------------------------------------------------- mounting
 
@@ -79,9 +79,10 @@ class Engine:
         for index, layer in enumerate(anatomy.layers):
             hook = self._layer_hook(index)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self._handles += self.taps.mount()
         if anatomy.adapter.deepstack is not None:
             original = getattr(anatomy.text, anatomy.adapter.deepstack)
-            added = survivors_only(original, lambda: None if self._forward is None else self._forward.alive)
+            added = survivors_only(original, lambda: self._forward)
             setattr(anatomy.text, anatomy.adapter.deepstack, added)
 
     def unmount(self) -> None:
@@ -92,22 +93,6 @@ class Engine:
         if self.anatomy.adapter.deepstack is not None:
             self.anatomy.text.__dict__.pop(self.anatomy.adapter.deepstack, None)
         self._close()
-
-    def _needed_inputs(self) -> frozenset[int]:
-        """Layers whose input must be remembered for the scorers of later stages."""
-        needed = set()
-        for stage, layer in zip(self.pipeline, self.layers, strict=True):
-            if not stage.reads_attention:
-                continue
-            check_attention(self.anatomy.layers[layer])
-            if "previous" in stage.reads_attention:
-                if layer == 0:
-                    raise UnsupportedModelError(
-                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
-                        "but nothing runs before layer 0; place it before a later layer, or use layer: next"
-                    )
-                needed.add(layer - 1)
-        return frozenset(needed)
 
     # ---------------------------------------------------------------- base model and text model
 
@@ -146,6 +131,7 @@ class Engine:
         if not decoding:
             self._prefill = self._open_prefill(embeddings, self._forward)
         if self._prefill is not None:
+            self._ran = []
             check_cache(cache)
 
     def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
@@ -176,18 +162,20 @@ class Engine:
             for total, grids in zip(tokens.total, tokens.grids, strict=True)
         ]
         self.report.begin(tokens.total, tokens.grids)
-        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text, {})
+        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text)
 
     def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
-            if self._prefill is not None and output is not None:
-                self.report.finish()
+            if self._ran is not None and output is not None:
+                self.report.finish(self._ran)
         finally:
             self._close()
 
     def _close(self) -> None:
-        self._input_ids = self._attention_mask = self._vision = self._forward = self._prefill = None
+        self._input_ids = self._attention_mask = self._vision = None
+        self._forward = self._prefill = self._ran = None
+        self.taps.inputs.clear()
 
     # ---------------------------------------------------------------- decoder layers
 
@@ -197,23 +185,24 @@ class Engine:
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward = self._forward
-            if forward is None or (index < first and index not in self._taps):
+            if forward is None or (index < first and index not in self.taps.before):
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             store = layer_of(kwargs.get("past_key_values"), index)
             prefill = self._prefill
-            if prefill is not None and index >= first and store is not None:
-                store = virtualise(store)
+            if prefill is not None and index >= first:
+                virtualise(store)
             adjusted = forward.adjust(kwargs, store)
             if prefill is not None:
                 for number in stages:
-                    source = self._layer_input(layer, hidden, adjusted, store)
-                    hidden = self._run(number, index, hidden, source, store)
+                    hidden = self._run(number, index, hidden, adjusted, store)
                     adjusted = forward.adjust(kwargs, store)
-                if index in self._taps:
-                    prefill.inputs[index] = self._layer_input(layer, hidden, adjusted, store)
+                prompt = prefill.prompt
+                self.taps.entering(index, adjusted, forward, store, prompt.tokens, prefill.text)
                 if index >= first:
                     forward.store(store)
+                if index == self.depth - 1:
+                    self._prefill = None
             if adjusted is kwargs:
                 return None
             if args:
@@ -222,34 +211,18 @@ class Engine:
 
         return before_layer
 
-    def _layer_input(self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> LayerInput:
-        forward, prefill = self._forward, self._prefill
-        assert forward is not None and prefill is not None
-        tokens = prefill.prompt.tokens
-        columns = torch.zeros(forward.batch, max(tokens.total) + 1, dtype=torch.int64, device=tokens.slot.device)
-        # Padding is written to a last column of its own.
-        place = tokens.origin.masked_fill(~tokens.valid, max(tokens.total))
-        return LayerInput(
-            layer=layer,
-            hidden=hidden,
-            rope=kwargs["position_embeddings"],
-            mask=kwargs.get("attention_mask"),
-            stored=forward.stored(store),
-            text=prefill.text,
-            columns=columns.scatter(1, place, tokens.slot),
-        )
-
-    def _run(self, number: int, index: int, hidden: Tensor, source: LayerInput, store: Any | None) -> Tensor:
+    def _run(self, number: int, index: int, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> Tensor:
         """Run stage `number` before layer `index`; returns the hidden states of what is left."""
         forward, prefill = self._forward, self._prefill
-        assert forward is not None and prefill is not None
+        assert forward is not None and prefill is not None and self._ran is not None
         stage: Stage = self.pipeline.stages[number]
-        watch = Stopwatch(hidden.device.type == "cuda")
-        with watch.measure():
+        # One graph has no clock inside.
+        watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
+        with nullcontext() if watch is None else watch.measure():
             prompt = prefill.prompt
-            sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
-            attention = rater_attention(sources, prompt.tokens) if stage.reads_attention else None
-            before = prompt.tokens.at_place(hidden, attention)
+            tokens = prompt.tokens
+            attention = self.taps.attention(stage, index, hidden, kwargs, forward, store, tokens, prefill.text)
+            before = tokens.at_place(hidden, attention)
             counts = prefill.counts[number]
             count = None if None in counts else tuple(c for c in counts if c is not None)
             result = stage(before, count)
@@ -261,8 +234,8 @@ class Engine:
                 tokens = result.tokens
             if stage.positions == "renumber":
                 forward.renumber(prompt.real, hidden, slots_of(store))
-            prefill.prompt = Prompt(tokens, prompt.text, prompt.real)
-        self.report.add(
+            prefill.prompt = Prompt(replace(tokens, attention=None), prompt.text, prompt.real)
+        self._ran.append(
             StageReport(
                 name=stage.name,
                 place=str(stage.place),
