@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -84,6 +84,27 @@ class StageReport:
         }
 
 
+@dataclass
+class Graphs:
+    """What torch.compile made of an attached recipe so far."""
+
+    compiled: int = 0
+    """Graphs, one for each new shape."""
+    breaks: int = 0
+    """Places where a graph broke."""
+    recompiles: int = 0
+    """Of the graphs, those compiled for shapes that had one already."""
+    calls: int = 0
+    """Calls of compiled code."""
+
+    def note(self, compiled: int, breaks: int, *, known: bool) -> None:
+        """One call, which compiled so many graphs; `known` if its shapes had come before."""
+        self.calls += 1
+        self.compiled += compiled
+        self.breaks += breaks
+        self.recompiles += compiled if known else max(0, compiled - 1)
+
+
 @dataclass(eq=False)
 class Report:
     """What the stages of an attached recipe did in the last forward that brought vision tokens.
@@ -97,6 +118,8 @@ class Report:
     """Decoder layers of the model."""
     expected: int
     """Stages of the recipe."""
+    graphs: Graphs | None = None
+    """Counts of compiled code; None where nothing is compiled."""
     prefills: int = 0
     """Forwards so far that brought vision tokens. Without a cache, generation makes one a token."""
     _total: tuple[int, ...] = ()
@@ -165,6 +188,7 @@ class Report:
             "final": counts[:, -1].tolist(),
             "stages": [stage.to_dict() for stage in self.stages],
             "seconds": _number(self.seconds),
+            "graphs": None if self.graphs is None else asdict(self.graphs),
         }
 
     def __str__(self) -> str:
@@ -172,8 +196,12 @@ class Report:
             return f"recipe {self.recipe} ({self.fingerprint}): no image has come through, so nothing was reduced"
         counts = self.vision_tokens
         seconds = self.seconds
-        time_taken = "compiled" if math.isnan(seconds) else f"time of the method {1000 * seconds:.1f} ms"
-        lines = [f"recipe {self.recipe} ({self.fingerprint}), {time_taken}"]
+        spent = "" if math.isnan(seconds) else f", time of the method {1000 * seconds:.1f} ms"
+        lines = [f"recipe {self.recipe} ({self.fingerprint}){spent}"]
+        if self.graphs is not None:
+            lines.append(
+                "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
+            )
         for row, total in enumerate(self._total):
             lines.append(f"sample {row}: {total} vision tokens")
             for stage in self._stages:

@@ -113,7 +113,13 @@ class Stage(nn.Module):
             return
         try:
             torch._assert_async(numbers, self._nan)
-        except RuntimeError:
+        except RuntimeError as error:
+            self.explain(error)
+            raise
+
+    def explain(self, error: RuntimeError) -> None:
+        """Raise `InputError` if `error` is what PyTorch makes of NaN scores at this stage."""
+        if self._nan in str(error):
             raise InputError(f"{self._nan}; are there NaN values in the model's activations?") from None
 
 

@@ -101,7 +101,8 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
         return self.cumulative_length + self.removed if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.max_cache_len + self.removed, 0
+        # A compiled prefill finds the buffer smaller already, though nothing has been removed yet.
+        return self.max_cache_len + max(self.removed, self.shrunk), 0
 
     def get_max_length(self) -> int:
         return int(self.max_cache_len + self.shrunk)
@@ -154,10 +155,28 @@ def virtualise(layer: Any | None) -> None:
             layer.shrunk = 0
 
 
+def allocate(layer: Any | None, removed: int, like: Tensor) -> None:
+    """Allocate a static layer's buffer before a compiled prefill, at an address that later graphs may rely on.
+
+    Args:
+        layer: a cache layer; nothing is done unless it is static and has no buffer yet.
+        removed: tokens of the coming prefill that it will not store.
+        like: ``[B, Hkv, 0, d]``, for dtype and device.
+    """
+    if isinstance(layer, StaticLayer) and not layer.is_initialized:
+        _shrink(layer, removed)
+        layer.lazy_initialization(like, like)
+
+
+def _shrink(layer: StaticLayer, removed: int) -> None:
+    if removed:
+        layer.max_cache_len -= removed
+        layer.shrunk += removed
+
+
 def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
     """Note that `removed` tokens of the present forward will never be stored in this layer."""
     layer.slots = slots
     layer.removed += removed
     if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
-        layer.max_cache_len -= removed
-        layer.shrunk += removed
+        _shrink(layer, removed)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenprune.budget import survivors
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
@@ -55,6 +56,10 @@ class Engine:
         self.report = report
         self.depth = len(anatomy.layers)
         self.layers = pipeline.layers(self.depth)
+        self.first = min(self.layers, default=self.depth)
+        """The first layer that may see fewer tokens."""
+        self.buckets: int | None = None
+        """Lengths at which a prompt may leave an adaptive stage; None: any."""
         self.limit: int | None = None
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
         self.taps = Taps(anatomy, pipeline)
@@ -134,6 +139,32 @@ class Engine:
             self._ran = []
             check_cache(cache)
 
+    @property
+    def prefilling(self) -> bool:
+        """Whether the forward that has begun brings vision tokens."""
+        return self._prefill is not None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is one more token on a cache."""
+        return self._forward is not None and self._forward.length == 1 and self._prefill is None
+
+    def counts(self) -> tuple[tuple[int | None, ...], ...]:
+        """For each stage, tokens that the prefill keeps of each sample; None where the scores will decide."""
+        return () if self._prefill is None else self._prefill.counts
+
+    def dropped(self) -> list[int]:
+        """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
+        assert self._prefill is not None and self.pipeline.static
+        steps, gone = self.pipeline.steps(self.depth), [0] * self.depth
+        rows = []
+        for row, total in enumerate(self._prefill.prompt.tokens.total):
+            counts = [c for c in (stage[row] for stage in self._prefill.counts) if c is not None]
+            rows.append([total - size for size in survivors(steps, counts, total)])
+        for step, each in zip(steps, zip(*rows, strict=True), strict=True):
+            gone[step.layer :] = [min(each)] * (self.depth - step.layer)
+        return gone
+
     def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
         vision = self._vision
         if vision is None:
@@ -162,6 +193,8 @@ class Engine:
             for total, grids in zip(tokens.total, tokens.grids, strict=True)
         ]
         self.report.begin(tokens.total, tokens.grids)
+        if self.buckets is not None and not self.pipeline.static:
+            forward.bucket = -(-max(tokens.total) // self.buckets)
         return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text)
 
     def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -181,7 +214,7 @@ class Engine:
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         stages = [i for i, layer in enumerate(self.layers) if layer == index]
-        first = min(self.layers, default=self.depth)
+        first = self.first
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward = self._forward

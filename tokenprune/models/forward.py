@@ -82,6 +82,8 @@ class Forward:
     """The text model's rotary embedding module."""
     flash: bool
     """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
+    bucket: int = 1
+    """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
     alive: Alive | None = None
     masks: Last = field(default_factory=Last)
     """What layers between two stages share: masks, rotary tables, position ids, slots."""
@@ -110,9 +112,9 @@ class Forward:
         stays = _scatter(stays, after.slot, after.valid, True)
         for row in range(batch):
             lengths[row] += after.sizes[row] - before.sizes[row]
-        m = max(lengths)
+        m = self.length - (self.length - max(lengths)) // self.bucket * self.bucket
         keep = true_indices(stays, m, pad="left")
-        valid = keep >= 0 if min(lengths) < m else None
+        valid = keep >= 0 if min(lengths) < m or self.bucket > 1 else None
         keep = keep.clamp(min=0)
         self.alive = alive.pick(keep, valid)
         self._forget_shared()
@@ -222,14 +224,14 @@ class Forward:
         )
 
     def _physical(self, layer: Any) -> int:
-        """Slots in a static layer's buffer once it is allocated: it is made smaller by what this forward drops."""
+        """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""
         size = int(layer.max_cache_len)
-        if not layer.is_initialized and self.alive is not None:
-            size -= self.length - self.alive.index.shape[1]
-        return size
+        if self.alive is None or self.past or (layer.is_initialized and not layer.shrunk):
+            return size
+        return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
 
     def _stored(self, layer: Any | None) -> int:
-        return 0 if layer is None or not self.static else int(layer.max_cache_len)
+        return 0 if layer is None or not self.static else self._physical(layer)
 
     def _adjust_prefill(self, kwargs: dict[str, Any], alive: Alive) -> None:
         if alive.rope is not None:
