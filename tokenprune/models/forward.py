@@ -13,7 +13,7 @@ from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.cache import Slots, forget, slots_of
 from tokenprune.models.gather import take, take_positions, take_rope, true_indices
-from tokenprune.models.masks import join_valid, past_slots, reduce_mask
+from tokenprune.models.masks import Mask, join_valid, past_slots, reduce_mask
 from tokenprune.models.projections import Rope
 from tokenprune.stage import StageResult
 from tokenprune.tokens import Tokens
@@ -189,12 +189,12 @@ class Forward:
         shift = alive.shift if slots is None or slots.shift is None or alive.shift is not None else slots.shift
         return Slots(torch.cat([origin, self.past + alive.index], dim=1), joined, self.past + self.length, shift)
 
-    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Tensor | None:
+    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Mask | None:
         alive, device = self.alive, self.positions.device
-        if mask is not None and not isinstance(mask, Tensor):
+        if mask is not None and not isinstance(mask, Mask):
             raise UnsupportedModelError(
                 f"attention_mask of type {type(mask).__name__} reached a decoder layer; "
-                "expected a tensor (sdpa, eager, flash)"
+                "expected a tensor (sdpa, eager, flash) or a BlockMask (flex)"
             )
         valid = None if alive is None else alive.valid
         if mask is None and valid is None and (slots is None or slots.valid is None):

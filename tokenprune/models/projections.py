@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.gather import take, take_rope
-from tokenprune.models.masks import rater_rows
+from tokenprune.models.masks import Mask, rater_rows
 from tokenprune.tokens import Tokens
 
 Rope = tuple[Tensor, Tensor]
@@ -33,7 +33,7 @@ class LayerInput:
     """``[B, L, D]``; None where the layer is about to run, so that its projections need not be computed here."""
     rope: Rope
     """cos and sin, ``[B, L, d]``."""
-    mask: Tensor | None
+    mask: Mask | None
     stored: int
     """Tokens of earlier forwards that this layer's cache holds."""
     text: Tensor
