@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from families import FAMILIES, Row, build, inputs, text_only_inputs
 from kinds import ATTENTION, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
+from torch._dynamo.utils import counters
+from transformers import CompileConfig
 
 import tokenprune as tp
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -182,6 +185,35 @@ def test_buffers_are_as_small_as_without_compile() -> None:
         sizes.append([layer.keys.shape[-2] for layer in cache.layers])
     assert sizes[0] == sizes[1]
     assert sizes[0][0] > sizes[0][1] > sizes[0][2] == sizes[0][3]
+
+
+def test_the_default_backend() -> None:
+    """Inductor, on as little as it takes, for it compiles for a minute or more."""
+    if shutil.which("c++") is None and shutil.which("g++") is None:
+        pytest.skip("inductor needs a C++ compiler")
+    model = build("llava", layers=1)
+    batch = inputs("llava", model)
+    early = recipe("early", stage("after_vision", fixed(0.5), sampler="uniform"))
+    with tp.attach(model, early):
+        expected = logits_of(model, batch)
+    with tp.attach(model, early, compile=True) as attached:
+        got = logits_of(model, batch, use_cache=False)
+    assert (got - expected).abs().max() < TOLERANCE
+    assert attached.report.graphs == Graphs(compiled=1, calls=1)
+
+
+def test_transformers_own_compiled_decoding_does_not_break() -> None:
+    """On an accelerator `generate` compiles each step on a static cache by itself, our hooks included."""
+    model = build("llava", layers=LAYERS)
+    batch = inputs("llava", model)
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    config._compile_all_devices = True
+    expected = eager(model, batch, STATIC)
+    before = counters["stats"]["unique_graphs"]
+    with tp.attach(model, STATIC):
+        got = generate_logits(model, batch, cache_implementation="static", compile_config=config)
+    assert torch.equal(got[0], expected[0]) and worst(got[1], expected[1]) < TOLERANCE
+    assert counters["stats"]["unique_graphs"] == before + 1
 
 
 def test_text_without_pictures_passes_through() -> None:

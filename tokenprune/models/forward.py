@@ -85,11 +85,12 @@ class Forward:
     bucket: int = 1
     """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
     alive: Alive | None = None
-    masks: Last = field(default_factory=Last)
-    """What layers between two stages share: masks, rotary tables, position ids, slots."""
-    ropes: Last = field(default_factory=Last)
-    ids: Last = field(default_factory=Last)
-    slots: Last = field(default_factory=Last)
+    masks: Last = field(default_factory=lambda: Last())
+    """What layers between two stages share: masks, rotary tables, position ids, slots. Made by lambdas, because
+    torch.compile cannot trace a class that a dataclass calls, and transformers compiles decoding on static caches."""
+    ropes: Last = field(default_factory=lambda: Last())
+    ids: Last = field(default_factory=lambda: Last())
+    slots: Last = field(default_factory=lambda: Last())
 
     def keep(self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Shorten the sequence to what a stage left.
