@@ -21,8 +21,12 @@ from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
 
 HARMLESS = frozenset(
-    "bos_token_id decoder_start_token_id do_sample eos_token_id max_length max_new_tokens num_beams pad_token_id "
-    "temperature top_k top_p transformers_version use_cache".split()
+    {
+        *("_from_model_config", "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length"),
+        *("max_new_tokens", "num_beams", "output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+        *("pad_token_id", "return_dict_in_generate", "temperature", "top_k", "top_p", "transformers_version"),
+        "use_cache",
+    }
 )
 """Fields of a `GenerationConfig` that leave greedy decoding with a limit of its own as it is, or that are read here."""
 
