@@ -83,13 +83,17 @@ def ragged_rows(family: str, *, several_images: bool = True) -> list[Row]:
     return [Row(before=3, images=(first,), after=9), Row(before=5, images=images, between=2, after=5)]
 
 
-def build(family: str, *, attention: Attention = "sdpa", seed: int = 0) -> PreTrainedModel:
+def build(family: str, *, attention: Attention = "sdpa", seed: int = 0, layers: int = 8) -> PreTrainedModel:
     """A fresh tiny model in evaluation mode, float32; the same seed gives the same weights. Takes 0.1 s.
 
     `generate` never stops early and never emits a special token (an image token in the answer would be taken for an
     image): there is no end-of-sequence token, and the special ids stand in `generation_config.suppress_tokens`.
     """
     model_class, config = _CONFIGS[family]()
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:layers]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model: PreTrainedModel = model_class._from_config(config, attn_implementation=attention)

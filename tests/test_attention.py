@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import plain
 import pytest
@@ -61,7 +63,7 @@ def test_blocks_of_any_size_give_the_same(rows, normalise):
         columns_valid=whole.columns_valid,
         block_bytes=rows * 4 * 4 * wide,
     )
-    blocks = [block for _, block in small._blocks(small.project("previous", True), normalise)]
+    blocks = [block for _, block in small._blocks(small.project("previous", True, None), normalise)]
     assert [block.shape[2] for block in blocks] == [min(rows, TEXT - i) for i in range(0, TEXT, rows)]
     assert torch.allclose(small.scores(raters, normalise=normalise), whole.scores(raters, normalise=normalise))
     assert torch.allclose(small.matrix(raters, normalise=normalise), whole.matrix(raters, normalise=normalise))
@@ -108,7 +110,7 @@ def test_rows_that_see_nothing_or_do_not_rate_are_zero_and_never_nan(normalise):
     q[:, :, -1] = torch.nan  # rates nothing
     source = Projection(q=q[:, :, -TEXT:], k=k, scaling=1.0, visible=visible)
     ours = RaterAttention(
-        project=lambda layer, rope: source,
+        project=lambda layer, rope, rows: source,
         columns=torch.arange(BEFORE, BEFORE + VISION)[None],
         columns_valid=torch.ones(1, VISION, dtype=torch.bool),
     )
@@ -262,3 +264,31 @@ def test_no_text_means_no_scores():
     nobody = torch.zeros(1, 0)
     assert attention(q, k).scores(nobody).tolist() == torch.zeros(1, 4, VISION).tolist()
     assert attention(q, k).matrix(nobody).shape == (1, 0, VISION)
+
+
+@settings(max_examples=25)
+@given(strategies.batches(least=1, texts=1), st.sampled_from(["all", "vision"]), st.booleans())
+def test_a_bound_on_the_raters_changes_nothing_but_the_rows_computed(batch, normalise, left):
+    tokens = strategies.collate(batch, left=left, extra=1)
+    texts = tokens.text_valid.shape[1]
+    last = tokens.text_valid & (tokens.text_valid.flip(1).cumsum(1).flip(1) == 1)
+    kernel = lambda layer: (  # noqa: E731
+        1 + torch.arange(texts)[None, None, :, None].expand(len(batch), 1, -1, 4) / texts,
+        torch.ones(len(batch), 1, tokens.valid.shape[1] + texts, 4),
+    )
+    free = replace(tokens.attention, kernel=kernel)
+    asked = []
+
+    def project(layer, rope, rows):
+        source = free.project(layer, rope, rows)
+        asked.append(source.q.shape[2])
+        return source
+
+    bound = replace(free, project=project, most=1)
+    for gravity in (False, True):
+        expected = free.scores(last.float(), normalise=normalise, gravity=gravity)
+        assert torch.allclose(bound.scores(last.float(), normalise=normalise, gravity=gravity), expected, atol=1e-6)
+    assert torch.allclose(
+        bound.matrix(last.float(), normalise=normalise), free.matrix(last.float(), normalise=normalise), atol=1e-6
+    )
+    assert set(asked) == {1}

@@ -33,16 +33,17 @@ def report(rows: list[list[int]], grids: Any = GRID, merged: list[list[int]] | N
     each = tuple((grids,) if isinstance(grids[0], int) else tuple(grids) for _ in rows)
     made = Report("synthetic", "0", 4, stages)
     made.begin(tuple(sum(t * h * w for t, h, w in grid) for grid in each), each)
+    ran = []
     for number in range(stages):
         sizes = tuple(map(len, rows))
         nothing = torch.zeros(len(rows), 0, dtype=torch.int64)
         place = f"before layer {number}"
-        made.add(
+        ran.append(
             StageReport(
                 f"s{number}", place, number, padded(rows), padded(merged), sizes, None, nothing, Stopwatch(False)
             )
         )
-    made.finish()
+    made.finish(ran)
     return made
 
 

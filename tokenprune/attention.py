@@ -48,14 +48,17 @@ class Projection:
 class RaterAttention:
     """The `tokenprune.tokens.Attention` of one place."""
 
-    project: Callable[[Layer, bool], Projection]
-    """(layer, with rotary embedding?) to queries and keys; called when a part asks."""
+    project: Callable[[Layer, bool, Tensor | None], Projection]
+    """(layer, with rotary embedding?, rows) to queries and keys, called when a part asks. Rows ``[B, R]`` name the text
+    tokens whose queries are wanted, T of the `Projection` is then R; None: all."""
     columns: Tensor
     """``[B, N]`` int64, index of each vision token among the L tokens; anything on padding."""
     columns_valid: Tensor
     """``[B, N]`` bool, False on padding."""
     kernel: Callable[[Layer], tuple[Tensor, Tensor]] | None = None
     """layer to the rotary embedding of all-ones queries ``[B, 1, T, d]`` and keys ``[B, 1, L, d]``, for gravity."""
+    most: int | None = None
+    """Text tokens of a sample that have weight at once, where a bound is known without looking at the weights."""
     block_bytes: int = 64 * 2**20
     """Bound on the float32 block of attention rows that is held at once (at least one row)."""
 
@@ -83,16 +86,17 @@ class RaterAttention:
         Raises:
             InputError: raters do not fit the text tokens, or gravity where no kernel is known.
         """
-        source = self._source(raters, layer, rope)
-        kernel = self._kernel(layer, self._columns(source)) if gravity else None
+        rows, raters = self._rated(raters)
+        source = self._source(raters, layer, rope, rows)
+        kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
         total = raters.new_zeros(source.q.shape[0], source.q.shape[1], self.columns.shape[1], dtype=torch.float32)
-        for start, rows in self._blocks(source, normalise):
+        for start, block in self._blocks(source, normalise):
+            stop = start + block.shape[2]
             if kernel is not None:
-                stop = start + rows.shape[2]
-                rows = rows / self._gravity(kernel, start, stop, source.scaling)
-            weight = raters[:, start : start + rows.shape[2]].float()[:, None, :, None]
+                block = block / self._gravity(kernel, start, stop, source.scaling)
+            weight = raters[:, start:stop].float()[:, None, :, None]
             # Where, not just a product: a row that nobody rates must not count even if its numbers are not finite.
-            total = total + torch.where(weight > 0, rows * weight, 0.0).sum(2)
+            total = total + torch.where(weight > 0, block * weight, 0.0).sum(2)
         return total
 
     def matrix(
@@ -102,14 +106,24 @@ class RaterAttention:
 
         Arguments and errors as in `scores`.
         """
-        source = self._source(raters, layer, rope)
-        rows = [block.mean(1) for _, block in self._blocks(source, normalise)]
-        shape = (raters.shape[0], 0, self.columns.shape[1])
-        matrix = torch.cat(rows, dim=1) if rows else raters.new_zeros(shape, dtype=torch.float32)
-        return matrix.masked_fill((raters <= 0).unsqueeze(-1), 0.0)
+        rows, rated = self._rated(raters)
+        source = self._source(rated, layer, rope, rows)
+        empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
+        blocks = [block.mean(1) for _, block in self._blocks(source, normalise)]
+        if not blocks:
+            return empty
+        matrix = torch.cat(blocks, dim=1).masked_fill((rated <= 0).unsqueeze(-1), 0.0)
+        return matrix if rows is None else empty.scatter(1, rows.unsqueeze(-1).expand_as(matrix), matrix)
 
-    def _source(self, raters: Tensor, layer: Layer, rope: bool) -> Projection:
-        source = self.project(layer, rope)
+    def _rated(self, raters: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Which text tokens ``[B, R]`` have weight (None: look at all), and their weights."""
+        if self.most is None or self.most >= raters.shape[1]:
+            return None, raters
+        best = raters.topk(self.most, dim=1)
+        return best.indices, best.values
+
+    def _source(self, raters: Tensor, layer: Layer, rope: bool, rows: Tensor | None) -> Projection:
+        source = self.project(layer, rope, rows)
         if (source.q.shape[0], source.q.shape[2]) != tuple(raters.shape):
             raise InputError(
                 f"attention: queries are of {source.q.shape[2]} text tokens of {source.q.shape[0]} samples, "
@@ -144,10 +158,12 @@ class RaterAttention:
     def _columns(self, source: Projection) -> Tensor:
         return self.columns if source.columns is None else source.columns
 
-    def _kernel(self, layer: Layer, columns: Tensor) -> tuple[Tensor, Tensor]:
+    def _kernel(self, layer: Layer, columns: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.kernel is None:
             raise InputError("attention gravity needs the layer's rotary embedding of all-ones vectors: give `kernel`")
         q, k = self.kernel(layer)
+        if rows is not None:
+            q = q.expand(rows.shape[0], -1, -1, -1).gather(2, rows[:, None, :, None].expand(-1, 1, -1, q.shape[3]))
         k = k.float().expand(columns.shape[0], -1, -1, -1)
         return q.float(), k.gather(2, columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
 
@@ -199,17 +215,21 @@ def attention_from_qk(
     if valid is not None:
         visible = visible & valid.unsqueeze(1)
 
-    def project(asked: Layer, rope: bool) -> Projection:
+    def project(asked: Layer, rope: bool, wanted: Tensor | None) -> Projection:
         if asked != layer:
             raise InputError(f"attention of the {asked} layer was asked for, but q and k are of the {layer} one")
         if not rope and before_rope is None:
             raise InputError("attention without rotary embedding was asked for: give before_rope=(q, k)")
         queries, keys = (q, k) if rope or before_rope is None else before_rope
+        at, seen = rows, visible
+        if wanted is not None:
+            at = rows.gather(1, wanted)
+            seen = visible.expand(batch, -1, -1).gather(1, wanted.unsqueeze(-1).expand(-1, -1, length))
         return Projection(
-            q=queries.gather(2, rows[:, None, :, None].expand(-1, queries.shape[1], -1, width)),
+            q=queries.gather(2, at[:, None, :, None].expand(-1, queries.shape[1], -1, width)),
             k=keys,
             scaling=width**-0.5 if scaling is None else scaling,
-            visible=visible.unsqueeze(1),
+            visible=seen.unsqueeze(1),
             softcap=softcap,
         )
 

@@ -31,6 +31,13 @@ def ints(values: Sequence[int], device: torch.device) -> Tensor:
     return torch.cat([torch.full((1,), value, dtype=torch.int64, device=device) for value in values])
 
 
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """`x` from the host on `device`; the copy does not wait for the device."""
+    if device.type == "cuda":  # from pageable memory it would
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 def first(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     """``[B, width]`` bool: True at the first ``counts[i]`` places of row i."""
     return torch.arange(width, device=device) < ints(counts, device).unsqueeze(-1)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,12 +63,13 @@ class StageReport:
     """``[B, N]`` scores of the tokens that came in; None when nothing had to be scored."""
     scored: Tensor
     """``[B, N]`` original indices of the tokens that came in, -1 where padded."""
-    watch: Stopwatch
+    watch: Stopwatch | None
+    """None in a compiled forward: one graph has no clock inside."""
 
     @property
     def seconds(self) -> float:
-        """Time of the method at this stage."""
-        return self.watch.seconds
+        """Time of the method at this stage; NaN in a compiled forward."""
+        return math.nan if self.watch is None else self.watch.seconds
 
     def select(self, rows: Sequence[int]) -> StageReport:
         """The same for `rows` of its samples."""
@@ -90,8 +92,29 @@ class StageReport:
             "kept": _rows(self.kept),
             "merged": _rows(self.merged),
             "tokens": list(self.sizes),
-            "seconds": self.seconds,
+            "seconds": _number(self.seconds),
         }
+
+
+@dataclass
+class Graphs:
+    """What torch.compile made of an attached recipe so far."""
+
+    compiled: int = 0
+    """Graphs, one for each new shape."""
+    breaks: int = 0
+    """Places where a graph broke."""
+    recompiles: int = 0
+    """Of the graphs, those compiled for shapes that had one already."""
+    calls: int = 0
+    """Calls of compiled code."""
+
+    def note(self, compiled: int, breaks: int, *, known: bool) -> None:
+        """One call, which compiled so many graphs; `known` if its shapes had come before."""
+        self.calls += 1
+        self.compiled += compiled
+        self.breaks += breaks
+        self.recompiles += compiled if known else max(0, compiled - 1)
 
 
 @dataclass(eq=False)
@@ -107,6 +130,8 @@ class Report:
     """Decoder layers of the model."""
     expected: int
     """Stages of the recipe."""
+    graphs: Graphs | None = None
+    """Counts of compiled code; None where nothing is compiled."""
     prefills: int = 0
     """Forwards so far that brought vision tokens. Without a cache, generation makes one a token."""
     _total: tuple[int, ...] = ()
@@ -118,12 +143,9 @@ class Report:
         """A forward with vision tokens starts."""
         self._total, self._grids, self._stages, self._complete = total, grids, [], False
 
-    def add(self, stage: StageReport) -> None:
-        """A stage has run."""
-        self._stages.append(stage)
-
-    def finish(self) -> None:
-        """The forward is over; raise `NotFiredError` unless every stage of the recipe ran in it."""
+    def finish(self, ran: list[StageReport]) -> None:
+        """The forward is over, and these stages ran; raise `NotFiredError` unless they are all of the recipe."""
+        self._stages = ran
         if len(self._stages) != self.expected:
             fired = ", ".join(stage.name for stage in self._stages) or "none"
             raise NotFiredError(
@@ -169,7 +191,7 @@ class Report:
 
     @property
     def seconds(self) -> float:
-        """Time of the method in all stages."""
+        """Time of the method in all stages; NaN in a compiled forward."""
         return sum(stage.seconds for stage in self.stages)
 
     def to_dict(self) -> dict[str, Any]:
@@ -184,14 +206,21 @@ class Report:
             "average": counts.double().mean(1).tolist(),
             "final": counts[:, -1].tolist(),
             "stages": [stage.to_dict() for stage in self.stages],
-            "seconds": self.seconds,
+            "seconds": _number(self.seconds),
+            "graphs": None if self.graphs is None else asdict(self.graphs),
         }
 
     def __str__(self) -> str:
         if not self._complete:
             return f"recipe {self.recipe} ({self.fingerprint}): no image has come through, so nothing was reduced"
         counts = self.vision_tokens
-        lines = [f"recipe {self.recipe} ({self.fingerprint}), time of the method {1000 * self.seconds:.1f} ms"]
+        seconds = self.seconds
+        spent = "" if math.isnan(seconds) else f", time of the method {1000 * seconds:.1f} ms"
+        lines = [f"recipe {self.recipe} ({self.fingerprint}){spent}"]
+        if self.graphs is not None:
+            lines.append(
+                "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
+            )
         for row, total in enumerate(self._total):
             lines.append(f"sample {row}: {total} vision tokens")
             for stage in self._stages:
@@ -210,6 +239,11 @@ class Report:
                 f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
                 "nothing to report"
             )
+
+
+def _number(seconds: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(seconds) else seconds
 
 
 def _rows(index: Tensor) -> list[list[int]]:

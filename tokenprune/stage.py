@@ -106,12 +106,21 @@ class Stage(nn.Module):
         return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None)
 
     def _refuse_nan(self, scores: Tensor) -> None:
-        """NaN sorts above everything, so one would be kept in silence. On an accelerator the check does not wait."""
-        if scores.device.type == "cpu" and not torch.compiler.is_compiling():
-            if bool(scores.isnan().any()):
-                raise InputError(f"{self._nan}; are there NaN values in the model's activations?")
-        else:
-            torch._assert_async(~scores.isnan().any(), self._nan)
+        """NaN sorts above everything, so one would be kept in silence. The check never waits for an accelerator."""
+        numbers = ~scores.isnan().any()
+        if torch.compiler.is_compiling() or scores.device.type != "cpu":
+            torch._assert_async(numbers, self._nan)
+            return
+        try:
+            torch._assert_async(numbers, self._nan)
+        except RuntimeError as error:
+            self.explain(error)
+            raise
+
+    def explain(self, error: RuntimeError) -> None:
+        """Raise `InputError` if `error` is what PyTorch makes of NaN scores at this stage."""
+        if self._nan in str(error):
+            raise InputError(f"{self._nan}; are there NaN values in the model's activations?") from None
 
 
 def _origins(tokens: Tokens, index: Tensor) -> Tensor:

@@ -259,6 +259,7 @@ def _stages(
             kept=kept,
             total=total,
             text=question,
+            raters=question if stage.raters is None else min(question, stage.raters.most or question),
             sequence=before + text,
             width=decoder.width,
             heads=decoder.heads,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ class VisionRow:
 
     runs: tuple[int, ...]
     """Lengths of the uninterrupted runs of vision tokens, in order."""
-    positions: Tensor | None
+    positions: np.ndarray | None
     """``[3, n]`` M-RoPE ids (time, height, width) of the vision tokens; None where the family has plain positions."""
     newline: tuple[bool, ...] | None
     """For each vision token whether it is the row separator of LLaVA-NeXT; None elsewhere."""

@@ -14,26 +14,34 @@ from torch import nn
 from tokenprune.builder import build
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.models.adapter import Anatomy, anatomy
+from tokenprune.models.compiled import BUCKETS, Compiled
 from tokenprune.models.engine import Engine
 from tokenprune.recipe import Recipe, load_recipe
-from tokenprune.report import Report
+from tokenprune.report import Graphs, Report
 
 
 class Attached:
     """A recipe on a model, until `detach` or the end of its ``with`` block. Made by `attach`."""
 
-    def __init__(self, parts: Anatomy, recipe: Recipe) -> None:
+    def __init__(self, parts: Anatomy, recipe: Recipe, compile: Mapping[str, Any] | None = None) -> None:
         self._anatomy = parts
         self.recipe = recipe
         pipeline = build(recipe, depth=len(parts.layers)).to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
         self._engine = Engine(parts, pipeline, self.report)
+        self._compiled: Compiled | None = None
+        if compile is not None:
+            self.report.graphs = Graphs()
+            self._engine.buckets = BUCKETS
+            self._compiled = Compiled(self._engine, self.report.graphs, compile)
         self._handle: Any = None
         self._generate: Any = None
 
     def _mount(self) -> None:
         model: Any = self._anatomy.model
         self._engine.mount()
+        if self._compiled is not None:
+            self._compiled.mount()
         self._handle = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True, prepend=True)
         if hasattr(model, "generate"):
             # An instance attribute shadows the method: only generate() itself knows where the prompt ends.
@@ -47,6 +55,8 @@ class Attached:
             return
         self._handle.remove()
         self._handle = None
+        if self._compiled is not None:
+            self._compiled.unmount()
         self._engine.unmount()
         self._anatomy.model.__dict__.pop("generate", None)
         if self._generate is not None:
@@ -84,6 +94,8 @@ class Attached:
                 f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; "
                 "leave prefill_chunk_size out"
             )
+        if self._compiled is not None:
+            kwargs = _with_static_cache(config, kwargs)
         self._engine.limit = _prompt_length(args, kwargs)
         try:
             return original(*args, **kwargs)
@@ -98,6 +110,7 @@ def attach(
     keep: float | None = None,
     average: float | None = None,
     final: float | None = None,
+    compile: bool | Mapping[str, Any] = False,
 ) -> Attached:
     """Attach a recipe to a Hugging Face vision-language model.
 
@@ -111,8 +124,11 @@ def attach(
             (float) or a count (int) of each sample's original ones.
         average: the same, averaged over all layers.
         final: the same, after the last stage.
+        compile: run the language model under torch.compile, stages included (docs/compile.md); a mapping is passed on,
+            such as ``{"mode": "reduce-overhead"}``. `generate` then takes a static cache, unless it is told otherwise.
 
     Raises:
+        InputError: an option of torch.compile that is decided here.
         RecipeError: the recipe is not valid, or does not fit the model's depth.
         BudgetError: the budget is out of range.
         UnsupportedModelError: no adapter knows the model, or a recipe is attached to it already.
@@ -124,10 +140,21 @@ def attach(
             raise UnsupportedModelError(
                 f"attach: recipe {hook.__self__.report.recipe!r} is attached to this model already; detach it first"
             )
-    attached = Attached(parts, loaded)
+    options = compile if isinstance(compile, Mapping) else {} if compile else None
+    attached = Attached(parts, loaded, options)
     _forget_compiled()
     attached._mount()
     return attached
+
+
+def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` under compile: one step after the other in buffers of one size, hence in one graph."""
+    # transformers would compile the whole model around ours, which breaks graphs.
+    kwargs = {"disable_compile": True, **kwargs}
+    asked = ("past_key_values", "cache_implementation", "use_cache", "prompt_lookup_num_tokens", "assistant_model")
+    if any(kwargs.get(key, getattr(config, key, None)) not in (None, True) for key in asked):
+        return kwargs
+    return {**kwargs, "cache_implementation": "static"}
 
 
 def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
@@ -145,6 +172,6 @@ def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
 
 def _forget_compiled() -> None:
-    """Drop compiled code: torch.compile does not notice hooks that come or go after it has traced a module."""
+    """Drop compiled code: torch.compile does not notice hooks that come or go later (pytorch/pytorch#117758)."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()

@@ -101,7 +101,8 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
         return self.cumulative_length + self.removed if self.is_initialized else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.max_cache_len + self.removed, 0
+        # A compiled prefill finds the buffer smaller already, though nothing has been removed yet.
+        return self.max_cache_len + max(self.removed, self.shrunk), 0
 
     def get_max_length(self) -> int:
         return int(self.max_cache_len + self.shrunk)
@@ -145,14 +146,32 @@ def check_cache(cache: Cache | None) -> None:
             )
 
 
-def virtualise(layer: Any) -> CacheLayer:
+def virtualise(layer: Any | None) -> None:
     """Let this one cache layer report the untouched length (its own class is swapped, transformers is not touched)."""
-    if not isinstance(layer, VirtualLength):
+    if layer is not None and not isinstance(layer, VirtualLength):
         layer.__class__ = _VIRTUAL[type(layer)]
         layer.removed, layer.slots = 0, None
         if isinstance(layer, VirtualStaticLayer):
             layer.shrunk = 0
-    return layer
+
+
+def allocate(layer: Any | None, removed: int, like: Tensor) -> None:
+    """Allocate a static layer's buffer before a compiled prefill, at an address that later graphs may rely on.
+
+    Args:
+        layer: a cache layer; nothing is done unless it is static and has no buffer yet.
+        removed: tokens of the coming prefill that it will not store.
+        like: ``[B, Hkv, 0, d]``, for dtype and device.
+    """
+    if isinstance(layer, StaticLayer) and not layer.is_initialized:
+        _shrink(layer, removed)
+        layer.lazy_initialization(like, like)
+
+
+def _shrink(layer: StaticLayer, removed: int) -> None:
+    if removed:
+        layer.max_cache_len -= removed
+        layer.shrunk += removed
 
 
 def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
@@ -160,5 +179,4 @@ def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
     layer.slots = slots
     layer.removed += removed
     if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
-        layer.max_cache_len -= removed
-        layer.shrunk += removed
+        _shrink(layer, removed)

@@ -8,20 +8,21 @@ docs/design.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.budget import survivors
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
-from tokenprune.models.projections import LayerInput, check_attention, rater_attention
 from tokenprune.models.prompt import Prompt, read_prompt, real_tokens
+from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
 from tokenprune.stage import Stage
@@ -38,8 +39,6 @@ class _Prefill:
     """Real length of each row of the present sequence."""
     text: Tensor
     """``[B, T]`` index of the rating text tokens in the present sequence."""
-    inputs: dict[int, LayerInput]
-    """What entered the layers whose attention a later stage reads."""
 
 
 class Engine:
@@ -57,15 +56,20 @@ class Engine:
         self.report = report
         self.depth = len(anatomy.layers)
         self.layers = pipeline.layers(self.depth)
+        self.first = min(self.layers, default=self.depth)
+        """The first layer that may see fewer tokens."""
+        self.buckets: int | None = None
+        """Lengths at which a prompt may leave an adaptive stage; None: any."""
         self.limit: int | None = None
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
-        self._taps = self._needed_inputs()
+        self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
         self._forward: Forward | None = None
         self._prefill: _Prefill | None = None
+        self._ran: list[StageReport] | None = None
 
     # ---------------------------------------------------------------- mounting
 
@@ -80,9 +84,10 @@ class Engine:
         for index, layer in enumerate(anatomy.layers):
             hook = self._layer_hook(index)
             self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        self._handles += self.taps.mount()
         if anatomy.adapter.deepstack is not None:
             original = getattr(anatomy.text, anatomy.adapter.deepstack)
-            added = survivors_only(original, lambda: None if self._forward is None else self._forward.alive)
+            added = survivors_only(original, lambda: self._forward)
             setattr(anatomy.text, anatomy.adapter.deepstack, added)
 
     def unmount(self) -> None:
@@ -93,22 +98,6 @@ class Engine:
         if self.anatomy.adapter.deepstack is not None:
             self.anatomy.text.__dict__.pop(self.anatomy.adapter.deepstack, None)
         self._close()
-
-    def _needed_inputs(self) -> frozenset[int]:
-        """Layers whose input must be remembered for the scorers of later stages."""
-        needed = set()
-        for stage, layer in zip(self.pipeline, self.layers, strict=True):
-            if not stage.reads_attention:
-                continue
-            check_attention(self.anatomy.layers[layer])
-            if "previous" in stage.reads_attention:
-                if layer == 0:
-                    raise UnsupportedModelError(
-                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
-                        "but nothing runs before layer 0; place it before a later layer, or use layer: next"
-                    )
-                needed.add(layer - 1)
-        return frozenset(needed)
 
     # ---------------------------------------------------------------- base model and text model
 
@@ -147,7 +136,34 @@ class Engine:
         if not decoding:
             self._prefill = self._open_prefill(embeddings, self._forward)
         if self._prefill is not None:
+            self._ran = []
             check_cache(cache)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether the forward that has begun brings vision tokens."""
+        return self._prefill is not None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether it is one more token on a cache."""
+        return self._forward is not None and self._forward.length == 1 and self._prefill is None
+
+    def counts(self) -> tuple[tuple[int | None, ...], ...]:
+        """For each stage, tokens that the prefill keeps of each sample; None where the scores will decide."""
+        return () if self._prefill is None else self._prefill.counts
+
+    def dropped(self) -> list[int]:
+        """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
+        assert self._prefill is not None and self.pipeline.static
+        steps, gone = self.pipeline.steps(self.depth), [0] * self.depth
+        rows = []
+        for row, total in enumerate(self._prefill.prompt.tokens.total):
+            counts = [c for c in (stage[row] for stage in self._prefill.counts) if c is not None]
+            rows.append([total - size for size in survivors(steps, counts, total)])
+        for step, each in zip(steps, zip(*rows, strict=True), strict=True):
+            gone[step.layer :] = [min(each)] * (self.depth - step.layer)
+        return gone
 
     def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
         vision = self._vision
@@ -177,18 +193,22 @@ class Engine:
             for total, grids in zip(tokens.total, tokens.grids, strict=True)
         ]
         self.report.begin(tokens.total, tokens.grids)
-        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text, {})
+        if self.buckets is not None and not self.pipeline.static:
+            forward.bucket = -(-max(tokens.total) // self.buckets)
+        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text)
 
     def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
-            if self._prefill is not None and output is not None:
-                self.report.finish()
+            if self._ran is not None and output is not None:
+                self.report.finish(self._ran)
         finally:
             self._close()
 
     def _close(self) -> None:
-        self._input_ids = self._attention_mask = self._vision = self._forward = self._prefill = None
+        self._input_ids = self._attention_mask = self._vision = None
+        self._forward = self._prefill = self._ran = None
+        self.taps.inputs.clear()
 
     # ---------------------------------------------------------------- forwards in parts (models/packed.py)
 
@@ -222,34 +242,36 @@ class Engine:
 
     def entered(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Say what entered layer `index`, ``[B, L, D]`` with its arguments, where that layer ran elsewhere."""
-        if self._prefill is not None and index in self._taps:
-            self._prefill.inputs[index] = self._layer_input(self.anatomy.layers[index], hidden, kwargs, None)
+        forward, prefill = self._forward, self._prefill
+        if forward is not None and prefill is not None:
+            self.taps.entering(index, kwargs, forward, None, prefill.prompt.tokens, prefill.text, hidden=hidden)
 
     # ---------------------------------------------------------------- decoder layers
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         stages = [i for i, layer in enumerate(self.layers) if layer == index]
-        first = min(self.layers, default=self.depth)
+        first = self.first
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward = self._forward
-            if forward is None or (index < first and index not in self._taps):
+            if forward is None or (index < first and index not in self.taps.before):
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
             store = layer_of(kwargs.get("past_key_values"), index)
             prefill = self._prefill
-            if prefill is not None and index >= first and store is not None:
-                store = virtualise(store)
+            if prefill is not None and index >= first:
+                virtualise(store)
             adjusted = forward.adjust(kwargs, store)
             if prefill is not None:
                 for number in stages:
-                    source = self._layer_input(layer, hidden, adjusted, store)
-                    hidden = self._run(number, index, hidden, source, store)
+                    hidden = self._run(number, index, hidden, adjusted, store)
                     adjusted = forward.adjust(kwargs, store)
-                if index in self._taps:
-                    prefill.inputs[index] = self._layer_input(layer, hidden, adjusted, store)
+                prompt = prefill.prompt
+                self.taps.entering(index, adjusted, forward, store, prompt.tokens, prefill.text)
                 if index >= first:
                     forward.store(store)
+                if index == self.depth - 1:
+                    self._prefill = None
             if adjusted is kwargs:
                 return None
             if args:
@@ -258,34 +280,18 @@ class Engine:
 
         return before_layer
 
-    def _layer_input(self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> LayerInput:
-        forward, prefill = self._forward, self._prefill
-        assert forward is not None and prefill is not None
-        tokens = prefill.prompt.tokens
-        columns = torch.zeros(forward.batch, max(tokens.total) + 1, dtype=torch.int64, device=tokens.slot.device)
-        # Padding is written to a last column of its own.
-        place = tokens.origin.masked_fill(~tokens.valid, max(tokens.total))
-        return LayerInput(
-            layer=layer,
-            hidden=hidden,
-            rope=kwargs["position_embeddings"],
-            mask=kwargs.get("attention_mask"),
-            stored=forward.stored(store),
-            text=prefill.text,
-            columns=columns.scatter(1, place, tokens.slot),
-        )
-
-    def _run(self, number: int, index: int, hidden: Tensor, source: LayerInput, store: Any | None) -> Tensor:
+    def _run(self, number: int, index: int, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> Tensor:
         """Run stage `number` before layer `index`; returns the hidden states of what is left."""
         forward, prefill = self._forward, self._prefill
-        assert forward is not None and prefill is not None
+        assert forward is not None and prefill is not None and self._ran is not None
         stage: Stage = self.pipeline.stages[number]
-        watch = Stopwatch(hidden.device.type == "cuda")
-        with watch.measure():
+        # One graph has no clock inside.
+        watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
+        with nullcontext() if watch is None else watch.measure():
             prompt = prefill.prompt
-            sources = {"next": source, "previous": prefill.inputs.get(index - 1)}
-            attention = rater_attention(sources, prompt.tokens) if stage.reads_attention else None
-            before = prompt.tokens.at_place(hidden, attention)
+            tokens = prompt.tokens
+            attention = self.taps.attention(stage, index, hidden, kwargs, forward, store, tokens, prefill.text)
+            before = tokens.at_place(hidden, attention)
             counts = prefill.counts[number]
             count = None if None in counts else tuple(c for c in counts if c is not None)
             result = stage(before, count)
@@ -297,8 +303,8 @@ class Engine:
                 tokens = result.tokens
             if stage.positions == "renumber":
                 forward.renumber(prompt.real, hidden, slots_of(store))
-            prefill.prompt = Prompt(tokens, prompt.text, prompt.real)
-        self.report.add(
+            prefill.prompt = Prompt(replace(tokens, attention=None), prompt.text, prompt.real)
+        self._ran.append(
             StageReport(
                 name=stage.name,
                 place=str(stage.place),

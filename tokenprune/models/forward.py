@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.cache import Slots, forget, slots_of
 from tokenprune.models.gather import take, take_positions, take_rope, true_indices
-from tokenprune.models.masks import join_valid, past_slots, reduce_mask
+from tokenprune.models.masks import Mask, join_valid, past_slots, reduce_mask
 from tokenprune.models.projections import Rope
 from tokenprune.stage import StageResult
 from tokenprune.tokens import Tokens
@@ -48,6 +50,23 @@ class Alive:
 
 
 @dataclass(eq=False)
+class Last:
+    """The last result of a computation that layers share, and what it was made from."""
+
+    of: tuple[Any, ...] = ()
+    value: Any = None
+
+    def get(self, of: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        """`value` if it was made of the very same objects (numbers: of equal ones), else what `make` makes."""
+        same = len(of) == len(self.of) and all(
+            a == b if isinstance(a, int) else a is b for a, b in zip(of, self.of, strict=True)
+        )
+        if not same:
+            self.of, self.value = of, make()
+        return self.value
+
+
+@dataclass(eq=False)
 class Forward:
     """State of one forward of the language model, alive from its pre-hook to its end."""
 
@@ -63,9 +82,14 @@ class Forward:
     """The text model's rotary embedding module."""
     flash: bool
     """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
+    bucket: int = 1
+    """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
     alive: Alive | None = None
-    memo: dict[Any, Any] = field(default_factory=dict)
-    """Masks, slots and tables shared by the layers between two stages."""
+    masks: Last = field(default_factory=Last)
+    """What layers between two stages share: masks, rotary tables, position ids, slots."""
+    ropes: Last = field(default_factory=Last)
+    ids: Last = field(default_factory=Last)
+    slots: Last = field(default_factory=Last)
 
     def keep(self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
         """Shorten the sequence to what a stage left.
@@ -88,15 +112,15 @@ class Forward:
         stays = _scatter(stays, after.slot, after.valid, True)
         for row in range(batch):
             lengths[row] += after.sizes[row] - before.sizes[row]
-        m = max(lengths)
+        m = self.length - (self.length - max(lengths)) // self.bucket * self.bucket
         keep = true_indices(stays, m, pad="left")
-        valid = keep >= 0 if min(lengths) < m else None
+        valid = keep >= 0 if min(lengths) < m or self.bucket > 1 else None
         keep = keep.clamp(min=0)
         self.alive = alive.pick(keep, valid)
-        self.memo.clear()
+        self._forget_shared()
         moved = stays.cumsum(1) - 1
         if valid is not None:
-            moved = moved + (m - torch.tensor(lengths, device=hidden.device))[:, None]
+            moved = moved + (m - ops.ints(lengths, hidden.device))[:, None]
         return take(hidden, keep, 1), moved.clamp(min=0)
 
     def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
@@ -120,7 +144,7 @@ class Forward:
         alive.shift = flat.masked_fill(~real, -1).amax(1) + 1 - start - counted.sum(1)
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
         alive.rope = self.rotary(hidden, alive.positions)
-        self.memo.clear()
+        self._forget_shared()
 
     def adjust(self, kwargs: dict[str, Any], layer: Any | None) -> dict[str, Any]:
         """Keyword arguments of a decoder layer, in that layer's own coordinates. Untouched when nothing was dropped."""
@@ -133,11 +157,8 @@ class Forward:
         elif slots is not None and slots.shift is not None:
             self._adjust_shifted(kwargs, slots.shift)
         mask = kwargs.get("attention_mask")
-        key = ("mask", id(mask), id(slots), self._stored(layer))
-        if key not in self.memo:
-            # The mask itself is kept, so that its id cannot be given to another one while this entry lives.
-            self.memo[key] = mask, slots, self._mask(mask, layer, slots)
-        kwargs["attention_mask"] = self.memo[key][2]
+        of = (mask, slots, self._stored(layer))
+        kwargs["attention_mask"] = self.masks.get(of, lambda: self._mask(mask, layer, slots))
         return kwargs
 
     def store(self, layer: Any | None) -> None:
@@ -145,10 +166,7 @@ class Forward:
         if layer is None or self.alive is None:
             return
         slots = slots_of(layer)
-        key = ("slots", id(slots))
-        if key not in self.memo:
-            self.memo[key] = slots, self._slots(slots)
-        forget(layer, self.length - self.alive.index.shape[1], self.memo[key][1])
+        forget(layer, self.length - self.alive.index.shape[1], self.slots.get((slots,), lambda: self._slots(slots)))
 
     def stored(self, layer: Any | None) -> int:
         """Tokens of earlier forwards that stand before this forward's keys in `layer`."""
@@ -159,6 +177,10 @@ class Forward:
             return self.past
         return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
 
+    def _forget_shared(self) -> None:
+        for shared in (self.masks, self.ropes, self.ids, self.slots):
+            shared.of, shared.value = (), None
+
     def _slots(self, slots: Slots | None) -> Slots:
         alive = self.alive
         assert alive is not None
@@ -167,12 +189,12 @@ class Forward:
         shift = alive.shift if slots is None or slots.shift is None or alive.shift is not None else slots.shift
         return Slots(torch.cat([origin, self.past + alive.index], dim=1), joined, self.past + self.length, shift)
 
-    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Tensor | None:
+    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Mask | None:
         alive, device = self.alive, self.positions.device
-        if mask is not None and not isinstance(mask, Tensor):
+        if mask is not None and not isinstance(mask, Mask):
             raise UnsupportedModelError(
                 f"attention_mask of type {type(mask).__name__} reached a decoder layer; "
-                "expected a tensor (sdpa, eager, flash)"
+                "expected a tensor (sdpa, eager, flash) or a BlockMask (flex)"
             )
         valid = None if alive is None else alive.valid
         if mask is None and valid is None and (slots is None or slots.valid is None):
@@ -202,24 +224,23 @@ class Forward:
         )
 
     def _physical(self, layer: Any) -> int:
-        """Slots in a static layer's buffer once it is allocated: it is made smaller by what this forward drops."""
+        """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""
         size = int(layer.max_cache_len)
-        if not layer.is_initialized and self.alive is not None:
-            size -= self.length - self.alive.index.shape[1]
-        return size
+        if self.alive is None or self.past or (layer.is_initialized and not layer.shrunk):
+            return size
+        return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
 
     def _stored(self, layer: Any | None) -> int:
-        return 0 if layer is None or not self.static else int(layer.max_cache_len)
+        return 0 if layer is None or not self.static else self._physical(layer)
 
     def _adjust_prefill(self, kwargs: dict[str, Any], alive: Alive) -> None:
         if alive.rope is not None:
             kwargs["position_embeddings"] = alive.rope
         else:
-            rope = kwargs["position_embeddings"]
-            key = ("rope", id(rope))
-            if key not in self.memo:
-                self.memo[key] = rope, tuple(take_rope(table, alive.index) for table in rope)
-            kwargs["position_embeddings"] = self.memo[key][1]
+            cos, sin = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = self.ropes.get(
+                (cos, sin), lambda: (take_rope(cos, alive.index), take_rope(sin, alive.index))
+            )
         ids = kwargs.get("position_ids")
         if self.flash:
             kwargs["position_ids"] = None
@@ -228,17 +249,17 @@ class Forward:
             if renumbered is not None and renumbered.dim() == 2:
                 kwargs["position_ids"] = renumbered
             else:
-                kwargs["position_ids"] = take_positions(ids, alive.index)
+                kwargs["position_ids"] = self.ids.get((ids,), lambda: take_positions(ids, alive.index))
 
     def _adjust_shifted(self, kwargs: dict[str, Any], shift: Tensor) -> None:
-        key = ("shift", id(shift))
-        if key not in self.memo:
-            full = self.positions
-            ids = full.expand(*full.shape[:-2], self.batch, -1) - shift.to(full.device)[:, None]
-            self.memo[key] = shift, ids, self.rotary(kwargs["position_embeddings"][0], ids)
-        kwargs["position_embeddings"] = self.memo[key][2]
-        if kwargs.get("position_ids") is not None and self.memo[key][1].dim() == 2:
-            kwargs["position_ids"] = self.memo[key][1]
+        full = self.positions
+        like = kwargs["position_embeddings"][0]
+        ids = self.ids.get(
+            (shift,), lambda: full.expand(*full.shape[:-2], self.batch, -1) - shift.to(full.device)[:, None]
+        )
+        kwargs["position_embeddings"] = self.ropes.get((shift,), lambda: self.rotary(like, ids))
+        if kwargs.get("position_ids") is not None and ids.dim() == 2:
+            kwargs["position_ids"] = ids
 
 
 def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:

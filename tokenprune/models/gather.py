@@ -12,6 +12,8 @@ def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
     if x.shape[0] != index.shape[0]:
         x = x.expand(index.shape[0], *x.shape[1:])
     dim %= x.dim()
+    if dim == 1 and x.dim() > 2:  # whole rows are copied at once, which a gather of single numbers is not
+        return x[torch.arange(index.shape[0], device=x.device)[:, None], index]
     shape = [1] * x.dim()
     shape[0], shape[dim] = index.shape
     return x.gather(dim, index.view(shape).expand(*x.shape[:dim], index.shape[1], *x.shape[dim + 1 :]))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tokenprune.models.cache import Slots
 from tokenprune.models.gather import take
+
+Mask = Tensor | BlockMask
+"""What transformers builds: see `reduce_mask`."""
 
 
 def past_slots(slots: Slots | None, past: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -35,19 +39,20 @@ def join_valid(first: Tensor | None, second: Tensor | None, m: int, n: int) -> T
 
 
 def reduce_mask(
-    mask: Tensor | None,
+    mask: Mask | None,
     *,
     rows: Tensor | None,
     queries: Tensor,
     keys: Tensor,
     valid: Tensor | None,
     flash: bool,
-) -> Tensor | None:
+) -> Mask | None:
     """The mask of a pruned layer.
 
     Args:
-        mask: what transformers built: None (plain causal), a padding mask ``[B, K0]``, or ``[B, 1, Q0, K0]`` (bool,
-            True = visible; or float, added to the logits). All in original coordinates.
+        mask: what transformers built: None (plain causal), a padding mask ``[B, K0]``, ``[B, 1, Q0, K0]`` (bool,
+            True = visible; or float, added to the logits), or a function of indices (flex attention). All in original
+            coordinates.
         rows: ``[B, Q]`` index of the surviving queries within this forward, None when all survive.
         queries: ``[B, Q]`` original index of the queries.
         keys: ``[B, K]`` original index of each key as the layer stores it.
@@ -66,6 +71,8 @@ def reduce_mask(
     if valid is not None:
         visible = visible & valid
     columns = keys.clamp(max=width - 1)
+    if isinstance(mask, BlockMask):
+        return _reduce_block_mask(mask, rows, queries, columns, visible)
     if mask.dim() == 2:
         return take(mask, columns, 1) * visible.to(mask.dtype)
     if rows is not None:
@@ -77,7 +84,19 @@ def reduce_mask(
     return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
-def rater_rows(mask: Tensor | None, text: Tensor, stored: int, length: int) -> Tensor:
+def _reduce_block_mask(mask: BlockMask, rows: Tensor | None, queries: Tensor, columns: Tensor, visible: Tensor) -> Mask:
+    """`reduce_mask` for flex attention: the same function, of the original indices."""
+    allowed = mask.mask_mod
+
+    def left(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        row = q if rows is None else rows[b, q]
+        return allowed(b, h, row, columns[b, k]) & visible[b, k]
+
+    (batch, n), length = columns.shape, queries.shape[1]
+    return create_block_mask(left, batch, None, length, n, device=str(columns.device))
+
+
+def rater_rows(mask: Mask | None, text: Tensor, stored: int, length: int) -> Tensor:
     """Which of this forward's tokens each text token may attend to: ``[B, 1, T, L]`` bool.
 
     Args:
@@ -90,6 +109,9 @@ def rater_rows(mask: Tensor | None, text: Tensor, stored: int, length: int) -> T
     causal = (index <= text[..., None])[:, None]
     if mask is None:
         return causal
+    if isinstance(mask, BlockMask):
+        sample = torch.arange(text.shape[0], device=text.device).view(-1, 1, 1, 1)
+        return mask.mask_mod(sample, torch.zeros_like(sample), text[:, None, :, None], index + stored)
     if mask.dim() == 2:
         return causal & mask[:, None, None, stored : stored + length].bool()
     rows = take(mask, text, 2)[..., stored : stored + length]

@@ -1,4 +1,4 @@
-"""Queries of the text tokens and keys of all tokens, from a decoder layer's own projections."""
+"""Queries of the raters and keys of all tokens: a decoder layer's own, or from its own projections before it runs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,45 @@ from torch import Tensor, nn
 from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.gather import take, take_rope
-from tokenprune.models.masks import rater_rows
+from tokenprune.models.masks import Mask, rater_rows
 from tokenprune.tokens import Tokens
 
 Rope = tuple[Tensor, Tensor]
+Turn = Callable[[Tensor, Rope], Tensor]
+"""A rotary embedding of one tensor ``[B, H, L, d]``."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LayerInput:
     """What enters a decoder layer in a prefill, after any pruning there: all that its attention depends on."""
 
     layer: nn.Module
-    hidden: Tensor
-    """``[B, L, D]``."""
+    turn: Turn
+    """`rotary` of the layer's attention."""
+    hidden: Tensor | None
+    """``[B, L, D]``; None where the layer is about to run, so that its projections need not be computed here."""
     rope: Rope
     """cos and sin, ``[B, L, d]``."""
-    mask: Tensor | None
+    mask: Mask | None
     stored: int
     """Tokens of earlier forwards that this layer's cache holds."""
     text: Tensor
     """``[B, T]`` index in this sequence of the text tokens that may rate."""
     columns: Tensor
     """``[B, N0]`` index in this sequence of each original vision token; 0 for those that are gone."""
+    queries: Tensor | None = None
+    """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
+    keys: Tensor | None = None
+    """``[B, L, Hkv·d]``, as the layer has projected them."""
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.rope[0].shape[-2]
 
 
-def rotary(attention: nn.Module) -> Callable[[Tensor, Rope], Tensor]:
-    """The family's own rotary embedding of one tensor ``[B, H, L, d]`` (it knows about half-RoPE and interleaving)."""
+def rotary(attention: nn.Module) -> Turn:
+    """The family's own rotary embedding (it knows about half-RoPE and interleaving)."""
     apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     if next(iter(inspect.signature(apply).parameters)) == "q":
         return lambda x, rope: apply(x, x, *rope)[0]
@@ -58,40 +71,58 @@ def check_attention(layer: nn.Module) -> None:
         )
 
 
-def project(source: LayerInput, *, rope: bool) -> tuple[Tensor, Tensor]:
-    """Queries ``[B, H, T, d]`` of the text tokens that may rate, and keys ``[B, Hkv, L, d]`` of all tokens.
+def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Queries ``[B, H, R, d]`` of text tokens that may rate, and keys ``[B, Hkv, L, d]`` of all tokens.
 
     Bias and q/k norms are the layer's own; with `rope` off, both stay as they are before the rotary embedding.
+
+    Args:
+        source: the layer. If it has run, what it projected is used, and nothing is projected twice.
+        rope: with rotary embedding.
+        rows: ``[B, R]`` which of the text tokens; None is all of them.
+
+    Raises:
+        UnsupportedModelError: the layer has run, but not through its q_proj and k_proj.
     """
     attention: Any = source.layer.self_attn
-    normed = source.layer.input_layernorm(source.hidden)  # type: ignore[operator]
-    q = _heads(attention, "q", take(normed, source.text, 1))
-    k = _heads(attention, "k", normed)
+    text = source.text if rows is None else source.text.gather(1, rows)
+    if source.hidden is not None:
+        norm: Any = source.layer.input_layernorm
+        queries = attention.q_proj(norm(take(source.hidden, text, 1)))
+        keys = attention.k_proj(norm(source.hidden))
+    elif source.queries is None or source.keys is None:
+        raise UnsupportedModelError(
+            f"{type(source.layer).__name__} ran without calling its q_proj and k_proj (a fused kernel?): "
+            "the attention of raters cannot be read"
+        )
+    else:
+        queries = source.queries if rows is None else take(source.queries, rows, 1)
+        keys = source.keys
+    q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
     if rope:
-        turn = rotary(attention)
-        q = turn(q, (take_rope(source.rope[0], source.text), take_rope(source.rope[1], source.text)))
-        k = turn(k, source.rope)
+        q = source.turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
+        k = source.turn(k, source.rope)
     return q, k
 
 
 def positional_kernel(source: LayerInput) -> tuple[Tensor, Tensor]:
     """`project` for all-ones queries and keys: what rotary distance alone contributes (SparseVLM+ gravity)."""
     attention: Any = source.layer.self_attn
-    turn = rotary(attention)
-    batch, length = source.hidden.shape[:2]
-    ones = torch.ones(batch, 1, length, attention.head_dim, dtype=torch.float32, device=source.hidden.device)
+    batch = source.text.shape[0]
+    ones = torch.ones(batch, 1, source.length, attention.head_dim, dtype=torch.float32, device=source.rope[0].device)
     rope = (source.rope[0].float(), source.rope[1].float())
-    k = turn(ones, rope)
+    k = source.turn(ones, rope)
     return take(k, source.text, 2), k
 
 
-def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens) -> RaterAttention:
+def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, most: int | None) -> RaterAttention:
     """Attention of a prompt's raters over `tokens`, exact beside any kernel.
 
     Args:
         sources: what entered the layer ``"previous"`` to the place and, before the stage, the ``"next"`` one. Where an
             earlier stage of the same place has dropped tokens, the previous layer has still seen them.
         tokens: vision tokens that entered the stage.
+        most: as in `RaterAttention`.
     """
     origin = tokens.origin.clamp(min=0)
 
@@ -100,30 +131,30 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens) ->
         assert found is not None, f"input of the {layer} layer was not remembered"
         return found
 
-    def rows(layer: str, rope: bool) -> Projection:
+    def projection(layer: str, rope: bool, rows: Tensor | None) -> Projection:
         at = source(layer)
-        q, k = project(at, rope=rope)
+        q, k = project(at, rope=rope, rows=rows)
         attention: Any = at.layer.self_attn
         return Projection(
             q=q,
             k=k,
-            visible=rater_rows(at.mask, at.text, at.stored, k.shape[2]),
+            visible=rater_rows(at.mask, at.text if rows is None else at.text.gather(1, rows), at.stored, at.length),
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
             columns=at.columns.gather(1, origin),
         )
 
     return RaterAttention(
-        project=rows,
+        project=projection,
         columns=tokens.slot,
         columns_valid=tokens.valid,
         kernel=lambda layer: positional_kernel(source(layer)),
+        most=most,
     )
 
 
-def _heads(attention: Any, which: str, x: Tensor) -> Tensor:
-    projected = getattr(attention, f"{which}_proj")(x).unflatten(-1, (-1, attention.head_dim))
+def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
+    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
+    heads = projected.unflatten(-1, (-1, attention.head_dim))
     norm = getattr(attention, f"{which}_norm", None)
-    if norm is not None:
-        projected = norm(projected)
-    return projected.transpose(1, 2)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)

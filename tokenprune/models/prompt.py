@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.errors import InputError
 from tokenprune.models.adapter import Anatomy, VisionRow
 from tokenprune.models.gather import take, take_positions, true_indices
@@ -37,7 +39,9 @@ def read_prompt(
     limit: int,
     rated: bool,
 ) -> Prompt | None:
-    """Locate the tokens of a forward; None when it brings no vision token. Waits for the device, to count and locate.
+    """Locate the tokens of a forward; None when it brings no vision token.
+
+    Waits for the device once: kinds and positions of all tokens come to the host together, and nothing later does.
 
     Args:
         vision: ``[B, L]`` bool, vision tokens.
@@ -54,8 +58,9 @@ def read_prompt(
     after_image = vision.cumsum(1) > 0
     in_prompt = torch.arange(vision.shape[1], device=vision.device) < limit
     text = real & ~vision & after_image & in_prompt
-    counts: list[list[int]] = torch.stack([vision.sum(1), text.sum(1)]).tolist()
-    total, texts = tuple(counts[0]), counts[1]
+    seen = _look(anatomy, vision, text, embeddings, positions)
+    total = tuple(int(row.sum()) for row in seen.vision)
+    texts = [int(row.sum()) for row in seen.text]
     if not any(total):
         return None
     for row, (images, words) in enumerate(zip(total, texts, strict=True)):
@@ -71,7 +76,7 @@ def read_prompt(
     else:
         position = take_positions(positions.expand(*vision.shape), at)
     hidden = take(embeddings, at, 1)
-    grids = _grids(anatomy, vision, total, hidden, position)
+    grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
     text_slot = true_indices(text, max(texts), pad="right")
     index = torch.arange(max(total), device=vision.device).expand_as(slot)
     tokens = Tokens(
@@ -79,7 +84,7 @@ def read_prompt(
         valid=valid,
         origin=index.masked_fill(~valid, -1),
         slot=at,
-        cell=_cells(grids, max(total)).to(vision.device),
+        cell=ops.upload(_cells(grids, max(total)), vision.device),
         position=position,
         mass=valid.float(),
         text=take(embeddings, text_slot.clamp(min=0), 1),
@@ -108,42 +113,55 @@ def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: 
     raise InputError(f"attention_mask: expected 2 or 4 dimensions, got shape {tuple(mask.shape)}")
 
 
-def _grids(
-    anatomy: Anatomy, vision: Tensor, total: Sequence[int], hidden: Tensor, position: Tensor
-) -> tuple[tuple[Grid, ...], ...]:
-    runs = _runs(vision)
+@dataclass(frozen=True)
+class _Seen:
+    """One forward's tokens on the host; all ``[B, L]`` but positions, ``[3, B, L]``."""
+
+    vision: np.ndarray
+    text: np.ndarray
+    newline: np.ndarray | None
+    positions: np.ndarray | None
+
+
+def _look(anatomy: Anatomy, vision: Tensor, text: Tensor, embeddings: Tensor, positions: Tensor) -> _Seen:
+    """The one transfer of a prefill."""
+    rows = [vision, text]
     name = anatomy.adapter.newline
-    newline: list[list[bool]] | None = None
     if name is not None:
-        separator = getattr(anatomy.base, name).to(hidden.device, hidden.dtype)
-        newline = (hidden == separator).all(-1).tolist()
-    ids = position.cpu() if position.dim() == 3 else None
-    grids = []
-    for row, n in enumerate(total):
-        info = VisionRow(
-            runs=runs[row],
-            positions=None if ids is None else ids[:, row, :n],
-            newline=None if newline is None else tuple(newline[row][:n]),
-        )
-        grids.append(anatomy.adapter.grids(anatomy.base, info) if n else ())
-    return tuple(grids)
+        separator = getattr(anatomy.base, name).to(embeddings.device, embeddings.dtype)
+        rows.append((embeddings == separator).all(-1))
+    axes = positions.dim() == 3
+    if axes:
+        rows += list(positions.expand(3, *vision.shape))
+    host = torch.stack([row.to(vision.device, torch.int64) for row in rows]).cpu().numpy()
+    return _Seen(
+        vision=host[0] > 0,
+        text=host[1] > 0,
+        newline=None if name is None else host[2] > 0,
+        positions=host[-3:] if axes else None,
+    )
 
 
-def _runs(vision: Tensor) -> list[tuple[int, ...]]:
-    """Lengths of the uninterrupted runs of True in each row."""
-    edge = torch.nn.functional.pad(vision.int(), (1, 1)).diff(dim=1).cpu()
-    return [tuple(((row == -1).nonzero().flatten() - (row == 1).nonzero().flatten()).tolist()) for row in edge]
+def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
+    own = seen.vision[row]
+    edge = np.diff(np.pad(own.astype(np.int64), 1))
+    runs = np.flatnonzero(edge == -1) - np.flatnonzero(edge == 1)
+    info = VisionRow(
+        runs=tuple(runs.tolist()),
+        positions=None if seen.positions is None else seen.positions[:, row, own],
+        newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
+    )
+    return anatomy.adapter.grids(anatomy.base, info)
 
 
 def _cells(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
-    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding."""
-    rows = []
-    for images in grids:
-        frame, parts = 0, [torch.zeros(0, 3, dtype=torch.long)]
-        for t, h, w in images:
-            cells = torch.cartesian_prod(torch.arange(frame, frame + t), torch.arange(h), torch.arange(w))
-            parts.append(cells)
-            frame += t
-        cell = torch.cat(parts)
-        rows.append(torch.nn.functional.pad(cell, (0, 0, 0, n - cell.shape[0])))
-    return torch.stack(rows)
+    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
+    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
+    for row, images in enumerate(grids):
+        frame, at = 0, 0
+        for grid in images:
+            size = int(np.prod(grid))
+            cells[row, at : at + size] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
+            cells[row, at : at + size, 0] += frame
+            frame, at = frame + grid[0], at + size
+    return torch.from_numpy(cells)

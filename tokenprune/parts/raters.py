@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class RaterSelector(Part):
 
     role = "raters"
     suffix = "Raters"
+    most: ClassVar[int | None] = None
+    """Text tokens of a sample that may have weight at once, known without data: attention is computed for so many rows.
+    None where all may."""
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
@@ -75,6 +78,8 @@ class AboveMeanRaters(RaterSelector):
 
 class LastTextRaters(RaterSelector):
     """The last text token of the prompt is the only rater (FastV, FEATHER, PyramidDrop)."""
+
+    most = 1
 
     def forward(self, tokens: Tokens) -> Tensor:
         return _last(tokens.text_valid).float()

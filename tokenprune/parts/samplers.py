@@ -114,7 +114,4 @@ def _layout(tokens: Tokens, counts: tuple[int, ...]) -> Tensor:
         whole = size == total == sum(prod(grid) for grid in grids)  # else an index is no place in the raster
         row = spread(grids if whole else [(1, 1, size)], count)
         rows.append(row + [-1] * (most - count))
-    index = torch.tensor(rows, dtype=torch.int64)
-    if tokens.valid.device.type == "cuda":  # from pinned memory the copy does not wait for the device
-        index = index.pin_memory()
-    return index.to(tokens.valid.device, non_blocking=True)
+    return ops.upload(torch.tensor(rows, dtype=torch.int64), tokens.valid.device)

@@ -273,7 +273,7 @@ class RankRatioScheduler(Scheduler):
     def multiply_adds(self, work: Work) -> int:
         """Attention read once more, and the singular values of raters × tokens: 2 · longer · shorter²."""
         short, long = sorted((work.text, work.tokens))
-        return work.rater_rows(normalise=self.normalise) + 2 * long * short**2
+        return work.rater_rows(normalise=self.normalise, layer=self.layer) + 2 * long * short**2
 
     def rank(self, tokens: Tokens, raters: Tensor | None) -> Tensor:
         """Rank ``[B]`` int64 of each sample's raters × vision tokens."""

@@ -96,7 +96,7 @@ class AttentionScorer(Scorer):
         return self._over_heads(heads.float()).masked_fill(~tokens.valid, -torch.inf)
 
     def multiply_adds(self, work: Work) -> int:
-        return work.rater_rows(normalise=self.normalise, gravity=self.gravity)
+        return work.rater_rows(normalise=self.normalise, layer=self.layer, gravity=self.gravity)
 
     def _over_heads(self, scores: Tensor) -> Tensor:
         """``[B, H, N]`` to ``[B, N]``."""

@@ -18,6 +18,8 @@ class Work:
     """Original vision tokens of the sample."""
     text: int
     """Text tokens that may rate (T): those of the prompt behind its first image."""
+    raters: int
+    """Of these, how many may rate at once: rows of attention that are computed (R)."""
     sequence: int
     """All tokens of the present sequence, text included (L)."""
     width: int
@@ -33,13 +35,20 @@ class Work:
     def dropped(self) -> int:
         return self.tokens - self.kept
 
-    def rater_rows(self, *, normalise: Literal["all", "vision"] = "all", gravity: bool = False) -> int:
+    def rater_rows(
+        self,
+        *,
+        normalise: Literal["all", "vision"] = "all",
+        layer: Literal["previous", "next"] = "previous",
+        gravity: bool = False,
+    ) -> int:
         """What `tokenprune.attention` and the engine do for one reading of a layer's attention.
 
-        Queries of all T text tokens and keys of all L tokens are projected afresh, beside the layer's own; then each
-        text token is compared with all keys, or with those of the vision tokens.
+        Each of R raters is compared with the keys of all tokens, or of the vision tokens. Queries and keys of the
+        previous layer are those that it has computed; of the next layer, which has not run, R queries and L keys are
+        projected.
         """
-        projected = self.width * self.head_dim * (self.text * self.heads + self.sequence * self.kv_heads)
+        projected = self.width * self.head_dim * (self.raters * self.heads + self.sequence * self.kv_heads)
         columns = self.sequence if normalise == "all" else self.tokens
-        compared = self.text * columns * self.heads * self.head_dim
-        return projected + compared + gravity * self.text * self.tokens * self.head_dim
+        compared = self.raters * columns * self.heads * self.head_dim
+        return projected * (layer == "next") + compared + gravity * self.raters * self.tokens * self.head_dim

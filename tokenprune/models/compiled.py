@@ -1,0 +1,192 @@
+"""`Compiled`: the language model of an attached recipe under torch.compile, its stages in the same graph.
+
+The text model is compiled, not the whole model: vision towers break graphs, since transformers reads counts of
+placeholders and grids on the host (huggingface/transformers#45816). Hooks of the base and the text model stay outside,
+so that all sizes are Python numbers before the graph begins; hooks of the decoder layers, and the stages in them, are
+traced with the layers.
+
+A static recipe: one graph for the prefill, one for a decode step on a static cache. An adaptive recipe reads its counts
+between two layers, so there each layer of the prefill is a graph of its own, at lengths that are rounded up to buckets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch._dynamo.utils import counters
+from transformers.cache_utils import Cache, DynamicCache
+
+from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.models.cache import allocate, layer_of, virtualise
+from tokenprune.models.engine import Engine
+from tokenprune.report import Graphs
+
+BUCKETS = 16
+"""Lengths at which an adaptive stage may leave a prompt: its exact count is padded to the next of them."""
+
+SHAPES = 64
+"""Shapes that may be compiled before `Compiled` gives up. torch.compile itself would at the ninth."""
+
+
+class Compiled:
+    """Runs the text model of `engine` compiled, until `unmount`.
+
+    Args:
+        engine: mounted before.
+        graphs: counts what was compiled.
+        options: keyword arguments for `torch.compile`, such as ``backend`` or ``mode``.
+
+    Raises:
+        InputError: an option that is decided here.
+    """
+
+    def __init__(self, engine: Engine, graphs: Graphs, options: Mapping[str, Any]) -> None:
+        fixed = sorted({"fullgraph", "dynamic", "model"} & set(options))
+        if fixed:
+            raise InputError(
+                f"attach(compile={{{fixed[0]!r}: ...}}): graphs are always full and static here; "
+                "expected options such as backend, mode or options of torch.compile"
+            )
+        self.engine = engine
+        self.graphs = graphs
+        self._options = {**options, "fullgraph": True, "dynamic": False}
+        self._seen: set[Hashable] = set()
+        self._text: Any = engine.anatomy.text
+        self._layers: Any = engine.anatomy.layers
+
+    def mount(self) -> None:
+        """Let the text model run through `run`. An attribute of this one module stands before the class's forward."""
+        self._given = self._text.__dict__.get("forward")
+        self._plain = self._text.forward
+        self._whole = torch.compile(self._plain, **self._options)
+        self._single: list[Any] = []
+        self._text.forward = self.run
+
+    def unmount(self) -> None:
+        """Put back what was there."""
+        _restore(self._text, self._given)
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The text model's forward: compiled where that pays, else as it is."""
+        engine, cache = self.engine, kwargs.get("past_key_values")
+        if not engine.prefilling:
+            # On a dynamic cache every step has a shape of its own.
+            if engine.decoding and getattr(cache, "is_compileable", False):
+                return self._call(self._whole, ("decode", *_described(kwargs)), args, kwargs)
+            return self._plain(*args, **kwargs)
+        uses_cache = kwargs.get("use_cache")
+        if cache is None and (self._text.config.use_cache if uses_cache is None else uses_cache):
+            # The text model would make the same one, inside the graph: too late to prepare its layers.
+            cache = kwargs["past_key_values"] = DynamicCache(config=self._text.config)
+        if not engine.pipeline.static:
+            return self._layer_by_layer(args, kwargs)
+        for index, removed in enumerate(engine.dropped()):
+            self._prepare(cache, index, removed, kwargs["inputs_embeds"])
+        return self._call(self._whole, ("prefill", *_described(kwargs), engine.counts()), args, kwargs)
+
+    def _prepare(self, cache: Cache | None, index: int, removed: int, like: Tensor) -> None:
+        """What a graph cannot do to the cache of layer `index`: swap its class, and allocate at a fixed address.
+
+        transformers, too, allocates beforehand where it compiles a prefill (huggingface/transformers#46446).
+        """
+        store = layer_of(cache, index)
+        if index >= self.engine.first:
+            virtualise(store)
+        attention: Any = self._layers[index].self_attn
+        heads = self._text.config.num_key_value_heads
+        allocate(store, removed, like.new_empty(like.shape[0], heads, 0, attention.head_dim))
+
+    def _layer_by_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A prefill in which each layer is a graph: hooks run between them, and may look at the data."""
+        given = [layer.__dict__.get("forward") for layer in self._layers]
+        if not self._single:
+            self._single = [torch.compile(layer.forward, **self._options) for layer in self._layers]
+        try:
+            for index, layer in enumerate(self._layers):
+                layer.forward = self._one_layer(index)
+            return self._plain(*args, **kwargs)
+        finally:
+            for layer, before in zip(self._layers, given, strict=True):
+                _restore(layer, before)
+
+    def _one_layer(self, index: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            self._prepare(kwargs.get("past_key_values"), index, 0, hidden)
+            signature = ("layer", index, tuple(hidden.shape), *_described(kwargs, index))
+            return self._call(self._single[index], signature, args, kwargs)
+
+        return forward
+
+    def _call(self, compiled: Callable[..., Any], signature: Hashable, args: Any, kwargs: Any) -> Any:
+        signature = (signature, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        limit = SHAPES * len(self._layers)
+        known = signature in self._seen
+        before = _counted()
+        try:
+            # Counted by code, which layers share; at the default limit of 8 it raises (pytorch/pytorch#167504).
+            with nullcontext() if known else dynamo.patch(recompile_limit=limit, accumulated_recompile_limit=limit):
+                return compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit as error:
+            raise UnsupportedModelError(
+                f"compile: more than {SHAPES} shapes of prompts; pad prompts and pictures to fewer, "
+                "or attach without compile"
+            ) from error
+        except TorchDynamoException as error:
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UnsupportedModelError(
+                f"compile: torch.compile cannot trace {type(self._text).__name__} in one graph: {reason.strip()}; "
+                "attach without compile"
+            ) from error
+        except RuntimeError as error:
+            for stage in self.engine.pipeline:
+                stage.explain(error)
+            raise
+        finally:
+            self.graphs.note(*(after - b for after, b in zip(_counted(), before, strict=True)), known=known)
+            self._seen.add(signature)
+
+
+def _restore(module: Any, given: Any) -> None:
+    """Take the attribute ``forward`` off an instance, or put back the one that somebody else had put there."""
+    module.__dict__.pop("forward", None)
+    if given is not None:
+        module.forward = given
+
+
+def _counted() -> tuple[int, int]:
+    """Graphs compiled and broken so far in this process.
+
+    Torch counts no recompiles (``counters["recompiles"]`` is always empty), and ``counters["frames"]`` also counts
+    attempts that failed, so what was compiled for known shapes is told from graphs and signatures.
+    """
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+def _described(kwargs: Mapping[str, Any], only: int | None = None) -> tuple[Hashable, ...]:
+    """Shapes and types of all arguments, those of the cache's layers (of the one at `only`) included."""
+    described: list[Hashable] = []
+    for name, value in sorted(kwargs.items()):
+        if isinstance(value, Cache):
+            layers = value.layers if only is None else value.layers[only : only + 1]
+            described += [_layer(layer) for layer in layers]
+        elif isinstance(value, Tensor):
+            described.append((name, tuple(value.shape), value.dtype))
+        elif isinstance(value, list | tuple):
+            described.append((name, tuple(tuple(x.shape) for x in value if isinstance(x, Tensor))))
+        elif isinstance(value, Hashable):
+            described.append((name, value))
+    return tuple(described)
+
+
+def _layer(layer: Any) -> Hashable:
+    stored = tuple(layer.keys.shape) if layer.is_initialized else None
+    slots = getattr(layer, "slots", None)
+    kept = None if slots is None else (tuple(slots.origin.shape), slots.valid is None, slots.tail, slots.shift is None)
+    return type(layer), stored, getattr(layer, "max_cache_len", None), getattr(layer, "removed", 0), kept
