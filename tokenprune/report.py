@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,18 @@ class StageReport:
     def seconds(self) -> float:
         """Time of the method at this stage; NaN in a compiled forward."""
         return math.nan if self.watch is None else self.watch.seconds
+
+    def select(self, rows: Sequence[int]) -> StageReport:
+        """The same for `rows` of its samples."""
+        index = torch.tensor(rows, device=self.kept.device)
+        return replace(
+            self,
+            kept=self.kept[index],
+            merged=self.merged[index],
+            sizes=tuple(self.sizes[row] for row in rows),
+            scores=None if self.scores is None else self.scores[index],
+            scored=self.scored[index],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; padding is left out."""
@@ -142,6 +154,13 @@ class Report:
             )
         self.prefills += 1
         self._complete = True
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Turn the samples of the last forward into `rows` of them, as a batch that is repeated after its prefill."""
+        self._need()
+        self._total = tuple(self._total[row] for row in rows)
+        self._grids = tuple(self._grids[row] for row in rows)
+        self._stages = [stage.select(rows) for stage in self._stages]
 
     @property
     def total(self) -> tuple[int, ...]:

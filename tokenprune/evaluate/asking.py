@@ -1,9 +1,9 @@
-"""A batch of questions, one picture each, answered by `model.generate` under one condition."""
+"""A batch of questions, one picture each, answered under one condition: by `model.generate`, or packed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ import torch
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition, shrink
 from tokenprune.evaluate.journal import Batch
-from tokenprune.models.adapter import anatomy
+from tokenprune.evaluate.packing import Packer
 from tokenprune.models.attach import attach
+from tokenprune.models.packed import generate_packed
+from tokenprune.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,9 +24,17 @@ if TYPE_CHECKING:
 
 
 def ask(
-    chat: Chat, cases: Sequence[Case], condition: Condition, *, totals: Sequence[int] | None, max_new_tokens: int
+    chat: Chat,
+    cases: Sequence[Case],
+    condition: Condition,
+    *,
+    totals: Sequence[int] | None,
+    max_new_tokens: int,
+    packer: Packer | None = None,
 ) -> Batch:
     """Greedy answers to `cases` in one batch, and what they cost.
+
+    Where no recipe is compared, `none` is attached: it changes nothing, but its report tells the tokens.
 
     Args:
         chat: model and processor.
@@ -32,27 +42,36 @@ def ask(
         condition: what to do to the model or to the pictures.
         totals: vision tokens of the untouched pictures; needed for smaller images only.
         max_new_tokens: longest answer, in tokens.
+        packer: runs what the questions about a picture share once; None asks by `model.generate`.
     """
-    pictures = [case.picture() for case in cases]
-    shares = [1.0] * len(cases)
+    pictures, shares = None, [1.0] * len(cases)
     if condition.kind == "smaller-image" and condition.budget is not None and totals is not None:
-        made = [shrink(picture, condition.budget, n) for picture, n in zip(pictures, totals, strict=True)]
+        made = [shrink(case.picture(), condition.budget, n) for case, n in zip(cases, totals, strict=True)]
         pictures, shares = [picture for picture, _ in made], [share for _, share in made]
-    inputs = _inputs(chat, pictures, [case.question for case in cases])
-    with nullcontext() if condition.recipe is None else attach(chat.model, condition.recipe) as attached:
-        ids = _generate(chat, inputs, max_new_tokens)
-    answers = [chat.text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
-    if attached is not None:
-        report = attached.report
+    with attach(chat.model, _nothing() if condition.recipe is None else condition.recipe) as attached:
+        if packer is not None:
+            ids = generate_packed(attached, packer.prompt(cases, pictures), max_new_tokens=max_new_tokens)
+        else:
+            pictures = [case.picture() for case in cases] if pictures is None else pictures
+            inputs = _inputs(chat, pictures, [case.question for case in cases])
+            ids = _generate(chat, inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+    answers = [chat.text(row) for row in ids]
+    report = attached.report
+    if condition.recipe is not None:
         counts = report.vision_tokens
         average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()
         return Batch(answers, list(report.total), average, final, report.seconds)
-    seen = [int(n) for n in anatomy(chat.model).vision_mask(inputs["input_ids"], inputs["input_ids"]).sum(1)]
+    seen = report.total
     if totals is None:
         totals = seen
     # A tower with a fixed grid blows the small picture up again: it then counts as the tokens that it is worth.
     tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, shares, strict=True)]
     return Batch(answers, list(totals), tokens, list(tokens), 0.0)
+
+
+@cache
+def _nothing() -> Recipe:
+    return load_recipe("none")
 
 
 def _inputs(chat: Chat, pictures: Sequence[Image], questions: Sequence[str]) -> dict[str, Any]:

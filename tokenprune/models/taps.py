@@ -64,7 +64,7 @@ class Taps:
     def _query_hook(self, index: int) -> Callable[..., None]:
         def after_queries(module: nn.Module, args: Any, output: Tensor) -> None:
             source = self.inputs.get(index)
-            if source is not None:
+            if source is not None and source.hidden is None:
                 source.queries = take(output, source.text, 1)
 
         return after_queries
@@ -72,13 +72,21 @@ class Taps:
     def _key_hook(self, index: int) -> Callable[..., None]:
         def after_keys(module: nn.Module, args: Any, output: Tensor) -> None:
             source = self.inputs.get(index)
-            if source is not None:
+            if source is not None and source.hidden is None:
                 source.keys = output
 
         return after_keys
 
     def entering(
-        self, index: int, kwargs: dict[str, Any], forward: Forward, store: Any | None, tokens: Tokens, text: Tensor
+        self,
+        index: int,
+        kwargs: dict[str, Any],
+        forward: Forward,
+        store: Any | None,
+        tokens: Tokens,
+        text: Tensor,
+        *,
+        hidden: Tensor | None = None,
     ) -> None:
         """Layer `index` is about to run: remember what later stages need of it, and forget the layers before.
 
@@ -89,11 +97,12 @@ class Taps:
             store: its cache layer.
             tokens: the vision tokens that enter it.
             text: ``[B, T]`` where the text tokens that may rate stand in the sequence that enters it.
+            hidden: ``[B, L, D]`` that enters it, where the layer runs elsewhere (models/packed.py).
         """
         self.inputs.clear()
         if index in self.before:
-            # Without the hidden states: the layer projects queries and keys itself.
-            self.inputs[index] = self._input(index, self.before[index], None, kwargs, forward, store, tokens, text)
+            # Without hidden states the layer projects queries and keys itself.
+            self.inputs[index] = self._input(index, self.before[index], hidden, kwargs, forward, store, tokens, text)
 
     def attention(
         self,
