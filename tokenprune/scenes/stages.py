@@ -5,9 +5,9 @@
     alignment     ViT and projector alone: vision tokens learn to lie where those sums would
     instruction   everything, end to end, on pictures and questions
 
-The decoder learns to match colour and shape without pictures first; from pictures alone that takes most of the training,
-because nothing rewards it before the ViT sees shapes. It always reads all vision tokens: a model that is trained on some
-of them would be used to missing ones, and pruning would look better than it is.
+The decoder learns to match colour and shape without pictures first; from pictures alone that takes most of the
+training, because nothing rewards it before the ViT sees shapes. It always reads all vision tokens: a model that is
+trained on some of them would be used to missing ones, and pruning would look better than it is.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Text for the decoder alone: words that repeat an earlier word, mostly a recent one.
 
-Real language models learn from text that what was said last matters most, and FEATHER (section 3) blames their long-range
-decay for the choice of the bottom rows of a picture. A decoder that has seen pictures only has no reason for it, so the
-embedded model gets this stage; `uniform` lags are the control.
+Language models learn from text that what was said last matters most, and FEATHER (section 3) blames the decay of
+attention with distance for the choice of the bottom rows of a picture. A decoder that has seen pictures only has no
+reason for it, so the embedded model gets this stage; `uniform` lags and no text are the controls.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def texts(seed: int, first: int, size: int, lags: str) -> NDArray[np.int64]:
     rows = np.arange(size)
     for place in range(1, LENGTH):
         # The inverse of a 1/d distribution over 1 .. place is place ** share.
-        lag = place**share[:, place] if lags == "recent" else 1 + share[:, place] * (place - 1)
+        lag = place ** share[:, place] if lags == "recent" else 1 + share[:, place] * (place - 1)
         copied = made[rows, place - np.minimum(lag.astype(np.int64), place)]
         made[:, place] = np.where(repeated[:, place], copied, made[:, place])
         made[:, place] = np.where(markov, _grammar()[made[:, place - 1], follower[:, place]], made[:, place])

@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from tokenprune.scenes.alignment import Teacher
 from tokenprune.scenes.batches import training_batch
@@ -116,7 +115,9 @@ class Trainer:
         stage = self.stage
         # Stages read different scenes of the stream, so that the decoder never meets one twice.
         first = self.stage_number * 100_000_000 + self.step * max(stage.batch, stage.texts)
-        losses, parts, by_task = [], {}, defaultdict(list)
+        losses: list[torch.Tensor] = []
+        parts: dict[str, float] = {}
+        by_task: dict[str, list[bool]] = {}
         bf16 = self.plan.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
             if stage.batch:
