@@ -16,7 +16,6 @@ import verdict
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-SOURCE = "https://github.com/tokenprune/tokenprune/blob/main/benchmarks/evidence"
 ORDER = ("seed-0", "seed-1", "seed-2", "no-text")
 
 
@@ -85,8 +84,8 @@ def thirds(each: dict[str, Any]) -> str:
     chosen = ("attention", "attention-vision", "no-rope", "no-rope+grid", "uniform")
     body = [["untouched", "", *(percent(share) for share in each["thirds"]["untouched"]["thirds"])]]
     for layer in grid.EARLY:
-        for name in chosen:
-            body.append([name, str(layer), *(percent(s) for s in each["thirds"][f"{name}.{layer}"]["thirds"])])
+        shares = {name: each["thirds"][f"{name}.{layer}"]["thirds"] for name in chosen}
+        body += [[name, str(layer), *map(percent, share)] for name, share in shares.items()]
     return table(["criterion", "K", "top", "middle", "bottom"], body)
 
 
@@ -131,7 +130,6 @@ def evidence(found: list[dict[str, Any]]) -> str:
     missing = [name for name in ORDER if name not in {each["name"] for each in found}]
     template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
     return template.format(
-        source=SOURCE,
         scenes=shipped["scenes"],
         audited=grid.AUDITED,
         outcome=verdict.outcome(with_text),
@@ -151,7 +149,7 @@ def cells(found: list[dict[str, Any]]) -> str:
     parts = ["# Evidence: every cell\n"]
     parts.append(
         "Accuracy in % with 95 % intervals, as in [Evidence](evidence.md). Written by "
-        f"[page.py]({SOURCE}/page.py) from the committed results; nothing is left out.\n"
+        "`benchmarks/evidence/page.py` from the committed results; nothing is left out.\n"
     )
     parts += [f"## {each['name']}\n\n{every_cell(each)}" for each in found]
     parts += [f"## {each['name']}, whole recipes\n\n{whole(each)}" for each in found[1:]]
