@@ -24,7 +24,7 @@ from rich.progress import Progress
 from tokenprune.audit import Audit
 from tokenprune.evaluate import Case, Condition, Evaluation, difference, evaluate, scene_cases
 from tokenprune.models.attach import attach
-from tokenprune.scenes import make_scene
+from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
 from tokenprune.scenes.fingerprint import fingerprint
 from tokenprune.scenes.generate import UNITS
@@ -186,8 +186,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = transformers.LlavaForConditionalGeneration.from_pretrained(options.model, dtype=torch.float32).eval()
-    processor = transformers.LlavaProcessor.from_pretrained(options.model)
+    model, processor = load_embedded(options.model)
     work = options.work or options.model.parent / "evidence"
     facts = {
         "name": options.name,
