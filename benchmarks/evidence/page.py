@@ -6,6 +6,7 @@ python benchmarks/evidence/page.py
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def evidence(found: list[dict[str, Any]]) -> str:
         localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in found),
         thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in found),
         whole=whole(shipped),
-        recency=recency(found),
+        recency_indented=textwrap.indent(recency(found), "    "),
     )
 
 
