@@ -59,7 +59,7 @@ STAGES = (
     Stage("text", 400, 0, 0, 0, 0, 3e-3, 0.3, 0.6, decoder=1.0, vision=0.0, align=0.0, texts=6),
     Stage("language", 2000, 6, 6, 2, 1, 3e-3, 0.1, 0.6, decoder=1.0, vision=0.0, align=0.0, texts=6, text_every=8),
     Stage("alignment", 1500, 16, 0, 0, 0, 3e-3, 0.1, 0.6, decoder=0.0, vision=1.0, align=1.0),
-    Stage("instruction", 1000, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=0.5, vision=1.0, align=0.2, texts=6, text_every=8),
+    Stage("instruction", 1400, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=0.5, vision=1.0, align=0.2, texts=6, text_every=8),
 )
 
 
