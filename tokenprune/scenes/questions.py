@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenprune.scenes.boxes import same_box
 from tokenprune.scenes.generate import COLOURS, SHAPES, SIZES, Scene, SceneObject
 from tokenprune.scenes.grounds import GROUNDS
 
@@ -79,6 +80,17 @@ class Question:
     answer: str
     box: tuple[float, float, float, float] | None
     difficulty: str
+
+    def is_right(self, given: str) -> bool:
+        """Whether `given` is right: see the function `is_right`."""
+        return is_right(self.task, given, self.answer)
+
+
+def is_right(task: str, given: str, answer: str) -> bool:
+    """Whether `given` counts as `answer`: the same words, and for `box` a box whose IoU with the right one is >= 0.5."""
+    if task == "box":
+        return same_box(given, answer)
+    return given.lower().split() == answer.lower().split()
 
 
 def _phrase(attributes: dict[str, str]) -> str:
