@@ -167,7 +167,7 @@ def test_phases_shift_the_even_layout_within_its_spacing(height, width, data):
     rows = len({i // width for i in still})
     for phase in range(len(PHASES)):
         moved = spread([(1, height, width)], count, phase=phase)
-        assert moved == sorted(set(moved)) and len(moved) == count and 0 <= moved[0] and moved[-1] < height * width
+        assert moved == sorted(set(moved)) and len(moved) == count and moved[0] >= 0 and moved[-1] < height * width
         assert moved == spread([(1, height, width)], count, phase=phase)
         for one, other in zip(still, moved, strict=True):  # both in raster order, so the n-th answers the n-th
             assert abs(one // width - other // width) <= -(-height // (2 * rows))
