@@ -67,8 +67,9 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
         screen.print()
         screen.print(_tasks(result))
     if difficulty:
-        screen.print()
-        screen.print(_difficulties(result))
+        for task in result.difficulties:
+            screen.print()
+            screen.print(_difficulties(result, task))
     if pairs and result.pairs:
         screen.print()
         screen.print(_pairs(result))
@@ -85,9 +86,9 @@ def _overall(result: Evaluation) -> Any:
             budget = row.budget
             made.add_row(f"[dim]{budget}")
         change = "" if row.label == "untouched" else f"{100 * row.change.value:+.1f}  {_range(row.change, '+.1f')}"
-        method = f"{1000 * row.seconds:.2f} ms" if row.seconds else ""
+        method = f"{1000 * row.seconds:.1f} ms" if row.seconds else ""
         right = f"{100 * row.overall.value:.1f}"
-        cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{row.flops_share:.1%}", right)
+        cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{row.flops_share:.0%}", right)
         made.add_row(_name(row), *cells, _range(row.overall, ".1f"), change, method)
     return made
 
@@ -106,14 +107,16 @@ def _tasks(result: Evaluation) -> Any:
     return made
 
 
-def _difficulties(result: Evaluation) -> Any:
-    """Accuracy of each difficulty of each task: a line for each, a column for each condition of the first budget."""
-    made = table("right %", "", ">questions", *(f">{row.label}\n{row.budget}" for row in result.rows))
-    made.padding = (0, 1, 0, 0)
-    for task, difficulties in result.difficulties.items():
-        for name, questions in difficulties.items():
-            cells = [f"{100 * row.difficulties[task][name].value:.0f}" for row in result.rows]
-            made.add_row(task, name, str(questions), *cells)
+def _difficulties(result: Evaluation, task: str) -> Any:
+    """Accuracy of each difficulty of a task, and above it how many questions are so difficult."""
+    known = result.difficulties[task]
+    made = table(f"{task}, right %", *(f">{name}\n{questions}" for name, questions in known.items()))
+    budget = ""
+    for row in result.rows:
+        if row.budget != budget:
+            budget = row.budget
+            made.add_row(f"[dim]{budget}")
+        made.add_row(_name(row), *(f"{100 * row.difficulties[task][name].value:.0f}" for name in known))
     return made
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tokenprune.budget import Budget
 from tokenprune.errors import InputError
 from tokenprune.parts.spread import PHASES
 from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.recipe.problems import InvalidRecipeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -90,13 +91,18 @@ def make_conditions(
 
 
 def _read(source: Recipe | str, sets: Sequence[str]) -> tuple[str, Recipe]:
-    if isinstance(source, Recipe):
-        return source.name, load_recipe(source, sets=sets) if sets else source
-    name, colon, variant = source.rpartition(":")
-    if colon and name and "/" not in variant and "\\" not in variant:
-        return source, load_recipe(name, variant=variant, sets=sets)
-    recipe = load_recipe(source, sets=sets)
-    return recipe.name, recipe
+    """How tables call a recipe, and the recipe with the overrides applied."""
+    label, variant = (source.name if isinstance(source, Recipe) else source), None
+    if isinstance(source, str):
+        name, colon, last = source.rpartition(":")
+        if colon and name and "/" not in last and "\\" not in last:
+            source, variant = name, last
+    try:
+        recipe = load_recipe(source, variant=variant, sets=sets)
+    except InvalidRecipeError as error:  # overrides go to several recipes: say which one they do not fit
+        told = (replace(each, path=f"{label} --set") if each.path == "--set" else each for each in error.problems)
+        raise InvalidRecipeError(told) from None
+    return label if variant else recipe.name, recipe
 
 
 def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, baseline: bool) -> list[Condition]:
