@@ -218,7 +218,7 @@ def test_csv_lines_are_counted_as_editors_do(album: Path, tmp_path: Path) -> Non
         (("fastv", "--attention", "flash"), "--attention: expected sdpa or eager, got 'flash'"),
         (("fastv", "--cost", "flop"), "--cost: expected tokens or flops, got 'flop' (did you mean 'flops'?)"),
         (("fastv", "--set", "stages.0.scorer.ropes=1"), "did you mean 'rope'?"),
-        (("fastv", "feather", "--set", "stages.0.scorer.gravty=1"), "feather --set:1:17: error: "),
+        (("fastv", "feather", "--set", "stages.0.scorer.gravty=1"), "fastv --set:1:17: error: unknown key"),
         (("fastv", "--output", "taken", "--scenes", "1"), "--output: cannot use taken"),
         (("fastv", "--seeds", "0"), "seeds"),
     ],

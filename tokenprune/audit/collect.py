@@ -100,5 +100,5 @@ def _correlation(stage: StageReport, row: int) -> float | None:
     if stage.scores is None:
         return None
     index = stage.scored[row].cpu().numpy()
-    scores = stage.scores[row].double().cpu().numpy()
+    scores = stage.scores[row].detach().double().cpu().numpy()
     return rank_correlation(scores[index >= 0], index[index >= 0])

@@ -161,8 +161,8 @@ class _Ear:
 
     def hear(self, layer: int) -> Callable[[Tensor, Tensor, Tokens], None]:
         def heard(scores: Tensor, heads: Tensor, tokens: Tokens) -> None:
-            rows = zip(scores.double().cpu().numpy(), heads.double().cpu().numpy(), tokens.sizes, strict=True)
-            for score, each, size in rows:
+            numbers = (x.detach().double().cpu().numpy() for x in (scores, heads))
+            for score, each, size in zip(*numbers, tokens.sizes, strict=True):
                 index = np.arange(size, dtype=np.float64)  # nothing is gone, so a token stands at its raster index
                 found = [rank_correlation(row[:size], index) for row in (score, *each)]
                 own, *others = [float("nan") if value is None else value for value in found]
