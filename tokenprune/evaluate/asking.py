@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ import torch
 
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition, shrink
+from tokenprune.evaluate.cost import Meter
 from tokenprune.evaluate.journal import Batch
-from tokenprune.models.adapter import anatomy
 from tokenprune.models.attach import attach
+from tokenprune.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,14 +23,23 @@ if TYPE_CHECKING:
 
 
 def ask(
-    chat: Chat, cases: Sequence[Case], condition: Condition, *, totals: Sequence[int] | None, max_new_tokens: int
+    chat: Chat,
+    cases: Sequence[Case],
+    condition: Condition,
+    *,
+    meter: Meter,
+    totals: Sequence[int] | None,
+    max_new_tokens: int,
 ) -> Batch:
     """Greedy answers to `cases` in one batch, and what they cost.
+
+    Where no recipe is compared, `none` is attached: it changes nothing, but its report tells the tokens and grids.
 
     Args:
         chat: model and processor.
         cases: the batch.
         condition: what to do to the model or to the pictures.
+        meter: of the model.
         totals: vision tokens of the untouched pictures; needed for smaller images only.
         max_new_tokens: longest answer, in tokens.
     """
@@ -39,20 +49,28 @@ def ask(
         made = [shrink(picture, condition.budget, n) for picture, n in zip(pictures, totals, strict=True)]
         pictures, shares = [picture for picture, _ in made], [share for _, share in made]
     inputs = _inputs(chat, pictures, [case.question for case in cases])
-    with nullcontext() if condition.recipe is None else attach(chat.model, condition.recipe) as attached:
+    recipe = _nothing() if condition.recipe is None else condition.recipe
+    with attach(chat.model, recipe) as attached:
         ids = _generate(chat, inputs, max_new_tokens)
+    report = attached.report
     answers = [chat.text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
-    if attached is not None:
-        report = attached.report
+    flops = meter.prefills(recipe, report, inputs["input_ids"], inputs["attention_mask"])
+    if condition.recipe is not None:
         counts = report.vision_tokens
         average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()
-        return Batch(answers, list(report.total), average, final, report.seconds)
-    seen = [int(n) for n in anatomy(chat.model).vision_mask(inputs["input_ids"], inputs["input_ids"]).sum(1)]
+        return Batch(answers, list(report.total), average, final, flops, report.seconds)
+    seen = report.total
     if totals is None:
         totals = seen
-    # A tower with a fixed grid blows the small picture up again: it then counts as the tokens that it is worth.
+    # A tower with a fixed grid blows the small picture up again: its tokens then count as those that it is worth, while
+    # its multiply-adds stay those that it costs.
     tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, shares, strict=True)]
-    return Batch(answers, list(totals), tokens, list(tokens), 0.0)
+    return Batch(answers, list(totals), tokens, list(tokens), flops, 0.0)
+
+
+@cache
+def _nothing() -> Recipe:
+    return load_recipe("none")
 
 
 def _inputs(chat: Chat, pictures: Sequence[Image], questions: Sequence[str]) -> dict[str, Any]:

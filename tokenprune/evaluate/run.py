@@ -11,6 +11,7 @@ from tokenprune.errors import BudgetError, InputError, TokenPruneError
 from tokenprune.evaluate.asking import ask, model_key
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import UNTOUCHED, Condition
+from tokenprune.evaluate.cost import Meter
 from tokenprune.evaluate.journal import Batch, Journal
 from tokenprune.evaluate.results import Evaluation, Outcome
 from tokenprune.models.attach import attach
@@ -50,7 +51,7 @@ def evaluate(
     _check_cases(cases, batch_size)
     conditions = [UNTOUCHED, *(c for c in conditions if c.kind != "untouched")]
     _check_fit(model, conditions)
-    chat = Chat("", model, processor)
+    chat, meter = Chat("", model, processor), Meter(model)
     batches = list(_batches(cases, batch_size))
     journal = Journal(output)
     run_key = f"{model_key(chat)} {max_new_tokens}"
@@ -65,7 +66,7 @@ def evaluate(
             batch = journal.get(key)
             if batch is None:
                 known = totals[number] if condition.kind != "untouched" else None
-                batch = ask(chat, chosen, condition, totals=known, max_new_tokens=max_new_tokens)
+                batch = ask(chat, chosen, condition, meter=meter, totals=known, max_new_tokens=max_new_tokens)
                 journal.add(key, condition.label, batch)
             if condition.kind == "untouched":
                 totals.append(batch.total)
@@ -130,5 +131,6 @@ def _outcome(condition: Condition, cases: Sequence[Case], results: dict[int, tup
         total=[batch.total[place] for batch, place in found],
         average=[batch.average[place] for batch, place in found],
         final=[batch.final[place] for batch, place in found],
+        flops=[batch.flops[place] for batch, place in found],
         seconds=sum(batch.seconds for batch in {id(batch): batch for batch, _ in found}.values()),
     )

@@ -87,9 +87,14 @@ class Cost:
         return self.decoder + self.method
 
     @property
+    def prefill(self) -> int:
+        """From pixels to the first generated token."""
+        return self.vision_tower + self.projector + self.prompt + self.lm_head
+
+    @property
     def end_to_end(self) -> int:
         """View "end to end": from pixels to the last generated token."""
-        return self.vision_tower + self.projector + self.prompt + self.lm_head + self.decode
+        return self.prefill + self.decode
 
     @property
     def kv_bytes(self) -> int:
@@ -151,6 +156,7 @@ def account(
     new_tokens: int = 1,
     kv_bytes: int = 2,
     matrices: int | None = None,
+    kept: Sequence[int] | None = None,
 ) -> Ledger:
     """The ledger of `pipeline` on a model of this shape, for one prompt.
 
@@ -165,9 +171,10 @@ def account(
         kv_bytes: bytes of a number in the cache; 2 in half precision.
         matrices: MLP matrices in the view "vision tokens only"; the model's own when not given (FastV and FEATHER
             count 2 for a gated MLP, PyramidDrop 3).
+        kept: how many tokens each stage kept, from a report: what adaptive schedulers really decided.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or not one `kept` for each stage.
         RecipeError, BudgetError: the recipe does not fit the model's depth.
     """
     question = text if question is None else question
@@ -178,8 +185,10 @@ def account(
         raise InputError(f"ledger: question ({question} tokens) is part of text ({text} tokens), it cannot be longer")
     if new_tokens < 1 or kv_bytes < 1:
         raise InputError(f"ledger: new_tokens and kv_bytes must be at least 1, got {new_tokens} and {kv_bytes}")
+    if kept is not None and len(kept) != len(pipeline):
+        raise InputError(f"ledger: kept has {len(kept)} counts for {len(pipeline)} stages")
     depth = shape.decoder.layers
-    stages, exact = _stages(shape.decoder, pipeline, total, grids, text, question)
+    stages, exact = _stages(shape.decoder, pipeline, total, grids, text, question, kept)
     entering = [total] * depth
     for stage in stages:
         entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
@@ -243,14 +252,22 @@ def _decode(decoder: DecoderShape, rows: Sequence[Row], new_tokens: int) -> int:
 
 
 def _stages(
-    decoder: DecoderShape, pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int
+    decoder: DecoderShape,
+    pipeline: Pipeline,
+    total: int,
+    grids: Sequence[Grid],
+    text: int,
+    question: int,
+    measured: Sequence[int] | None,
 ) -> tuple[tuple[StageRow, ...], bool]:
     """What each stage keeps and costs, and whether that is certain."""
     steps = pipeline.steps(decoder.layers)
     planned = pipeline.plan(total, grids, decoder.layers)
-    exact = None not in planned
     known = tuple(count for count in planned if count is not None)
-    counts = known if exact else nominal_counts(steps, total=total, grids=grids)
+    exact = measured is not None or len(known) == len(planned)
+    counts = known if measured is None else tuple(measured)
+    if not exact:
+        counts = nominal_counts(steps, total=total, grids=grids)
     before, rows = total, []
     sizes = survivors(steps, counts, total)
     for stage, step, plan, kept, after in zip(pipeline, steps, planned, counts, sizes, strict=True):
