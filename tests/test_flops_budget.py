@@ -27,9 +27,8 @@ RECIPES = [name for name in list_recipes() if name != "none"]
 
 def small(layers: int, width: int) -> ModelShape:
     """A decoder so narrow that the recipe's own work is a large part of the cost."""
-    decoder = replace(
-        LLAVA.decoder, layers=layers, width=width, heads=2, kv_heads=1, head_dim=width // 2, mlp=2 * width
-    )
+    heads = {"heads": 2, "kv_heads": 1, "head_dim": width // 2}
+    decoder = replace(LLAVA.decoder, layers=layers, width=width, mlp=2 * width, **heads)
     vision = replace(LLAVA.vision, layers=1, width=8, mlp=8, projector=((8, width),))
     return replace(LLAVA, decoder=replace(decoder, vocab=100), vision=vision)
 

@@ -56,7 +56,7 @@ def executed(model: Any, batch: Any) -> dict[str, int]:
     """Multiply-adds by module: PyTorch counts two operations each."""
     with FlopCounterMode(depth=None, display=False, custom_mapping=MISSING) as counter, torch.no_grad():
         model(**batch, logits_to_keep=1)
-    counts: dict[str, int] = {}
+    counts = {"all": int(counter.get_total_flops()) // 2}
     for name, operations in counter.get_flop_counts().items():
         total = sum(operations.values())
         assert total % 2 == 0
@@ -84,6 +84,19 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
     tower, projector = vision_counts(family, counts)
     assert (tower, projector) == (ledger.reduced.vision_tower, ledger.reduced.projector)
     assert bool(ledger.reduced.method) == (recipe is not None)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:
+    """The whole prefill stays within the share, and the ledger knows it to the last multiply-add."""
+    model, batch, told = prompt(family)
+    untouched = executed(model, batch)["all"]
+    ledger: Ledger = tp.ledger(model, "pyramiddrop-code", **told, flops=share)
+    with tp.attach(model, "pyramiddrop-code", flops=share):
+        reduced = executed(model, batch)["all"]
+    assert (untouched, reduced) == (ledger.untouched.prefill, ledger.reduced.prefill)
+    assert (share - 0.1) * untouched < reduced <= share * untouched
 
 
 def vision_counts(family: str, counts: dict[str, int]) -> tuple[int, int]:
