@@ -8,7 +8,7 @@ docs/design.md.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,8 +172,10 @@ class Engine:
             return None
         tokens = prompt.tokens
         plans = [
-            self.pipeline.plan(total, grids, self.depth)
-            for total, grids in zip(tokens.total, tokens.grids, strict=True)
+            self.pipeline.plan(total, grids, self.depth, text=text, question=question)
+            for total, grids, text, question in zip(
+                tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True
+            )
         ]
         self.report.begin(tokens.total, tokens.grids)
         return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text, {})
@@ -261,7 +263,7 @@ class Engine:
                 tokens = result.tokens
             if stage.positions == "renumber":
                 forward.renumber(prompt.real, hidden, slots_of(store))
-            prefill.prompt = Prompt(tokens, prompt.text, prompt.real)
+            prefill.prompt = replace(prompt, tokens=tokens)
         self.report.add(
             StageReport(
                 name=stage.name,

@@ -25,6 +25,10 @@ class Prompt:
     """``[B, T]`` index in this forward of the text tokens that may rate; 0 on padding."""
     real: Tensor
     """``[B, L]`` bool, False on the prompt's padding."""
+    others: tuple[int, ...]
+    """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
+    raters: tuple[int, ...]
+    """Of these, the ones behind the first image, which may rate."""
 
 
 def read_prompt(
@@ -54,7 +58,8 @@ def read_prompt(
     after_image = vision.cumsum(1) > 0
     in_prompt = torch.arange(vision.shape[1], device=vision.device) < limit
     text = real & ~vision & after_image & in_prompt
-    counts: list[list[int]] = torch.stack([vision.sum(1), text.sum(1)]).tolist()
+    others = real & ~vision & in_prompt
+    counts: list[list[int]] = torch.stack([vision.sum(1), text.sum(1), others.sum(1)]).tolist()
     total, texts = tuple(counts[0]), counts[1]
     if not any(total):
         return None
@@ -89,7 +94,7 @@ def read_prompt(
         grids=grids,
         aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
     )
-    return Prompt(tokens, text_slot.clamp(min=0), real)
+    return Prompt(tokens, text_slot.clamp(min=0), real, tuple(counts[2]), tuple(texts))
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
