@@ -54,7 +54,7 @@ def ask(
         ids = _generate(chat, inputs, max_new_tokens)
     report = attached.report
     answers = [chat.text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
-    flops = meter.prefills(recipe, report, inputs["input_ids"], inputs["attention_mask"])
+    flops = meter.prefills(recipe, report, *meter.words(inputs["input_ids"], inputs["attention_mask"]))
     if condition.recipe is not None:
         counts = report.vision_tokens
         average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()
