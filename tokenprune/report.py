@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -69,6 +69,13 @@ class StageReport:
         """Time of the method at this stage."""
         return self.watch.seconds
 
+    def select(self, rows: Sequence[int]) -> StageReport:
+        """The same for `rows` of its samples."""
+        tensors = {name: getattr(self, name) for name in ("kept", "merged", "scores", "scored")}
+        index = torch.tensor(rows, device=self.kept.device)
+        taken = {name: None if tensor is None else tensor[index] for name, tensor in tensors.items()}
+        return replace(self, sizes=tuple(self.sizes[row] for row in rows), **taken)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; padding is left out."""
         return {
@@ -120,6 +127,11 @@ class Report:
             )
         self.prefills += 1
         self._complete = True
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Turn the samples of the last forward into `rows` of them, as a batch that is repeated after its prefill."""
+        self._total, self._grids = (tuple(of[row] for row in rows) for of in (self.total, self.grids))
+        self._stages = [stage.select(rows) for stage in self._stages]
 
     @property
     def total(self) -> tuple[int, ...]:

@@ -90,6 +90,14 @@ def command(
     attention: Annotated[str, typer.Option(help="sdpa or eager.", metavar="NAME")] = "sdpa",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.", metavar="N")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
+    packed: Annotated[
+        bool | None,
+        typer.Option(
+            "--packed/--no-packed",
+            help="Run what the questions about a picture share once; same answers. The default for the embedded model "
+            "and its scenes.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps results; the same command goes on where it stopped.", metavar="DIR"),
@@ -140,6 +148,8 @@ def command(
         note("no --keep, --average or --final: recipes run at their own costs, and without baselines")
     if questions is not None:
         _note_unknown(chat, cases)
+    if packed is None:
+        packed = model == "embedded" and questions is None
     with _bar() as on_batch:
         result = evaluate(
             chat.model,
@@ -148,6 +158,7 @@ def command(
             conditions,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            packed=packed,
             output=output,
             on_batch=on_batch,
         )
@@ -171,9 +182,10 @@ def command(
             "device": str(chat.model.device),
         }
         asked = "generated scenes" if questions is None else str(questions)
-        print_json({**where, "asked": asked, **result.to_dict(), "versions": versions()})
+        print_json({**where, "asked": asked, "packed": packed, **result.to_dict(), "versions": versions()})
     else:
         show(result, model=model, pairs=pairs, difficulty=difficulty)
+        console().print("[dim]asked packed[/]" if packed else "[dim]asked by generate[/]")
 
 
 def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) -> tuple[list[str], list[Budget]]:

@@ -1,4 +1,4 @@
-"""A batch of questions, one picture each, answered by `model.generate` under one condition."""
+"""A batch of questions, one picture each, answered under one condition: by `model.generate`, or packed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition, shrink
 from tokenprune.evaluate.cost import Meter
 from tokenprune.evaluate.journal import Batch
+from tokenprune.evaluate.packing import Packer
 from tokenprune.models.attach import attach
+from tokenprune.models.packed import generate_packed
 from tokenprune.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ def ask(
     meter: Meter,
     totals: Sequence[int] | None,
     max_new_tokens: int,
+    packer: Packer | None = None,
 ) -> Batch:
     """Greedy answers to `cases` in one batch, and what they cost.
 
@@ -42,19 +45,26 @@ def ask(
         meter: of the model.
         totals: vision tokens of the untouched pictures; needed for smaller images only.
         max_new_tokens: longest answer, in tokens.
+        packer: runs what the questions about a picture share once; None asks by `model.generate`.
     """
-    pictures = [case.picture() for case in cases]
-    shares = [1.0] * len(cases)
+    pictures, shares = None, [1.0] * len(cases)
     if condition.kind == "smaller-image" and condition.budget is not None and totals is not None:
-        made = [shrink(picture, condition.budget, n) for picture, n in zip(pictures, totals, strict=True)]
+        made = [shrink(case.picture(), condition.budget, n) for case, n in zip(cases, totals, strict=True)]
         pictures, shares = [picture for picture, _ in made], [share for _, share in made]
-    inputs = _inputs(chat, pictures, [case.question for case in cases])
     recipe = _nothing() if condition.recipe is None else condition.recipe
     with attach(chat.model, recipe) as attached:
-        ids = _generate(chat, inputs, max_new_tokens)
+        if packer is not None:
+            prompt = packer.prompt(cases, pictures)
+            asked, real = prompt.input_ids, prompt.attention_mask
+            ids = generate_packed(attached, prompt, max_new_tokens=max_new_tokens)
+        else:
+            pictures = [case.picture() for case in cases] if pictures is None else pictures
+            inputs = _inputs(chat, pictures, [case.question for case in cases])
+            asked, real = inputs["input_ids"], inputs["attention_mask"]
+            ids = _generate(chat, inputs, max_new_tokens)[:, asked.shape[1] :]
+    answers = [chat.text(row) for row in ids]
     report = attached.report
-    answers = [chat.text(row) for row in ids[:, inputs["input_ids"].shape[1] :]]
-    flops = meter.prefills(recipe, report, *meter.words(inputs["input_ids"], inputs["attention_mask"]))
+    flops = meter.prefills(recipe, report, *meter.words(asked, real))
     if condition.recipe is not None:
         counts = report.vision_tokens
         average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()

@@ -7,7 +7,8 @@ docs/design.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,6 +191,41 @@ class Engine:
 
     def _close(self) -> None:
         self._input_ids = self._attention_mask = self._vision = self._forward = self._prefill = None
+
+    # ---------------------------------------------------------------- forwards in parts (models/packed.py)
+
+    def announce(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Say what the base model would have been called with, ``[B, L]`` both: the next forward is the text model's
+        own."""
+        self._enter_base(self.anatomy.base, (), {"input_ids": input_ids, "attention_mask": attention_mask})
+
+    @contextmanager
+    def opened(
+        self, input_ids: Tensor, attention_mask: Tensor, embeddings: Tensor, positions: Tensor, cache: Any
+    ) -> Iterator[None]:
+        """A prefill whose layers the caller calls one by one; the layers below may have run elsewhere.
+
+        Args:
+            input_ids: ``[B, L]``.
+            attention_mask: ``[B, L]``, 0 on padding.
+            embeddings: ``[B, L, D]`` that entered layer 0.
+            positions: ``[B, L]`` position ids.
+            cache: empty, for the layers that are called inside.
+        """
+        self.announce(input_ids, attention_mask)
+        call = {"inputs_embeds": embeddings, "position_ids": positions, "past_key_values": cache}
+        output = None
+        try:
+            self._enter_text(self.anatomy.text, (), call)
+            yield
+            output = embeddings
+        finally:
+            self._leave_text(self.anatomy.text, (), output)
+
+    def entered(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Say what entered layer `index`, ``[B, L, D]`` with its arguments, where that layer ran elsewhere."""
+        if self._prefill is not None and index in self._taps:
+            self._prefill.inputs[index] = self._layer_input(self.anatomy.layers[index], hidden, kwargs, None)
 
     # ---------------------------------------------------------------- decoder layers
 

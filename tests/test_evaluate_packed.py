@@ -1,0 +1,87 @@
+"""`evaluate(packed=True)`: the same outcomes as by `generate`, from whole runs and from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from families import build
+
+from tokenprune.budget import Budget
+from tokenprune.cli.main import call
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.evaluate import Case, Outcome, evaluate, make_conditions, scene_cases
+from tokenprune.evaluate.packing import Packer, picture_batches
+from tokenprune.models.load import Chat
+from tokenprune.scenes import load_embedded
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any]:
+    return load_embedded()
+
+
+def told(outcomes: list[Outcome]) -> list[tuple[Any, ...]]:
+    """All but times."""
+    return [(o.condition, o.answers, o.right, o.total, o.average, o.final) for o in outcomes]
+
+
+def test_outcomes_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
+    """Recipes that look at the question, all baselines, a smaller image; in batches of pictures, and of parts of one."""
+    cases = scene_cases(6)
+    conditions = make_conditions(["fastv", "sparsevlm"], [Budget("average", 0.6)], draws=2)
+    expected = told(evaluate(*embedded, cases, conditions).outcomes)
+    assert any(one[1] != expected[0][1] for one in expected[1:]), "nothing changes an answer"
+    for size in (64, 3):
+        assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=size).outcomes) == expected
+
+
+def test_batches_keep_pictures_whole() -> None:
+    cases = [Case(lambda: None, picture, str(n), "a") for n, picture in enumerate("aabbbbbaccd")]  # type: ignore[arg-type,return-value]
+    assert list(picture_batches(cases, 4)) == [[0, 1, 7], [2, 3, 4, 5], [6, 8, 9, 10]]
+    assert list(picture_batches(cases, 1)) == [[n] for n in (0, 1, 7, 2, 3, 4, 5, 6, 8, 9, 10)]
+
+
+def test_packed_run_goes_on_where_it_stopped(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    cases = scene_cases(3)
+    conditions = make_conditions(["last"], [Budget("keep", 0.125)], baselines=False)
+    first = evaluate(*embedded, cases, conditions, packed=True, batch_size=8, output=tmp_path)
+    lines = (tmp_path / "results.jsonl").read_text()
+    again = evaluate(*embedded, cases, conditions, packed=True, batch_size=8, output=tmp_path)
+    assert told(again.outcomes) == told(first.outcomes)
+    assert (tmp_path / "results.jsonl").read_text() == lines
+
+
+def test_prompts_are_kept_up_to_a_size(embedded: tuple[Any, Any]) -> None:
+    chat = Chat("", *embedded)
+    cases = scene_cases(1)
+    packer = Packer(chat)
+    prompt = packer.prompt(cases)
+    assert packer.prompt(cases) is prompt
+    other = packer.prompt(cases, [cases[0].picture().rotate(90)] * len(cases))
+    assert not other.prefix.equal(prompt.prefix) and packer.prompt(cases) is prompt
+    small = Packer(chat, kept_bytes=1000)
+    assert small.prompt(cases) is not small.prompt(cases)
+
+
+def test_models_that_cannot_are_told_why_before_anything_runs(embedded: tuple[Any, Any], tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"packed: a picture of Qwen2-VL .*; ask it by generate"):
+        evaluate(build("qwen2_vl"), embedded[1], scene_cases(1), [], packed=True, output=tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_command_line_packs_scenes_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "fastv", "--keep", "0.5", "--scenes", "2", "--seeds", "1"]
+    found = []
+    for option in ([], ["--packed"], ["--no-packed"]):
+        assert call([*arguments, "--json", *option]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert [facts["packed"] for facts in found] == [True, True, False]
+    for facts in found:
+        for row in facts["rows"]:
+            del row["method_seconds"]
+    assert found[0]["rows"] == found[1]["rows"] == found[2]["rows"]
+    assert call([*arguments, "--task", "colour"]) == 0
+    assert "asked packed" in capsys.readouterr().out
