@@ -8,9 +8,9 @@ from tokenprune.budget import Budget
 from tokenprune.evaluate import Condition, make_conditions
 from tokenprune.recipe import Recipe, load_recipe
 
-SCENES = 300
+SCENES = 150
 GRID_TASKS = ("localisation", "existence", "counting", "code", "ground")
-AUDITED = 200
+AUDITED = 150
 LAYERS = (1, 2, 4, 6)
 EARLY = (1, 2)
 COUNTS = (108, 72, 36, 14)
