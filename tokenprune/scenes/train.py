@@ -1,6 +1,6 @@
 """Train the embedded model from scratch on generated scenes.
 
-    python -m tokenprune.scenes.train --out runs/scenes               # the shipped run: 36 minutes on one core
+    python -m tokenprune.scenes.train --out runs/scenes               # the shipped run: 51 minutes on one core
     python -m tokenprune.scenes.train --out runs/scenes --minutes 20  # shorter, in the same proportions
     python -m tokenprune.scenes.train --out runs/scenes --export      # latest checkpoint to runs/scenes/embedded
 
