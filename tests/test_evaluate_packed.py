@@ -29,7 +29,7 @@ def told(outcomes: list[Outcome]) -> list[tuple[Any, ...]]:
 
 
 def test_outcomes_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
-    """Recipes that look at the question, all baselines, a smaller image; batches of pictures, and of parts of one."""
+    """Recipes that look at the question, all baselines, a smaller image; whole pictures and parts of one."""
     cases = scene_cases(6)
     conditions = make_conditions(["fastv", "sparsevlm"], [Budget("average", 0.6)], draws=2)
     expected = told(evaluate(*embedded, cases, conditions).outcomes)

@@ -71,10 +71,15 @@ class StageReport:
 
     def select(self, rows: Sequence[int]) -> StageReport:
         """The same for `rows` of its samples."""
-        tensors = {name: getattr(self, name) for name in ("kept", "merged", "scores", "scored")}
         index = torch.tensor(rows, device=self.kept.device)
-        taken = {name: None if tensor is None else tensor[index] for name, tensor in tensors.items()}
-        return replace(self, sizes=tuple(self.sizes[row] for row in rows), **taken)
+        return replace(
+            self,
+            kept=self.kept[index],
+            merged=self.merged[index],
+            sizes=tuple(self.sizes[row] for row in rows),
+            scores=None if self.scores is None else self.scores[index],
+            scored=self.scored[index],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; padding is left out."""
@@ -130,7 +135,9 @@ class Report:
 
     def select(self, rows: Sequence[int]) -> None:
         """Turn the samples of the last forward into `rows` of them, as a batch that is repeated after its prefill."""
-        self._total, self._grids = (tuple(of[row] for row in rows) for of in (self.total, self.grids))
+        self._need()
+        self._total = tuple(self._total[row] for row in rows)
+        self._grids = tuple(self._grids[row] for row in rows)
         self._stages = [stage.select(rows) for stage in self._stages]
 
     @property
