@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenprune.budget import Budget
@@ -48,10 +49,10 @@ def one_stage(criterion: str, layer: int, count: int, *, positions: str = "origi
     return load_recipe(recipe)
 
 
-def grid() -> list[Condition]:
+def grid(counts: Sequence[int] = COUNTS) -> list[Condition]:
     """One stage: every criterion at every layer and count."""
     made: list[Condition] = []
-    for count in COUNTS:
+    for count in counts:
         recipes = [one_stage(name, layer, count) for layer in LAYERS for name in criteria(count)]
         if count == MAIN_COUNT:
             recipes.append(one_stage("no-rope", 2, count, positions="renumber"))

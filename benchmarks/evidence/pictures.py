@@ -47,7 +47,8 @@ def rows_kept(found: list[dict[str, Any]]) -> Figure:
 
 
 def accuracy_by_count(found: list[dict[str, Any]]) -> Figure:
-    """Localisation over tokens kept: a line per criterion, a panel per model and layer."""
+    """Localisation over tokens kept: a line per criterion, a panel per model and layer; models with the whole grid."""
+    found = [each for each in found if len(each["counts"]) > 1]
     figure = Figure(figsize=(8.4, 1.0 + 1.9 * len(found)), dpi=150, layout="constrained", facecolor="white")
     for row, each in enumerate(found):
         untouched = verdict.task_accuracy(each, "untouched", "localisation")

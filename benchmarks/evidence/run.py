@@ -122,8 +122,8 @@ def rows(result: Evaluation) -> list[dict[str, Any]]:
     return [row.to_dict() for row in result.rows]
 
 
-def run(model: Any, processor: Any, work: Path, name: str) -> dict[str, Any]:
-    """All of plan.md on one model."""
+def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]) -> dict[str, Any]:
+    """All of plan.md on one model, the grid at `counts`."""
 
     def ask(what: str, conditions: list[Condition], tasks: Sequence[str] | None) -> Evaluation:
         cases = scene_cases(grid.SCENES, **({} if tasks is None else {"tasks": tasks}))
@@ -139,7 +139,7 @@ def run(model: Any, processor: Any, work: Path, name: str) -> dict[str, Any]:
         own = ask("adaptive", grid.adaptive(None), None)
         average = round(own.rows[-1].average)
         fixed = ask("fixed", grid.adaptive(average), None)
-        single = ask("grid", grid.grid(), grid.GRID_TASKS)
+        single = ask("grid", grid.grid(counts), grid.GRID_TASKS)
         audits = []
         for layer in grid.LAYERS:
             for criterion in ("attention", "attention-vision", "no-rope"):
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder of weights, as training exports them")
     parser.add_argument("--name", required=True, help="name of the model in plan.md")
     parser.add_argument("--work", type=Path, help="folder of finished answers; default: evidence/ beside the weights")
+    parser.add_argument("--main", action="store_true", help="the grid only at the count that the rules look at")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -197,7 +198,8 @@ def main() -> None:
     }
     out = HERE / "results" / f"{options.name}.json"
     out.parent.mkdir(exist_ok=True)
-    result = facts | run(model, processor, work, options.name)
+    counts = (grid.MAIN_COUNT,) if options.main else grid.COUNTS
+    result = facts | {"counts": counts} | run(model, processor, work, options.name, counts)
     out.write_text(json.dumps(compact(result)) + "\n", encoding="utf-8")
 
 
