@@ -39,7 +39,7 @@ from tokenprune.evaluate import (
     wilson,
 )
 from tokenprune.evaluate import run as runs
-from tokenprune.evaluate.conditions import shrink
+from tokenprune.evaluate.conditions import share_of, shrink
 from tokenprune.evaluate.statistics import resampled_means
 from tokenprune.models.load import Chat
 from tokenprune.scenes import TASKS, load_embedded, make_scene
@@ -240,7 +240,7 @@ def test_overrides_change_the_recipes_and_no_baseline() -> None:
 
 @pytest.mark.parametrize("value", [0.25, 36, 0.5, 100, 1.0, 144, 200])
 def test_smaller_image_has_the_tokens_worth_of_pixels(value: float) -> None:
-    picture, share = shrink(Image.new("RGB", (96, 60)), Budget("keep", value), 144)
+    picture, share = shrink(Image.new("RGB", (96, 60)), share_of(Budget("keep", value), 144))
     wanted = min(1.0, value if isinstance(value, float) else value / 144)
     assert share == picture.width * picture.height / (96 * 60)
     assert 0.93 * wanted <= share <= wanted
@@ -451,3 +451,18 @@ def test_baselines_are_compared_with_recipes_and_only_alone_with_each_other() ->
     assert pairs(x, u, v) == [("x", "u"), ("x", "v")]
     assert pairs(u, v) == [("u", "v")]
     assert pairs() == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_budget_of_flops_gives_all_the_same_work(embedded: tuple[Any, Any], packed: bool) -> None:
+    """All come close to the share from below, but the smaller image: its fixed grid costs what it costs."""
+    budget = Budget("flops", 0.8)
+    result = evaluate(*embedded, scene_cases(2), make_conditions(["fastv"], [budget], draws=1), packed=packed)
+    untouched, *others = result.outcomes
+    for outcome in others:
+        spent = np.array(outcome.flops) / np.array(untouched.flops)
+        if outcome.condition.label == "smaller-image":
+            even = next(each for each in others if each.condition.label == "uniform")
+            assert max(outcome.average) <= max(even.final) and min(outcome.average) > 0.9 * min(even.final) - 8
+        else:
+            assert spent.max() <= 0.8 and spent.min() > 0.79, outcome.condition.label

@@ -11,7 +11,7 @@ import typer
 
 from tokenprune.cli.options import Json, Sets
 from tokenprune.cli.run import ATTENTIONS, open_model
-from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, write_text
+from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, share, write_text
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ def command(
     ] = None,
     final: Annotated[
         list[str] | None, typer.Option(help="The same budgets, as what the last stage leaves.", metavar="N|SHARE")
+    ] = None,
+    flops: Annotated[
+        list[str] | None,
+        typer.Option(help="The same budgets, as shares of the untouched prefill's multiply-adds.", metavar="SHARE"),
     ] = None,
     sets: Sets = None,
     scenes: Annotated[
@@ -124,9 +128,10 @@ def command(
     shown, but does not count in the ranking.
 
     --keep compares recipes as their papers count; early layers that still see all tokens are not counted. --average
-    gives all of them the same work. --set changes the recipes, not the baselines beside them.
+    gives all of them the same tokens in all layers, --flops the same multiply-adds, their own work included. --set
+    changes the recipes, not the baselines beside them.
     """
-    names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final})
+    names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final, "flops": flops})
     _check(scenes, task, images, questions, attention, cost)
     for path, option in ((save_plot, "--save-plot"), (csv, "--csv")):
         if path is not None:
@@ -145,7 +150,7 @@ def command(
 
         chat = open_model(model, dtype, device, attention)
     if not budgets:
-        note("no --keep, --average or --final: recipes run at their own costs, and without baselines")
+        note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
     if questions is not None:
         _note_unknown(chat, cases)
     if packed is None:
@@ -194,7 +199,8 @@ def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) 
 
     chosen = [kind for kind, values in given.items() if values]
     if len(chosen) > 1:
-        raise InputError("give only one of --keep, --average and --final: it sets the budgets of all conditions")
+        options = "--keep, --average, --final and --flops"
+        raise InputError(f"give only one of {options}: it sets the budgets of all conditions")
     names = [recipe for recipe in recipes if not _number(recipe)]
     numbers = [recipe for recipe in recipes if _number(recipe)]
     if numbers and not chosen:
@@ -202,7 +208,7 @@ def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) 
     budgets: list[Budget] = []
     for kind in chosen:
         for text in [*(part for value in given[kind] or [] for part in value.split(",")), *numbers]:
-            value = amount(text, f"--{kind}")
+            value = share(text, "--flops") if kind == "flops" else amount(text, f"--{kind}")
             if value is not None and Budget(kind, value) not in budgets:
                 budgets.append(Budget(kind, value))
     return names, budgets

@@ -31,6 +31,7 @@ def ask(
     *,
     meter: Meter,
     totals: Sequence[int] | None,
+    shares: Sequence[float] | None = None,
     max_new_tokens: int,
     packer: Packer | None = None,
 ) -> Batch:
@@ -43,14 +44,15 @@ def ask(
         cases: the batch.
         condition: what to do to the model or to the pictures.
         meter: of the model.
-        totals: vision tokens of the untouched pictures; needed for smaller images only.
+        totals: vision tokens of the untouched pictures, where they are known.
+        shares: of its pixels that each picture keeps, for smaller images.
         max_new_tokens: longest answer, in tokens.
         packer: runs what the questions about a picture share once; None asks by `model.generate`.
     """
-    pictures, shares = None, [1.0] * len(cases)
-    if condition.kind == "smaller-image" and condition.budget is not None and totals is not None:
-        made = [shrink(case.picture(), condition.budget, n) for case, n in zip(cases, totals, strict=True)]
-        pictures, shares = [picture for picture, _ in made], [share for _, share in made]
+    pictures, left = None, [1.0] * len(cases)
+    if shares is not None:
+        made = [shrink(case.picture(), share) for case, share in zip(cases, shares, strict=True)]
+        pictures, left = [picture for picture, _ in made], [share for _, share in made]
     recipe = _nothing() if condition.recipe is None else condition.recipe
     with attach(chat.model, recipe) as attached:
         if packer is not None:
@@ -74,7 +76,7 @@ def ask(
         totals = seen
     # A tower with a fixed grid blows the small picture up again: its tokens then count as those that it is worth, while
     # its multiply-adds stay those that it costs.
-    tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, shares, strict=True)]
+    tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, left, strict=True)]
     return Batch(answers, list(totals), tokens, list(tokens), flops, 0.0)
 
 

@@ -128,15 +128,19 @@ def _paths(recipe: Recipe, setting: str) -> list[str]:
     ]
 
 
-def shrink(picture: Image, budget: Budget, total: int) -> tuple[Image, float]:
-    """`picture` with the share of its pixels that the budget leaves of `total` vision tokens, and that share.
+def shrink(picture: Image, share: float) -> tuple[Image, float]:
+    """`picture` with at most `share` of its pixels, and the share that it has.
 
-    Sides are rounded down, so the share never exceeds the budget (but a side is at least one pixel).
+    Sides are rounded down, so the share is never exceeded (but a side is at least one pixel).
     """
     from PIL.Image import Resampling
 
-    share = budget.value if budget.is_share else min(1.0, budget.value / max(total, 1))
     side = share**0.5
     width, height = max(1, int(picture.width * side + 1e-9)), max(1, int(picture.height * side + 1e-9))
     small = picture.resize((width, height), Resampling.BICUBIC) if share < 1 else picture
     return small, width * height / (picture.width * picture.height)
+
+
+def share_of(budget: Budget, total: int) -> float:
+    """Share of `total` vision tokens that a budget in tokens stands for."""
+    return budget.value if budget.is_share else min(1.0, budget.value / max(total, 1))
