@@ -6,13 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import families
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokenprune as tp
 from tokenprune.attention import attention_from_qk
-from tokenprune.audit import Audit, StageAudit, share
+from tokenprune.audit import Audit, StageAudit, rank_correlation, share
+from tokenprune.audit.heads import HeadAudit
 from tokenprune.audit_plot import plot_audit
 from tokenprune.errors import InputError
 from tokenprune.parts.scorers import AttentionScorer
@@ -22,7 +26,13 @@ from tokenprune.report import Report, StageReport, Stopwatch
 GRID = (1, 8, 8)
 
 
-def report(rows: list[list[int]], grids: Any = GRID, merged: list[list[int]] | None = None, stages: int = 1) -> Report:
+def report(
+    rows: list[list[int]],
+    grids: Any = GRID,
+    merged: list[list[int]] | None = None,
+    stages: int = 1,
+    scores: list[tuple[list[float], list[int]]] | None = None,
+) -> Report:
     """A finished report of a batch whose stages all kept `rows`."""
 
     def padded(lists: list[list[int]]) -> torch.Tensor:
@@ -37,10 +47,12 @@ def report(rows: list[list[int]], grids: Any = GRID, merged: list[list[int]] | N
     for number in range(stages):
         sizes = tuple(map(len, rows))
         nothing = torch.zeros(len(rows), 0, dtype=torch.int64)
+        scored = None if scores is None else torch.tensor([numbers for numbers, _ in scores])
+        places = nothing if scores is None else torch.tensor([index for _, index in scores])
         place = f"before layer {number}"
         ran.append(
             StageReport(
-                f"s{number}", place, number, padded(rows), padded(merged), sizes, None, nothing, Stopwatch(False)
+                f"s{number}", place, number, padded(rows), padded(merged), sizes, scored, places, Stopwatch(False)
             )
         )
     made.finish(ran)
@@ -210,6 +222,83 @@ def test_one_recipe_at_a_time() -> None:
     audit.add(report([[0]]))
     with pytest.raises(InputError, match="one recipe at a time"):
         audit.add(report([[0]], stages=2))
+
+
+# --------------------------------------------------------------------------------------------------- rank correlation
+
+
+def test_rank_correlation_by_hand() -> None:
+    """1 - 6 · Σd² / (n³ - n) without ties: ranks 1 2 3 4 5 against 2 1 4 3 5 have Σd² = 4."""
+    assert rank_correlation(np.array([1.0, 2, 3, 4, 5]), np.array([20.0, 10, 40, 30, 99])) == pytest.approx(0.8)
+    # Ties share their mean rank: 1.5, 1.5, 3 against 1, 2, 3 is (3/2) / sqrt(3/2 · 2).
+    assert rank_correlation(np.array([7.0, 7, 9]), np.array([0.0, 1, 2])) == pytest.approx(1.5 / 3**0.5)
+    assert rank_correlation(np.ones(4), np.arange(4.0)) is None
+    assert rank_correlation(np.ones(1), np.ones(1)) is None and rank_correlation(np.ones(0), np.ones(0)) is None
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=12), st.randoms())
+def test_rank_correlation_knows_order_alone(numbers: list[int], rng: Any) -> None:
+    x, y = np.array(numbers, float), np.arange(len(numbers), dtype=float)
+    rng.shuffle(y)
+    value = rank_correlation(x, y)
+    if len(set(numbers)) == 1:
+        assert value is None
+        return
+    assert value is not None and -1 <= round(value, 9) <= 1
+    assert rank_correlation(np.exp(x), 3 * y - 1) == pytest.approx(value)
+    assert rank_correlation(-x, y) == pytest.approx(-value)
+    assert rank_correlation(x, x) == pytest.approx(1)
+
+
+def test_scores_are_held_against_raster_indices_picture_by_picture() -> None:
+    """The first picture's scores rise, the second one's fall but for padding; a third has nothing to compare."""
+    scores = [([0.1, 0.5, 0.7], [0, 8, 63]), ([0.9, 0.4, 99.0], [3, 5, -1]), ([2.0, 2.0, 2.0], [0, 1, 2])]
+    stage = audited([0], [3], [0], scores=scores)
+    assert stage.score_position is not None and stage.score_position.value == pytest.approx(0)  # mean of 1 and -1
+    assert stage.to_dict()["score_position"] == {"value": pytest.approx(0), "low": None, "high": None}
+    assert audited([0]).score_position is None and audited([0]).to_dict()["score_position"] is None
+
+
+def heard(model: Any, recipe: Any, **inputs: Any) -> tuple[HeadAudit, torch.Tensor]:
+    heads = HeadAudit(model, tp.load_recipe(recipe))
+    with heads.listening(), torch.no_grad():
+        return heads, model(**inputs).logits
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl"])
+def test_heads_are_those_of_the_models_own_attention(family: str) -> None:
+    """Against the attention weights that eager attention returns, layer by layer; listening changes no logit."""
+    model = families.build(family, attention="eager")
+    inputs = families.inputs(family, model, rows=[families.Row(), families.Row(after=9)])
+    with torch.no_grad():
+        plain = model(**inputs, output_attentions=True)
+    heads, logits = heard(model, "fastv", **inputs)
+    assert torch.equal(plain.logits, logits)
+    (criterion,) = heads.criteria
+    vision = families.vision_mask(model, inputs["input_ids"])
+    assert criterion.heads.shape == (len(plain.attentions), plain.attentions[0].shape[1])
+    for layer, attention in enumerate(plain.attentions):
+        found = []
+        for row, at in enumerate(vision):
+            rows = attention[row, :, -1, at].double().numpy()
+            found.append([rank_correlation(each, np.arange(len(each), dtype=float)) for each in (rows.mean(0), *rows)])
+        expected = np.array(found).mean(0)
+        own = criterion.layers[layer]
+        assert own is not None and own.value == pytest.approx(expected[0], abs=1e-3)
+        np.testing.assert_allclose(criterion.heads[layer], expected[1:], atol=1e-3)
+    json.dumps(criterion.to_dict(), allow_nan=False)
+
+
+def test_stages_that_score_alike_are_one_criterion() -> None:
+    model = families.build("llava")
+    inputs = families.inputs("llava", model)
+    two = heard(model, "feather", **inputs)[0]
+    assert [len(each.stages) for each in two.criteria] in ([2], [1, 1])
+    none = HeadAudit(model, tp.load_recipe("last"))
+    with none.listening():
+        model(**inputs)
+    assert not none and none.criteria == () and HeadAudit(model, tp.load_recipe("fastv"))
+    assert HeadAudit(model, tp.load_recipe("fastv")).criteria == ()  # nothing has been heard
 
 
 # ------------------------------------------------------------------------------------------------ FEATHER's diagnosis

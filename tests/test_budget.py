@@ -122,7 +122,9 @@ def test_a_share_above_one_says_how_to_write_a_count() -> None:
 
 
 def test_unknown_kind_names_the_nearest() -> None:
-    with pytest.raises(BudgetError, match=r"one of keep, average, final, got 'averge' \(did you mean 'average'\?\)"):
+    with pytest.raises(
+        BudgetError, match=r"one of keep, average, final, flops, got 'averge' \(did you mean 'average'\?\)"
+    ):
         Budget("averge", 0.5)  # type: ignore[arg-type]
 
 

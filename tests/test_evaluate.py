@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+import tokenprune as tp
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, InputError
 from tokenprune.evaluate import (
@@ -25,15 +31,19 @@ from tokenprune.evaluate import (
     asking,
     difference,
     evaluate,
+    holm,
     make_conditions,
     normal,
     scene_cases,
+    sign_flip,
     wilson,
 )
 from tokenprune.evaluate import run as runs
-from tokenprune.evaluate.conditions import shrink
+from tokenprune.evaluate.conditions import share_of, shrink
 from tokenprune.evaluate.statistics import resampled_means
+from tokenprune.models.load import Chat
 from tokenprune.scenes import TASKS, load_embedded, make_scene
+from tokenprune.scenes.questions import is_right
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,63 @@ def test_accuracy_takes_wilson_where_questions_are_independent() -> None:
         accuracy(np.ones(3), [1, 2])
 
 
+def test_sign_flips_of_few_pictures_are_all_tried() -> None:
+    """Against a count by hand and by a plain loop: of 2^m patterns, those whose sum is as far from 0."""
+    one = np.ones(5)
+    assert sign_flip(one, 0 * one, range(5)) == 2 / 32  # only all plus and all minus
+    assert sign_flip(one, one, range(5)) == 1
+    assert sign_flip(np.array([1.0, 1, 1, 0]), np.array([0.0, 0, 0, 1]), range(4)) == 10 / 16  # 1 + 4 patterns a side
+    gaps = np.array([0.4, -0.2, 1, 0.6, 0, 0.2])
+    patterns = [abs(sum(s * g for s, g in zip(signs, gaps, strict=True))) for signs in product((1, -1), repeat=6)]
+    assert sign_flip(gaps, 0 * gaps, range(6)) == sum(p >= 2 - 1e-9 for p in patterns) / 64
+
+
+def test_sign_flips_move_whole_pictures() -> None:
+    """Ten questions about one picture are one coin: no difference in it alone can be below 1."""
+    assert sign_flip(np.ones(10), np.zeros(10), [0] * 10) == 1
+    assert sign_flip(np.ones(10), np.zeros(10), [i // 2 for i in range(10)]) == 2 / 32
+
+
+def test_sign_flips_of_many_pictures_follow_the_binomial() -> None:
+    """Wins against losses, one a picture: twice the tail of a fair coin (the sign test)."""
+    gaps = np.array([1.0] * 60 + [-1.0] * 40 + [0.0] * 50)
+    tail = 2 * sum(math.comb(100, k) for k in range(60, 101)) / 2**100
+    found = sign_flip(gaps, np.zeros(150), range(150))
+    assert found == pytest.approx(tail, abs=4 * math.sqrt(tail / 10_000))
+    assert found == sign_flip(gaps, np.zeros(150), range(150))
+    assert sign_flip(-gaps, np.zeros(150), range(150)) == found
+    assert sign_flip(np.ones(100), np.zeros(100), range(100)) == 1 / 10_000  # never 0: what was seen is one of them
+
+
+def test_sign_flips_err_no_more_often_than_they_say() -> None:
+    """Every outcome of six equal coins, as likely as any other: p is at most alpha in at most alpha of them."""
+    every = [sign_flip(np.array(s, float), np.zeros(6), range(6)) for s in product((1, -1), repeat=6)]
+    for alpha in (1 / 32, 0.05, 0.25, 0.5):
+        assert np.mean([p <= alpha + 1e-12 for p in every]) <= alpha
+    assert min(every) == 2 / 64
+
+
+def test_holm_by_hand() -> None:
+    """0.01 · 4, 0.02 · 3, 0.03 · 2 = 0.06, and the largest is no smaller than the one before."""
+    assert holm([0.03, 0.01, 0.045, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.5]) == [1, 1]
+    assert holm([0.2]) == [0.2] and holm([]) == []
+    with pytest.raises(InputError, match=r"holm: expected p-values in \[0, 1\]"):
+        holm([0.5, 1.2])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.01, 0.5))
+def test_holm_rejects_what_its_steps_reject(p_values: list[float], alpha: float) -> None:
+    """Step by step: reject the smallest as long as it is at most alpha over the number of those left."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    rejected: set[int] = set()
+    for left, index in zip(range(len(order), 0, -1), order, strict=True):
+        if left * p_values[index] > alpha:
+            break
+        rejected.add(index)
+    assert {i for i, p in enumerate(holm(p_values)) if p <= alpha} == rejected
+
+
 # --------------------------------------------------------------------------------------------- cases and conditions
 
 
@@ -115,12 +182,26 @@ def test_answers_count_by_their_words() -> None:
     assert normal('  "Row 3\n Column 2." ') == "row 3 column 2"
     case = Case(lambda: Image.new("RGB", (4, 4)), "p", "q", "Yes")
     assert case.right("yes.") and not case.right("yes it is")
+    near = replace(case, answer="10", accepts=lambda given, answer: abs(int(given) - int(answer)) < 2)
+    assert near.right("9") and not near.right("12")
+
+
+def test_questions_about_scenes_count_by_their_task() -> None:
+    """The same words for all tasks but `box`: there half of the union is enough, and what is no box is wrong."""
+    (cell,) = scene_cases(1, tasks=("localisation",))
+    assert cell.right(cell.answer.upper()) and not cell.right(cell.answer + " 1")
+    box = replace(cell, answer="2 3 5 8", accepts=partial(is_right, "box"))
+    assert box.right("2 3 5 8") and box.right("2 3 5 11") and not box.right("2 3 5 18")
+    for wrong in ("8 3 12 8", "2 3 5", "5 3 2 8", "two 3 5 8", ""):
+        assert not box.right(wrong)
 
 
 def test_scene_cases_are_the_held_out_questions() -> None:
     cases = scene_cases(2, tasks=("colour", "counting"), first=5)
     asked = [q for number in (5, 6) for q in make_scene(number).questions if q.task in ("colour", "counting")]
-    assert [(c.question, c.answer, c.task) for c in cases] == [(q.question, q.answer, q.task) for q in asked]
+    assert [(c.question, c.answer, c.task, c.difficulty) for c in cases] == [
+        (q.question, q.answer, q.task, q.difficulty) for q in asked
+    ]
     assert np.array_equal(np.asarray(cases[0].picture()), make_scene(5).image)
     assert len({case.picture_id for case in cases}) == 2
     with pytest.raises(InputError, match=r"got 'color' \(did you mean 'colour'\?\)"):
@@ -132,19 +213,34 @@ def test_every_budget_has_all_baselines_and_random_all_its_draws() -> None:
     assert made[0] == UNTOUCHED
     for budget in ("average: 0.5", "average: 60"):
         labels = [one.label for one in made if one.group[1] == budget]
-        assert labels == ["fastv:k2-r75", "random", "random", "random", "uniform", "last", SMALLER]
+        assert labels == ["fastv:k2-r75", *["random"] * 3, *["uniform"] * 4, "last", SMALLER]
     draws = [one for one in made if one.group == ("random", "average: 0.5")]
     assert len({one.fingerprint for one in draws}) == 3
     assert {one.recipe.to_dict()["budget"]["average"] for one in draws if one.recipe} == {0.5}
+    phases = [one.recipe for one in made if one.group == ("uniform", "average: 0.5")]
+    assert [one.to_dict()["stages"][0]["sampler"]["phase"] for one in phases if one] == [0, 1, 2, 3]
     assert [one.label for one in make_conditions(["fastv"])] == ["untouched", "fastv"]
+    assert [one.label for one in make_conditions(["uniform"], draws=1)] == ["untouched", "uniform"]
     for recipes, message in ((["fastv", "fastv"], "asked for twice: fastv"), ([], "nothing to compare")):
         with pytest.raises(InputError, match=message):
             make_conditions(recipes)
 
 
+def test_overrides_change_the_recipes_and_no_baseline() -> None:
+    sets = ["stages.0.scorer.rope=false"]
+    plain, changed = (make_conditions(["fastv"], [Budget("keep", 0.5)], sets=s) for s in ((), sets))
+    for one, other in zip(plain, changed, strict=True):
+        assert (one.group, one.seed) == (other.group, other.seed)
+        assert (one.fingerprint != other.fingerprint) == (one.label == "fastv")
+    recipe = tp.load_recipe("fastv")
+    assert make_conditions([recipe], sets=sets)[1].fingerprint == make_conditions(["fastv"], sets=sets)[1].fingerprint
+    strided = tp.load_recipe("uniform", sets=["stages.0.sampler.stride=2"])
+    assert len(make_conditions([strided])) == 2  # a stride has an offset, and no phase
+
+
 @pytest.mark.parametrize("value", [0.25, 36, 0.5, 100, 1.0, 144, 200])
 def test_smaller_image_has_the_tokens_worth_of_pixels(value: float) -> None:
-    picture, share = shrink(Image.new("RGB", (96, 60)), Budget("keep", value), 144)
+    picture, share = shrink(Image.new("RGB", (96, 60)), share_of(Budget("keep", value), 144))
     wanted = min(1.0, value if isinstance(value, float) else value / 144)
     assert share == picture.width * picture.height / (96 * 60)
     assert 0.93 * wanted <= share <= wanted
@@ -175,6 +271,45 @@ def test_answers_are_those_of_one_question_at_a_time(embedded: tuple[Any, Any]) 
     assert [o.answers for o in batched.outcomes] == [o.answers for o in single.outcomes]
     for one, other in zip(batched.outcomes, single.outcomes, strict=True):
         assert one.average == pytest.approx(other.average)
+
+
+def test_flops_are_the_ledgers_at_the_tokens_that_ran(embedded: tuple[Any, Any]) -> None:
+    """Fixed counts: the ledger's own. Adaptive ones: the ledger's at the counts of the report, whatever it expects."""
+    model, processor = embedded
+    cases = scene_cases(2, tasks=("ground", "shape"))
+    conditions = [*small(), *make_conditions(["fastv", "sparsevlm"])[1:]]
+    result = evaluate(model, processor, cases, conditions, batch_size=3)
+    found = {outcome.condition.label: outcome for outcome in result.outcomes}
+    prompts = [Chat("", model, processor).prompt(case.question, 1) for case in cases]
+    texts = [len(processor.tokenizer(text)["input_ids"]) - 1 for text in prompts]  # but the one of the picture
+    start = found["untouched"].flops
+    for place, text in enumerate(texts):
+        told = tp.ledger(model, conditions[1].recipe, tokens=144, text=text)
+        assert start[place] == told.untouched.prefill
+        assert found["last"].flops[place] == told.reduced.prefill
+        assert told.untouched.prefill == told.untouched.end_to_end - told.untouched.decode
+        fastv = tp.ledger(model, "fastv", tokens=144, text=text, question=text - 1).reduced  # BOS is before the picture
+        assert fastv.method > 0 and found["fastv"].flops[place] == fastv.prefill
+    assert found[SMALLER].flops == start  # a fixed grid: it costs as much as the whole picture
+    shares = {row.label: row.flops_share for row in result.rows}
+    assert shares["untouched"] == shares[SMALLER] == 1 > shares["sparsevlm"]
+    assert shares["last"] == pytest.approx(sum(found["last"].flops) / sum(start))
+
+
+def test_watching_the_untouched_model_changes_nothing(embedded: tuple[Any, Any]) -> None:
+    """It runs with the recipe `none`, to learn tokens and grids: bit for bit the bare model."""
+    model, processor = embedded
+    case = scene_cases(1)[0]
+    chat = Chat("", model, processor)
+    inputs = processor(images=[case.picture()], text=chat.prompt(case.question, 1), return_tensors="pt")
+    with torch.no_grad():
+        bare = model(**inputs).logits
+        with tp.attach(model, "none"):
+            watched = model(**inputs).logits
+    assert torch.equal(bare, watched)
+    ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+    (outcome,) = evaluate(model, processor, [case], []).outcomes
+    assert outcome.answers == [chat.text(ids[0, inputs["input_ids"].shape[1] :])]
 
 
 def test_killed_run_goes_on_and_loses_nothing(
@@ -251,7 +386,8 @@ def test_weak_tasks_are_shown_but_not_ranked() -> None:
     ]
 
     def outcome(condition: Condition, right: list[bool]) -> Outcome:
-        return Outcome(condition, ["a"] * 20, right, [16] * 20, [8.0] * 20, [4.0] * 20, 0.2)
+        flops = [200 if condition == UNTOUCHED else 50] * 20
+        return Outcome(condition, ["a"] * 20, right, [16] * 20, [8.0] * 20, [4.0] * 20, flops, 0.2)
 
     untouched = outcome(UNTOUCHED, [True] * 18 + [False] * 2)
     draws = [outcome(Condition("r", seed=seed), [i % 2 == seed for i in range(10)] + [True] * 10) for seed in range(2)]
@@ -261,7 +397,27 @@ def test_weak_tasks_are_shown_but_not_ranked() -> None:
     assert (row.draws, row.overall.value, row.change.value) == (2, 0.5, -0.5)
     assert (row.tasks["weak"].value, row.changes["weak"].value) == (1.0, pytest.approx(0.2))
     assert row.seconds == pytest.approx(0.2 / 20)
-    assert result.to_dict()["tasks"]["weak"] == {"questions": 10, "ranked": False}
+    assert (row.flops, row.flops_share, result.rows[0].flops_share) == (50, 0.25, 1)
+    assert result.to_dict()["tasks"]["weak"] == {"questions": 10, "ranked": False, "difficulties": {}}
+    assert row.difficulties == {}
+
+
+def test_accuracy_by_difficulty() -> None:
+    """Of two tasks one says how difficult it is: six questions are easy, four of them right; two hard, none right."""
+    tags = ["easy"] * 6 + ["hard"] * 2 + [""] * 2
+    cases = [
+        Case(lambda: Image.new("RGB", (4, 4)), str(i), "q", "a", "t" if i < 8 else "u", tag)
+        for i, tag in enumerate(tags)
+    ]
+    right = [i < 4 or i > 7 for i in range(10)]
+    result = Evaluation(cases, [Outcome(UNTOUCHED, ["a"] * 10, right, [4] * 10, [4.0] * 10, [4.0] * 10, [9] * 10, 0)])
+    assert result.difficulties == {"t": {"easy": 6, "hard": 2}}
+    found = result.rows[0].difficulties["t"]
+    assert found["easy"] == (pytest.approx(4 / 6), *wilson(4, 6)) and found["hard"] == (0, *wilson(0, 2))
+    plain = result.to_dict()
+    assert plain["tasks"]["t"]["difficulties"] == {"easy": 6, "hard": 2}
+    assert plain["rows"][0]["tasks"]["t"]["difficulties"]["hard"]["value"] == 0
+    assert plain["rows"][0]["tasks"]["u"]["difficulties"] == {}
 
 
 def test_every_two_conditions_of_a_budget_are_compared() -> None:
@@ -271,9 +427,42 @@ def test_every_two_conditions_of_a_budget_are_compared() -> None:
     arms = [(UNTOUCHED, 0), *((Condition(name, budget=b), n) for b in budgets for name, n in (("x", 3), ("y", 1)))]
     result = Evaluation(
         cases,
-        [Outcome(c, ["a"] * 10, [i >= n for i in range(10)], [16] * 10, [8.0] * 10, [8.0] * 10, 0) for c, n in arms],
+        [
+            Outcome(c, ["a"] * 10, [i >= n for i in range(10)], [16] * 10, [8.0] * 10, [8.0] * 10, [9] * 10, 0)
+            for c, n in arms
+        ],
     )
     assert [(p.budget, p.first, p.second) for p in result.pairs] == [("keep: 0.5", "y", "x"), ("keep: 0.25", "y", "x")]
     change = result.pairs[0].change
     assert change.value == pytest.approx(0.2) and 0 <= change.low < 0.2 < change.high <= 0.6
+    assert [(pair.p, pair.p_holm) for pair in result.pairs] == [(0.5, 1)] * 2  # two pictures differ, both for y
     assert [pair["first"] for pair in result.to_dict()["pairs"]] == ["y", "y"]
+
+
+def test_baselines_are_compared_with_recipes_and_only_alone_with_each_other() -> None:
+    cases = [Case(lambda: Image.new("RGB", (4, 4)), str(i), "q", "a") for i in range(4)]
+
+    def pairs(*arms: Condition) -> list[tuple[str, str]]:
+        numbers = [4] * 4, [4.0] * 4, [4.0] * 4, [9] * 4
+        outcomes = [Outcome(c, ["a"] * 4, [True] * 4, *numbers, 0) for c in (UNTOUCHED, *arms)]
+        return [(pair.first, pair.second) for pair in Evaluation(cases, outcomes).pairs]
+
+    x, u, v = (Condition(name, budget=Budget("keep", 0.5), baseline=name != "x") for name in "xuv")
+    assert pairs(x, u, v) == [("x", "u"), ("x", "v")]
+    assert pairs(u, v) == [("u", "v")]
+    assert pairs() == []
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_budget_of_flops_gives_all_the_same_work(embedded: tuple[Any, Any], packed: bool) -> None:
+    """All come close to the share from below, but the smaller image: its fixed grid costs what it costs."""
+    budget = Budget("flops", 0.8)
+    result = evaluate(*embedded, scene_cases(2), make_conditions(["fastv"], [budget], draws=1), packed=packed)
+    untouched, *others = result.outcomes
+    for outcome in others:
+        spent = np.array(outcome.flops) / np.array(untouched.flops)
+        if outcome.condition.label == "smaller-image":
+            even = next(each for each in others if each.condition.label == "uniform")
+            assert max(outcome.average) <= max(even.final) and min(outcome.average) > 0.9 * min(even.final) - 8
+        else:
+            assert spent.max() <= 0.8 and spent.min() > 0.79, outcome.condition.label

@@ -90,6 +90,21 @@ def test_an_adaptive_recipe_is_an_expectation() -> None:
     assert tp.ledger(LLAVA, load_recipe("feather", variant="fixed"), grids=[(1, 27, 27)]).exact
 
 
+def test_what_really_ran_replaces_what_is_expected() -> None:
+    """Counts of a report: the same arithmetic at other numbers, and the scheduler's own work stays."""
+    pipeline = build("sparsevlm", depth=32)
+    size = {"total": 576, "grids": [(1, 24, 24)], "text": 60, "question": 30}
+    expected = account(LLAVA, pipeline, **size)
+    counts = [stage.kept for stage in expected.reduced.stages]
+    ran = account(LLAVA, pipeline, **size, kept=counts)
+    assert (expected.exact, ran.exact) == (False, True) and ran.reduced == expected.reduced
+    fewer = account(LLAVA, pipeline, **size, kept=[count - 1 for count in counts])
+    assert [stage.kept for stage in fewer.reduced.stages] == [count - 1 for count in counts]
+    assert fewer.reduced.prefill < ran.reduced.prefill < ran.untouched.prefill
+    with pytest.raises(InputError, match="kept has 1 counts for 3 stages"):
+        account(LLAVA, pipeline, **size, kept=[5])
+
+
 def test_a_layer_by_hand() -> None:
     """Grouped queries: width 3584, 28 heads of 128, 4 key heads, MLP 18944; 100 vision tokens and 10 others."""
     row = tp.ledger("qwen2.5-vl-7b", "none", tokens=100, text=10).untouched.rows[5]

@@ -7,7 +7,7 @@ from itertools import pairwise
 import plain
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tokenprune import ops
@@ -98,6 +98,56 @@ def test_numerical_rank_is_that_of_the_matrix_without_padding(rank_rows, columns
     padded[0, :rank_rows, 2 : columns + 2] = a
     got = ops.numerical_rank(padded, torch.tensor([rank_rows]), torch.tensor([columns]))
     assert got.item() == torch.linalg.matrix_rank(a)
+
+
+EPS = torch.finfo(torch.float32).eps
+
+
+@st.composite
+def near_tolerance(draw):
+    """A float32 matrix with singular values close to where `matrix_rank` stops counting, on both sides of it."""
+    rows, columns = draw(st.integers(2, 24)), draw(st.sampled_from([24, 100, 576]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    factor = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.1, 2.0, 10.0, 1e3, 1e4])
+    size = [1.0, *(columns * EPS * draw(factor) for _ in range(rows - 1))]
+    u, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=torch.float64))
+    v, _ = torch.linalg.qr(torch.randn(columns, rows, generator=generator, dtype=torch.float64))
+    made = (u * torch.tensor(size, dtype=torch.float64)) @ v.mT * draw(st.sampled_from([1e-6, 1.0, 1e6]))
+    return made.float() if draw(st.booleans()) else made.float().mT
+
+
+@given(near_tolerance(), st.integers(0, 5), st.integers(0, 5))
+def test_rank_close_to_the_tolerance(a, more_rows, more_columns):
+    """Always the rank in exact arithmetic; and torch's own, where its float32 values can tell the two sides apart."""
+    padded = torch.zeros(2, a.shape[0] + more_rows, a.shape[1] + more_columns)
+    padded[1, more_rows:, more_columns:] = a  # the first sample is all padding
+    rows, columns = torch.tensor([0, a.shape[0]]), torch.tensor([0, a.shape[1]])
+    nothing, got = ops.numerical_rank(padded, rows, columns).tolist()
+    values = torch.linalg.svdvals(a.double())
+    distance = values / (max(a.shape) * EPS * values[0]) - 1
+    assume(bool((distance.abs() > 1e-6).all()))
+    assert (nothing, got) == (0, int((distance > 0).sum()))
+    if bool((distance.abs() > 0.05).all()):
+        assert got == torch.linalg.matrix_rank(a)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_singular_values_are_those_of_an_svd(rows, columns, seed, dtype):
+    a = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    got, expected = ops.squared_singular_values(a), torch.linalg.svdvals(a.double()) ** 2
+    assert got.dtype == torch.float64
+    assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12 * float(expected.max()))
+
+
+def test_repeated_and_equal_rows_add_no_rank():
+    """Ties: raters that see the same, and tokens that nobody sees."""
+    row = torch.softmax(torch.randn(1, 300, generator=torch.Generator().manual_seed(3)), -1)
+    a = torch.cat([row, row, torch.roll(row, 7, 1), torch.zeros(1, 300), row])[None]
+    assert ops.numerical_rank(a, torch.tensor([5]), torch.tensor([300])).item() == 2
+    assert ops.energy_rank(a, 1.0).item() == 2
+    flat = torch.full((1, 12, 300), 1 / 300)
+    assert ops.numerical_rank(flat, torch.tensor([12]), torch.tensor([300])).item() == 1
+    assert ops.energy_rank(flat, 1.0).item() == 1
 
 
 def test_rank_depends_on_storage_and_energy_rank_does_not():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenprune.pipeline import Pipeline
+from tokenprune.pipeline import Pipeline, PricesOf
 from tokenprune.recipe import Recipe, load_recipe
 
 
@@ -17,6 +17,8 @@ def build(
     keep: float | None = None,
     average: float | None = None,
     final: float | None = None,
+    flops: float | None = None,
+    prices: PricesOf | None = None,
 ) -> Pipeline:
     """The stages of a recipe at their places, as one module without weights of its own.
 
@@ -31,10 +33,13 @@ def build(
             (float) or a count (int) of each sample's original ones.
         average: the same, averaged over all layers.
         final: the same, after the last stage.
+        flops: budget that replaces the recipe's: a share of the multiply-adds of the untouched prefill. To solve it
+            takes a model and a prompt: see `attach` and `ledger`.
+        prices: of prompts on the model, for a budget ``flops``.
 
     Raises:
         RecipeError: the recipe is not valid, or does not fit the depth.
         BudgetError: a budget out of range, or more than one.
     """
-    loaded = load_recipe(recipe, keep=keep, average=average, final=final)
-    return Pipeline(loaded.build_stages(), budget=loaded.budget, depth=depth, name=loaded.name)
+    loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
+    return Pipeline(loaded.build_stages(), budget=loaded.budget, depth=depth, name=loaded.name, prices=prices)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from tokenprune.budget import Budget, Step, Summary, check_share, plan, summary, survivors
+from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
 from tokenprune.errors import InputError, RecipeError, did_you_mean
 from tokenprune.place import Place
 from tokenprune.stage import Stage, StageResult
@@ -18,6 +18,9 @@ from tokenprune.tokens import Grid, Tokens
 
 Key = str | int | Place
 """``"after_vision"``, ``"before_layer: 3"``, 3, or a `Place`."""
+
+PricesOf = Callable[["Pipeline", int, Sequence[Grid], int, int], Prices]
+"""What a prompt costs on some model: from a pipeline, vision tokens, grids, other tokens, and those that may rate."""
 
 
 class Pipeline(nn.Module):
@@ -36,6 +39,7 @@ class Pipeline(nn.Module):
         budget: for all stages together; None leaves the counts to the schedulers.
         depth: decoder layers of the model, where a place is a share of the depth or the budget is an average.
         name: how messages call it.
+        prices: of prompts on the model, for a budget ``flops``; `attach` gives them.
 
     Raises:
         RecipeError: the stages do not fit the depth.
@@ -45,14 +49,21 @@ class Pipeline(nn.Module):
     stages: Sequence[Stage]
 
     def __init__(
-        self, stages: Sequence[Stage], *, budget: Budget | None = None, depth: int | None = None, name: str = "pipeline"
+        self,
+        stages: Sequence[Stage],
+        *,
+        budget: Budget | None = None,
+        depth: int | None = None,
+        name: str = "pipeline",
+        prices: PricesOf | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]
         self.budget = budget
         self.depth = depth
         self.name = name
-        self._plans: dict[tuple[int, tuple[Grid, ...], int], tuple[int | None, ...]] = {}
+        self.prices = prices
+        self._plans: dict[tuple[object, ...], tuple[int | None, ...]] = {}
         if depth is not None:
             check_share(self.steps(depth), budget, depth=depth)
 
@@ -86,7 +97,15 @@ class Pipeline(nn.Module):
 
     # In a compiled model a plan is a constant: one graph a shape, and the solver is not traced.
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-    def plan(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> tuple[int | None, ...]:
+    def plan(
+        self,
+        total: int,
+        grids: Sequence[Grid],
+        depth: int | None = None,
+        *,
+        text: int | None = None,
+        question: int | None = None,
+    ) -> tuple[int | None, ...]:
         """How many tokens each stage keeps of a sample, before recycling; None where only the data can tell.
 
         Plain arithmetic on the host, worked out once for every distinct question.
@@ -95,16 +114,23 @@ class Pipeline(nn.Module):
             total: original vision tokens of the sample.
             grids: (T, H, W) of each of its images.
             depth: decoder layers of the model; as given to the pipeline when left out.
+            text: other tokens of the prompt; only a budget ``flops`` asks for them.
+            question: of these, the ones behind the first image, which may rate; all of them when left out.
 
         Raises:
             BudgetError: the budget cannot be met.
-            InputError: the depth is needed and not known.
+            InputError: the depth is needed and not known; or model and text, for a budget ``flops``.
         """
         depth = self._depth(depth)
-        question = (total, tuple(grids), depth)
-        if question not in self._plans:
-            self._plans[question] = plan(self.steps(depth), self.budget, depth=depth, total=total, grids=grids)
-        return self._plans[question]
+        if self.budget is None or self.budget.kind != "flops":
+            text = question = None  # they change nothing: one plan for all prompts
+        asked = (total, tuple(grids), depth, text, question)
+        if asked not in self._plans:
+            prices = self._prices(total, grids, text, question)
+            self._plans[asked] = plan(
+                self.steps(depth), self.budget, depth=depth, total=total, grids=grids, prices=prices
+            )
+        return self._plans[asked]
 
     def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
         """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
@@ -153,10 +179,20 @@ class Pipeline(nn.Module):
             return known
         places = [stage.place.at for stage in self]
         kind = None if self.budget is None else self.budget.kind
-        needed = kind == "average" or any(isinstance(at, Fraction) for at in places)
+        needed = kind in ("average", "flops") or any(isinstance(at, Fraction) for at in places)
         if needed or (kind == "keep" and len({at or 0 for at in places}) > 1):
             raise InputError(f"{self.name} needs the number of decoder layers of the model: build(recipe, depth=32)")
         return 1 + max((int(at or 0) for at in places), default=0)
+
+    def _prices(self, total: int, grids: Sequence[Grid], text: int | None, question: int | None) -> Prices | None:
+        if self.budget is None or self.budget.kind != "flops" or not self.stages or not total:
+            return None
+        if self.prices is None or text is None:
+            raise InputError(
+                f"{self.name}: the budget {self.budget} depends on the model and the length of the prompt; tp.attach "
+                "solves it for each prompt, and tp.ledger tells the counts, which you may then give as keep"
+            )
+        return self.prices(self, total, grids, text, text if question is None else question)
 
     def _names(self, index: int) -> list[str]:
         """What the place of a stage may be called: as the recipe has it, and by its layer where that is known."""

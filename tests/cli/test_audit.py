@@ -49,11 +49,24 @@ def test_last_and_random_on_the_embedded_model(cli: CLI, tmp_path: Path) -> None
         assert picture.format == "PNG" and picture.width > 400
     random = told(cli("audit", "random", "--keep", "0.25", "--scenes", "2", "--json"))
     assert abs(random["stages"][0]["rows"]["bias"]["value"]) < 0.2
+    assert (last["attention"], random["attention"]) == ([], [])
+    assert stage["score_position"] == {"value": 1, "low": 1, "high": 1}  # `last` scores by the raster index itself
 
 
 def test_batch_size_changes_nothing(cli: CLI) -> None:
     one, many = (told(cli("audit", "fastv", "--scenes", "3", "--batch-size", size, "--json")) for size in (1, 3))
     assert one["stages"] == many["stages"] and one["accuracy"] == many["accuracy"]
+    (criterion,) = many["attention"]
+    assert (len(criterion["layers"]), len(criterion["heads"]), criterion["stages"]) == (
+        8,
+        8,
+        [one["stages"][0]["name"]],
+    )
+    for alone, together in zip(one["attention"][0]["heads"], criterion["heads"], strict=True):
+        assert alone == pytest.approx(together, abs=1e-4)
+    # FastV reads the attention of the layer that ran before its place: the same numbers there.
+    before = criterion["layers"][one["stages"][0]["layer"] - 1]
+    assert before["value"] == pytest.approx(one["stages"][0]["score_position"]["value"], abs=1e-4)
 
 
 def test_table_for_people(cli: CLI) -> None:
@@ -65,6 +78,10 @@ def test_table_for_people(cli: CLI) -> None:
         "top to bottom",
         "bottom third",
         "late: kept",
+        "chi-square",
+        "degrees of freedom",
+        "Spearman's rho",
+        "highest head",
         "right, reduced",
     ):
         assert words in " ".join(done.out.split()), words
@@ -82,6 +99,7 @@ def test_folder_of_pictures_on_any_model(
     assert facts["pictures"] == 3 and facts["accuracy"] is None
     (stage,) = facts["stages"]
     assert 0 < stage["keep"] < 1 and stage["recall"] == {}
+    assert len(facts["attention"]) == 1 and facts["attention"][0]["raters"] == "last_text()"
     assert (tmp_path / "a.png").is_file()
     people = cli(*arguments)
     assert people.status == 0 and "target" not in people.out and "upside down" in people.out

@@ -46,7 +46,18 @@ def test_table_csv_and_picture_tell_the_same(cli: Callable[..., Any], tmp_path: 
     options = [part for pair in files.items() for part in pair]
     outcome = cli("eval", "fastv", *SMALL, "--keep", "0.5", "0.125", *options)
     assert (outcome.status, outcome.err) == (0, "")
-    for words in ("keep: 0.5", "keep: 0.125", "smaller-image", "only 3 pictures", "random of 2", "vs untouched"):
+    for words in (
+        "keep: 0.5",
+        "keep: 0.125",
+        "smaller-image",
+        "only 3 pictures",
+        "random of 2",
+        "uniform of 4",
+        "vs untouched",
+        "p, Holm",
+        "adjusted for the 8 pairs",
+        "saves no FLOPs",
+    ):
         assert words in outcome.out
     with files["--csv"].open(newline="") as file:
         lines = list(csv.DictReader(file))
@@ -56,6 +67,8 @@ def test_table_csv_and_picture_tell_the_same(cli: Callable[..., Any], tmp_path: 
         of = [line for line in lines if (line["condition"], line["budget"]) == (row["condition"], row["budget"])]
         assert float(of[0]["accuracy"]) == row["accuracy"]["value"]
         assert float(of[0]["difference_low"]) == row["difference"]["low"]
+        assert (float(of[0]["flops"]), float(of[0]["flops_share"])) == (row["flops"], row["flops_share"])
+        assert f" {row['flops_share']:.0%} " in outcome.out
         assert float(of[0]["method_seconds"]) == row["method_seconds"]  # from the folder: nothing ran again
         shown = f"{100 * row['accuracy']['value']:.1f}"
         assert any(line.startswith(row["condition"]) and shown in line for line in outcome.out.splitlines())
@@ -71,9 +84,29 @@ def test_average_is_equal_cost_for_all(cli: Callable[..., Any]) -> None:
     assert set(rows) == {"untouched", "fastv", "feather", "random", "uniform", "last", "smaller-image"}
     assert rows.pop("untouched")["average"] == 144
     assert all(68 <= row["average"] <= 72 for row in rows.values())
-    assert (rows["random"]["draws"], rows["fastv"]["draws"]) == (2, 1)
+    assert (rows["random"]["draws"], rows["uniform"]["draws"], rows["fastv"]["draws"]) == (2, 4, 1)
+    assert rows["fastv"]["flops_share"] < 1 == rows["smaller-image"]["flops_share"]  # it is scaled up again
+    assert all(0 <= pair["p"] <= pair["p_holm"] <= 1 for pair in facts["pairs"])
+    pairs = {frozenset((pair["first"], pair["second"])) for pair in facts["pairs"]}
+    assert frozenset(("fastv", "feather")) in pairs and frozenset(("random", "last")) not in pairs
+    assert len(pairs) == len(facts["pairs"]) == 1 + 2 * 4
     values = [row["accuracy"]["value"] for row in facts["rows"][1:]]
     assert values == sorted(values, reverse=True)
+
+
+def test_overrides_difficulty_and_what_the_plot_is_over(cli: Callable[..., Any], tmp_path: Path) -> None:
+    """One scene; --set reaches the recipe and no baseline, and the plot over FLOPs is another one."""
+    kept = ("--keep", "0.5", "--scenes", 1, "--task", "shape", "--seeds", 1, "--output", tmp_path / "runs")
+    plain = told(cli("eval", "fastv", *kept, "--json", "--save-plot", tmp_path / "tokens.png"))
+    changed = ("--set", "stages.0.scorer.rope=false")
+    facts = told(cli("eval", "fastv", *kept, "--json", *changed, "--cost", "flops", "--save-plot", tmp_path / "f.png"))
+    before, after = ({row["condition"]: row["fingerprint"] for row in each["rows"]} for each in (plain, facts))
+    assert [name for name in before if before[name] != after[name]] == ["fastv"]
+    assert (tmp_path / "tokens.png").read_bytes() != (tmp_path / "f.png").read_bytes()
+    outcome = cli("eval", "fastv", *kept, "--difficulty", "--no-pairs")
+    ((name, number),) = facts["tasks"]["shape"]["difficulties"].items()
+    assert number == 1 and "shape, right %" in outcome.out and name in outcome.out
+    assert "Holm" not in outcome.out
 
 
 def test_without_a_budget_recipes_run_alone(cli: Callable[..., Any]) -> None:
@@ -88,17 +121,22 @@ def test_own_questions_and_another_model(
     """Qwen2-VL sees a smaller picture with fewer tokens: those are counted, not worked out."""
     file = questions(
         tmp_path,
-        {"image": "a.png", "question": "where is the cat?", "answer": "left", "task": "place"},
+        {"image": "a.png", "question": "where is the cat?", "answer": "left", "task": "place", "difficulty": "easy"},
         "",
         {"image": "b.png", "question": "where is the cat", "answer": 3},
     )
     options = ("--model", qwen_folder, "--images", album, "--questions", file, "--max-new-tokens", 2)
     facts = told(cli("eval", "fastv", "--keep", "0.5", "--seeds", 1, "--json", *options))
-    assert facts["tasks"] == {task: {"questions": 1, "ranked": False} for task in ("place", "all")}
+    assert facts["tasks"] == {
+        "place": {"questions": 1, "ranked": False, "difficulties": {"easy": 1}},
+        "all": {"questions": 1, "ranked": False, "difficulties": {}},
+    }
     rows = {row["condition"]: row for row in facts["rows"]}
     assert rows["untouched"]["total"] == (4 * 3 + 3 * 3) / 2
     assert rows["smaller-image"]["average"] == (3 * 2 + 2 * 2) / 2
     assert rows["uniform"]["average"] == (6 + 4) / 2
+    # A tower that takes any size saves there, too: less than any recipe needs, at about as many tokens.
+    assert rows["smaller-image"]["flops"] < rows["uniform"]["flops"] < rows["untouched"]["flops"]
     one = told(cli("eval", "fastv", "--keep", "0.5", "--task", "place", "--json", *options))
     assert list(one["tasks"]) == ["place"]
 
@@ -178,6 +216,9 @@ def test_csv_lines_are_counted_as_editors_do(album: Path, tmp_path: Path) -> Non
         (("fastv", "--save-plot", "plot.pdf"), "expected a name that ends in .png, got plot.pdf"),
         (("fastv", "--csv", "nowhere/e.csv"), "--csv: no such folder: nowhere"),
         (("fastv", "--attention", "flash"), "--attention: expected sdpa or eager, got 'flash'"),
+        (("fastv", "--cost", "flop"), "--cost: expected tokens or flops, got 'flop' (did you mean 'flops'?)"),
+        (("fastv", "--set", "stages.0.scorer.ropes=1"), "did you mean 'rope'?"),
+        (("fastv", "feather", "--set", "stages.0.scorer.gravty=1"), "fastv --set:1:17: error: unknown key"),
         (("fastv", "--output", "taken", "--scenes", "1"), "--output: cannot use taken"),
         (("fastv", "--seeds", "0"), "seeds"),
     ],

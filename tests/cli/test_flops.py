@@ -97,7 +97,7 @@ MISTAKES = [
     ("flops fastv --text 5 --question 6", "--question 6 is part of --text 5, so it cannot be longer"),
     (
         "flops fastv --keep 1 --final 1",
-        "give only one of --keep, --average and --final: each sets the budget of the whole recipe",
+        "give only one of --keep, --average, --final and --flops: each sets the budget of the whole recipe",
     ),
     ("flops fastv --save-plot TMP/a.jpg", "--save-plot: expected a name that ends in .png, got a.jpg"),
     ("flops fastv --save-plot TMP/none/a.png", "--save-plot: no such folder: TMP/none"),

@@ -34,7 +34,7 @@ MISTAKES = [
     ("run --final ''", "--final: expected a count such as 64 or a share such as 0.33, got ''"),
     (
         "run --keep 64 --average 64",
-        "give only one of --keep, --average and --final: each sets the budget of the whole recipe",
+        "give only one of --keep, --average, --final and --flops: each sets the budget of the whole recipe",
     ),
     ("show none --keep 0.5", "budget keep: 0.5: this recipe has no stages, so it keeps all 576 vision tokens"),
     # models

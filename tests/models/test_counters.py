@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 import tokenprune as tp
 from tokenprune.flops.ledger import Ledger
 from tokenprune.models.shape import model_shape
+from tokenprune.parts.schedulers import RankRatioScheduler
+from tokenprune.parts.work import Work
 
 RECIPES = [None, "sparsevlm-v1.5", "fastv", "feather", "sparsevlm-plus", "pyramiddrop-code"]
 
@@ -27,8 +29,14 @@ def _cdist(x: Any, y: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> 
     return 2 * x[0] * x[1] * y[1] * x[2]
 
 
-# PyTorch counts 0 for the fused attention of CPUs (pytorch/pytorch#195460), and no distances.
+def _eigenvalues(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    """Reduction to tridiagonal form, 4/3 n³ operations; what comes after it, and is left out, goes with n²."""
+    return int(2 * (2 * x[-1] ** 3 // 3))
+
+
+# PyTorch counts 0 for the fused attention of CPUs (pytorch/pytorch#195460), and no distances and eigenvalues.
 MISSING = {
+    torch.ops.aten._linalg_eigh: _eigenvalues,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
     torch.ops.aten._cdist_forward: _cdist,
 }
@@ -56,7 +64,7 @@ def executed(model: Any, batch: Any) -> dict[str, int]:
     """Multiply-adds by module: PyTorch counts two operations each."""
     with FlopCounterMode(depth=None, display=False, custom_mapping=MISSING) as counter, torch.no_grad():
         model(**batch, logits_to_keep=1)
-    counts: dict[str, int] = {}
+    counts = {"all": int(counter.get_total_flops()) // 2}
     for name, operations in counter.get_flop_counts().items():
         total = sum(operations.values())
         assert total % 2 == 0
@@ -84,6 +92,48 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
     tower, projector = vision_counts(family, counts)
     assert (tower, projector) == (ledger.reduced.vision_tower, ledger.reduced.projector)
     assert bool(ledger.reduced.method) == (recipe is not None)
+
+
+@pytest.mark.parametrize("share", [0.75, 0.9])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:
+    """The whole prefill stays within the share, and the ledger knows it to the last multiply-add."""
+    model, batch, told = prompt(family)
+    untouched = executed(model, batch)["all"]
+    ledger: Ledger = tp.ledger(model, "pyramiddrop-code", **told, flops=share)
+    with tp.attach(model, "pyramiddrop-code", flops=share):
+        reduced = executed(model, batch)["all"]
+    assert (untouched, reduced) == (ledger.untouched.prefill, ledger.reduced.prefill)
+    assert (share - 0.1) * untouched < reduced <= share * untouched
+
+
+@pytest.mark.parametrize("energy", [None, 0.9])
+def test_an_adaptive_recipe_costs_what_torch_counts(energy: float | None) -> None:
+    """The rank of raters × tokens, by its Gram matrix: no estimate, at the count that the recipe came to."""
+    model, batch, told = prompt("llava")
+    scheduler = {"type": "rank_ratio", "scale": 0.5, "energy": energy}
+    parts = {"place": {"before_layer": 3}, "raters": "all_text", "scorer": "norm", "scheduler": scheduler}
+    recipe: dict[str, Any] = {"version": 1, "stages": [parts]}
+    with tp.attach(model, recipe) as attached:
+        counts = executed(model, batch)
+    kept = attached.report.stages[0].kept.shape[1]
+    stage = model_shape(model).decoder
+    expected = RankRatioScheduler(scale=0.5, energy=energy).multiply_adds(
+        Work(
+            tokens=told["tokens"],
+            kept=kept,
+            total=told["tokens"],
+            text=told["question"],
+            raters=told["question"],
+            sequence=told["tokens"] + told["text"],
+            width=stage.width,
+            heads=stage.heads,
+            kv_heads=stage.kv_heads,
+            head_dim=stage.head_dim,
+        )
+    )
+    layer = tp.ledger(model, recipe, **told, final=kept).reduced.rows[3].total
+    assert counts["model.language_model.layers.3"] == layer + expected
 
 
 def vision_counts(family: str, counts: dict[str, int]) -> tuple[int, int]:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 
 from tokenprune.errors import InputError
 from tokenprune.parts.samplers import RandomSampler, TopKSampler, UniformSampler, UnionSampler
-from tokenprune.parts.spread import spread
+from tokenprune.parts.spread import PHASES, spread
 from tokenprune.tokens import Tokens
 
 SAMPLERS = [
     TopKSampler(),
     RandomSampler(),
     UniformSampler(),
+    *(UniformSampler(phase=phase) for phase in (1, 2, 3)),
     UniformSampler(stride=2),
     UniformSampler(stride=3, offset=1),
     UnionSampler(),
@@ -140,12 +141,67 @@ def test_even_layout_by_hand():
     assert spread([], 0) == []
 
 
+def middle(height, width, count):
+    """The layout without a phase, written out: every token in the middle of its share of rows and columns."""
+    fewest = -(-count // width)
+    rows = max(fewest, min(height, count, round((count * height / width) ** 0.5)))
+    found = []
+    for i in range(rows):
+        columns = round_half_up((i + 1) * count, rows) - round_half_up(i * count, rows)
+        row = (2 * i + 1) * height // (2 * rows)
+        found += [row * width + (2 * j + 1) * width // (2 * columns) for j in range(columns)]
+    return found
+
+
+def round_half_up(above, below):
+    return (2 * above + below) // (2 * below)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 12), st.integers(1, 12), st.data())
+def test_phases_shift_the_even_layout_within_its_spacing(height, width, data):
+    """Phase 0 is the layout in the middle; others keep its rows' counts and move no token by a whole spacing."""
+    count = data.draw(st.integers(1, height * width))
+    still = spread([(1, height, width)], count)
+    assert still == middle(height, width, count)
+    rows = len({i // width for i in still})
+    for phase in range(len(PHASES)):
+        moved = spread([(1, height, width)], count, phase=phase)
+        assert moved == sorted(set(moved)) and len(moved) == count and moved[0] >= 0 and moved[-1] < height * width
+        assert moved == spread([(1, height, width)], count, phase=phase)
+        for one, other in zip(still, moved, strict=True):  # both in raster order, so the n-th answers the n-th
+            assert abs(one // width - other // width) <= -(-height // (2 * rows))
+
+
+@pytest.mark.parametrize(("side", "count"), [(4, 4), (12, 36), (24, 144)])
+def test_phases_of_every_second_row_and_column_are_its_four_places(side, count):
+    seen = [i for phase in range(4) for i in spread([(1, side, side)], count, phase=phase)]
+    assert sorted(seen) == list(range(side * side))
+
+
+def test_phases_take_every_place_of_a_row_equally_often():
+    """A quarter of a row, three quarters missing: each phase has another place."""
+    assert [spread([(1, 1, 8)], 2, phase=phase) for phase in range(4)] == [[2, 6], [0, 4], [3, 7], [1, 5]]
+    assert sorted(i for phase in range(4) for i in spread([(1, 8, 1)], 2, phase=phase)) == list(range(8))
+
+
+def test_phase_is_for_layouts_without_a_stride():
+    with pytest.raises(InputError, match="phase 1 is for layouts without a stride; give an offset instead"):
+        UniformSampler(stride=2, phase=1)
+    with pytest.raises(InputError, match="phase=4"):
+        UniformSampler(phase=4)
+
+
 @settings(max_examples=100)
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.data())
-def test_images_and_frames_get_their_share(grids, data):
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4),
+    st.integers(0, 3),
+    st.data(),
+)
+def test_images_and_frames_get_their_share(grids, phase, data):
     sizes = [t * h * w for t, h, w in grids]
     count = data.draw(st.integers(0, sum(sizes)))
-    index = spread(grids, count)
+    index = spread(grids, count, phase=phase)
     assert index == sorted(set(index))
     assert len(index) == count
     start = 0

@@ -311,16 +311,23 @@ BAD: dict[str, tuple[str, list[str]]] = {
     ),
     "budget two": (
         HEAD + "budget: {keep: 3, final: 0.2}\n",
-        ["2:26: budget.final: should have exactly one of keep, average, final (got keep, final)"],
+        ["2:26: budget.final: should have exactly one of keep, average, final, flops (got keep, final)"],
     ),
-    "budget none": (HEAD + "budget: {}\n", ["2:9: budget: should have exactly one of keep, average, final (got none)"]),
+    "budget none": (
+        HEAD + "budget: {}\n",
+        ["2:9: budget: should have exactly one of keep, average, final, flops (got none)"],
+    ),
     "budget number": (
         HEAD + "budget: 64\n",
-        ["2:9: budget: should be a mapping with exactly one of keep, average, final (got 64)"],
+        ["2:9: budget: should be a mapping with exactly one of keep, average, final, flops (got 64)"],
     ),
     "budget key": (
-        HEAD + "budget: {flops: 0.4}\n",
-        ["2:10: unknown key 'flops' in budget; allowed: keep, average, final"],
+        HEAD + "budget: {flop: 0.4}\n",
+        ["2:10: unknown key 'flop' in budget (did you mean 'flops'?); allowed: keep, average, final, flops"],
+    ),
+    "budget flops as a count": (
+        HEAD + "budget: {flops: 64}\n",
+        ["2:17: budget.flops: should be a number in (0, 1] (got 64)"],
     ),
     "budget 0": (HEAD + "budget: {keep: 0}\n", [f"2:16: budget.keep: should be {KEEP} (got 0)"]),
     "budget 1.5": (HEAD + "budget: {average: 1.5}\n", [f"2:19: budget.average: should be {KEEP} (got 1.5)"]),

@@ -286,7 +286,7 @@ def test_set_reaches_unnamed_stages_by_their_default_name() -> None:
         ("version=2", "1:1: version cannot be overridden"),
         ("budget.keep=1.5", "1:13: budget.keep: should be a whole number from 1 to 1000000, or a number in (0, 1] "
          "(got 1.5)"),
-        ("budget.budget=1", "1:8: unknown key 'budget' in budget; allowed: keep, average, final"),
+        ("budget.budget=1", "1:8: unknown key 'budget' in budget; allowed: keep, average, final, flops"),
         ("colour=red", "1:1: unknown key 'colour' in the recipe; allowed: version, name, summary, paper, differences, "
          "budget, stages, variants, extends"),
         ("stages.0.raters=null", "4:1: "),

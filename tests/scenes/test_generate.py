@@ -7,8 +7,20 @@ import time
 import numpy as np
 import pytest
 
-from tokenprune.scenes.generate import CELL, COLOURS, SHAPES, SIZES, TEST_SEEDS, TRAIN_SEEDS, UNITS, owners, scene
+from tokenprune.scenes.generate import (
+    CELL,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    TEST_SEEDS,
+    TRAIN_SEEDS,
+    UNITS,
+    Knobs,
+    owners,
+    scene,
+)
 from tokenprune.scenes.grounds import GROUNDS, PHOTOGRAPHIC, texture
+from tokenprune.scenes.plates import GLYPHS
 
 SEED = TEST_SEEDS[2]
 
@@ -63,6 +75,70 @@ def test_all_attributes_rows_and_grounds_occur_equally_often() -> None:
     assert {item.ground for item in scenes} == set(GROUNDS)
     assert 0.4 < np.mean([item.photographic for item in scenes]) < 0.6
     assert set(range(3, 9)) <= {len(item.objects) for item in scenes}
+
+
+def test_targets_and_plates_are_spread_evenly_over_thirds() -> None:
+    scenes = [scene(SEED, index) for index in range(900)]
+    things = [(thing.x, thing.y) for item in scenes for thing in item.objects]
+    plates = [(item.plate.x, item.plate.y) for item in scenes if item.plate is not None]
+    assert 0.5 < len(plates) / len(scenes) < 0.7
+    for places, slack in ((things, 0.04), (plates, 0.06)):
+        for axis in (0, 1):
+            thirds = np.bincount([int(place[axis] // 32) for place in places], minlength=3) / len(places)
+            assert np.abs(thirds - 1 / 3).max() < slack, (axis, thirds)
+
+
+def test_plates_are_inside_and_clear_of_objects() -> None:
+    for item in (scene(SEED, index) for index in range(120)):
+        if item.plate is None:
+            continue
+        left, top, right, bottom = item.plate.box
+        assert 0 <= left < right <= UNITS and 0 <= top < bottom <= UNITS
+        for thing in item.objects:
+            nearest = np.clip(thing.x, left, right), np.clip(thing.y, top, bottom)
+            assert np.hypot(thing.x - nearest[0], thing.y - nearest[1]) > thing.radius
+
+
+def test_letters_are_drawn_where_the_plate_says() -> None:
+    """The blocks of each glyph are dark and the others light, read off the picture at a size where blocks are clear."""
+    item = next(found for index in range(50) if (found := scene(SEED, index)).plate is not None)
+    picture = item.render(960).astype(int).sum(2)
+    for letter, (left, top, _, _) in zip(item.plate.code, item.plate.glyph_boxes, strict=True):
+        for row, line in enumerate(GLYPHS[letter]):
+            for column, mark in enumerate(line):
+                y, x = int((top + (row + 0.5) * 2.4) * 10), int((left + (column + 0.5) * 2.4) * 10)
+                assert (picture[y, x] < 200) == (mark == "#")
+
+
+def test_knobs_turn() -> None:
+    plain = [scene(SEED, i, Knobs(objects=(2, 2), plated=0, contrast=0, sizes=("large",))) for i in range(20)]
+    for item in plain:
+        assert item.plate is None and len(item.objects) <= 2 and {o.size for o in item.objects} == {"large"}
+        assert np.ptp(item.image[0, :4].reshape(-1, 3), axis=0).max() <= 1 or min(o.y for o in item.objects) < 20
+    assert all(scene(SEED, i, Knobs(plated=1)).plate is not None for i in range(20))
+    repeated = [
+        np.mean([len({o.colour for o in s.objects}) + len({o.shape for o in s.objects}) for s in scenes])
+        for scenes in ([scene(SEED, i, Knobs((6, 6), themed=share)) for i in range(60)] for share in (0.0, 1.0))
+    ]
+    assert repeated[1] < repeated[0] - 0.3
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"objects": (0, 3)},
+        {"objects": (4, 3)},
+        {"objects": (3, 13)},
+        {"themed": 1.5},
+        {"plated": -0.1},
+        {"contrast": 9.0},
+        {"sizes": ()},
+        {"sizes": ("huge",)},
+    ],
+)
+def test_knobs_out_of_range_are_refused(knobs: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(knobs))}: expected"):
+        Knobs(**knobs)
 
 
 def test_pixels_at_the_centre_have_the_colour_of_the_object() -> None:

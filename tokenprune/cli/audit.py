@@ -64,7 +64,8 @@ def command(
 
     Prints the mean height of the kept tokens (0 top, 1 bottom), the bias index (0 even, 1 exactly the bottom rows, -1
     exactly the top rows), Cramér's V of the rows (0 all alike; then the most that the budget allows), and how many of
-    the kept tokens lie in each third. Brackets hold 95 % intervals over pictures.
+    the kept tokens lie in each third. Spearman's rho tells how much scores follow the raster order; for recipes that
+    score by attention, in every layer of the untouched model, too. Brackets hold 95 % intervals over pictures.
 
     Without --images it asks the embedded model where things are in held-out scenes. Their targets are known, so it adds
     how many of the target's tokens were kept, and the accuracy by the third that the target lies in.

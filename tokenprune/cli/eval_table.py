@@ -31,6 +31,8 @@ COLUMNS = (
     "total",
     "average",
     "final",
+    "flops",
+    "flops_share",
     "method_seconds",
 )
 OVERALL = "overall"
@@ -46,7 +48,7 @@ def as_csv(result: Evaluation) -> str:
     counted = sum(result.tasks[task] for task in result.ranked or result.tasks)
     for row in result.rows:
         head = (row.label, row.budget, _yes(row.baseline), row.draws, row.fingerprint)
-        cost = (row.total, row.average, row.final, row.seconds)
+        cost = (row.total, row.average, row.final, row.flops, row.flops_share, row.seconds)
         writer.writerow((*head, OVERALL, _yes(bool(result.ranked)), counted, *row.overall, *row.change, *cost))
         for task, questions in result.tasks.items():
             told = (task, _yes(task in result.ranked), questions)
@@ -54,8 +56,8 @@ def as_csv(result: Evaluation) -> str:
     return made.getvalue()
 
 
-def show(result: Evaluation, *, model: str) -> None:
-    """Print the evaluation for people."""
+def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool = False) -> None:
+    """Print the evaluation for people; `pairs` adds the differences, `difficulty` accuracy by difficulty."""
     screen = console()
     pictures = len({case.picture_id for case in result.cases})
     screen.print(f"{model}: {len(result.cases)} questions about {pictures} pictures", highlight=False, markup=False)
@@ -64,21 +66,29 @@ def show(result: Evaluation, *, model: str) -> None:
     if len(result.tasks) > 1:
         screen.print()
         screen.print(_tasks(result))
+    if difficulty:
+        for task in result.difficulties:
+            screen.print()
+            screen.print(_difficulties(result, task))
+    if pairs and result.pairs:
+        screen.print()
+        screen.print(_pairs(result))
     screen.print()
-    for line in _notes(result):
+    for line in _notes(result, pairs=pairs and bool(result.pairs)):
         screen.print(f"[dim]{line}", soft_wrap=True)
 
 
 def _overall(result: Evaluation) -> Any:
-    made = table("", ">tokens", ">final", ">right %", ">95 %", ">vs untouched", ">method")
+    made = table("", ">tokens", ">final", ">FLOPs", ">right %", ">95 %", ">vs untouched", ">method")
     budget = ""
     for row in result.rows:
         if row.budget != budget:
             budget = row.budget
             made.add_row(f"[dim]{budget}")
         change = "" if row.label == "untouched" else f"{100 * row.change.value:+.1f}  {_range(row.change, '+.1f')}"
-        method = f"{1000 * row.seconds:.2f} ms" if row.seconds else ""
-        cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{100 * row.overall.value:.1f}")
+        method = f"{1000 * row.seconds:.1f} ms" if row.seconds else ""
+        right = f"{100 * row.overall.value:.1f}"
+        cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{row.flops_share:.0%}", right)
         made.add_row(_name(row), *cells, _range(row.overall, ".1f"), change, method)
     return made
 
@@ -97,12 +107,43 @@ def _tasks(result: Evaluation) -> Any:
     return made
 
 
-def _notes(result: Evaluation) -> list[str]:
+def _difficulties(result: Evaluation, task: str) -> Any:
+    """Accuracy of each difficulty of a task, and above it how many questions are so difficult."""
+    known = result.difficulties[task]
+    made = table(f"{task}, right %", *(f">{name}\n{questions}" for name, questions in known.items()))
+    budget = ""
+    for row in result.rows:
+        if row.budget != budget:
+            budget = row.budget
+            made.add_row(f"[dim]{budget}")
+        made.add_row(_name(row), *(f"{100 * row.difficulties[task][name].value:.0f}" for name in known))
+    return made
+
+
+def _pairs(result: Evaluation) -> Any:
+    """Every two conditions of a budget, the better one first."""
+    made = table("better by", "", ">points", ">95 %", ">p", ">p, Holm")
+    budget = ""
+    for pair in result.pairs:
+        if pair.budget != budget:
+            budget = pair.budget
+            made.add_row(f"[dim]{budget}")
+        value = f"{100 * pair.change.value:+.1f}"
+        numbers = (value, _range(pair.change, "+.1f"), f"{pair.p:.4f}", f"{pair.p_holm:.4f}")
+        made.add_row(_plain(pair.first), _plain(pair.second), *numbers)
+    return made
+
+
+def _notes(result: Evaluation, *, pairs: bool) -> list[str]:
     from tokenprune.evaluate import GATE, SMALLER
 
     labels = {row.label: row for row in result.rows}
     lines = ["tokens: vision tokens in a layer, mean over layers; final: in the last one; method: time a question"]
+    lines.append("FLOPs: from pixels to the first token, the method's own among them, of the untouched model's")
     lines.append("95 %: intervals by resampling pictures; differences are paired and in points")
+    if pairs:
+        many = len(result.pairs)
+        lines.append(f"p: two-sided, by flipping signs picture by picture; Holm: adjusted for the {many} pairs")
     weak = [task for task in result.tasks if task not in result.ranked]
     if weak and result.ranked:
         count = ", ".join(weak)
@@ -113,10 +154,18 @@ def _notes(result: Evaluation) -> list[str]:
         lines.append(f"only {pictures} pictures: with fewer than {FEW} the intervals are too narrow; take more")
     if SMALLER in labels:
         lines.append(f"{SMALLER}: scaled down to as many tokens' worth of pixels before the model sees it")
+        if any(row.label == SMALLER and row.flops_share > 0.999 for row in result.rows):
+            lines.append(f"{SMALLER}: this model scales it up again and computes all tokens, so it saves no FLOPs")
     if any(row.draws > 1 for row in result.rows):
         drawn = ", ".join(f"{label} of {row.draws}" for label, row in labels.items() if row.draws > 1)
-        lines.append(f"mean over draws: {drawn}")
+        lines.append(f"mean over draws (of uniform: phases): {drawn}")
     return lines
+
+
+def _plain(label: str) -> Text:
+    from rich.text import Text
+
+    return Text(label)
 
 
 def _name(row: Row) -> Text:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import Json
+from tokenprune.cli.options import Json, Sets
 from tokenprune.cli.run import ATTENTIONS, open_model
-from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, write_text
+from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, share, write_text
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -24,11 +24,14 @@ EXAMPLES = (
     "  tokenprune eval fastv sparsevlm feather --keep 0.5",
     "  tokenprune eval fastv feather --average 0.75,0.5,0.4 --scenes 500 \\",
     "                  --output runs/feather --save-plot accuracy.png",
+    "  tokenprune eval fastv --keep 0.25 --set stages.0.scorer.rope=false --cost flops \\",
+    "                  --save-plot accuracy.png",
     "  tokenprune eval sparsevlm fastv:k3-r75 --task localisation --task counting",
     "  tokenprune eval my.yaml --average 0.5 --model ./my-llava \\",
     "                  --images photos --questions questions.jsonl --csv accuracy.csv",
 )
 SCENES = 100
+COSTS = ("tokens", "flops")
 
 
 def command(
@@ -54,6 +57,11 @@ def command(
     final: Annotated[
         list[str] | None, typer.Option(help="The same budgets, as what the last stage leaves.", metavar="N|SHARE")
     ] = None,
+    flops: Annotated[
+        list[str] | None,
+        typer.Option(help="The same budgets, as shares of the untouched prefill's multiply-adds.", metavar="SHARE"),
+    ] = None,
+    sets: Sets = None,
     scenes: Annotated[
         int | None, typer.Option(min=1, help=f"Generated pictures to ask about, {SCENES} by default.", metavar="N")
     ] = None,
@@ -65,9 +73,18 @@ def command(
     ] = None,
     questions: Annotated[
         Path | None,
-        typer.Option(help=".jsonl or .csv with image, question, answer and, if you like, task.", metavar="FILE"),
+        typer.Option(
+            help=".jsonl or .csv with image, question, answer and, if you like, task and difficulty.", metavar="FILE"
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Draws of whatever is random.", metavar="N")] = 5,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Draws of whatever is random; 1 also takes one phase of even layouts instead of all.",
+            metavar="N",
+        ),
+    ] = 5,
     baselines: Annotated[bool, typer.Option(help="Run random, uniform, last and a smaller image beside.")] = True,
     model: Annotated[
         str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")
@@ -90,8 +107,11 @@ def command(
         typer.Option(help="Folder that keeps results; the same command goes on where it stopped.", metavar="DIR"),
     ] = None,
     save_plot: Annotated[
-        Path | None, typer.Option(help="Write a PNG of accuracy against tokens.", metavar="FILE.png")
+        Path | None, typer.Option(help="Write a PNG of accuracy against cost.", metavar="FILE.png")
     ] = None,
+    cost: Annotated[str, typer.Option(help="What the plot is drawn over: tokens or flops.", metavar="NAME")] = "tokens",
+    pairs: Annotated[bool, typer.Option(help="Print the differences between conditions, with p-values.")] = True,
+    difficulty: Annotated[bool, typer.Option("--difficulty", help="Print accuracy by difficulty, too.")] = False,
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Write a line for each condition and task.", metavar="FILE")
     ] = None,
@@ -102,15 +122,17 @@ def command(
     Without --questions it asks about generated scenes that the embedded model was not trained on. Beside the recipes
     run the untouched model, random, uniform, last, and a smaller image with as many tokens' worth of pixels.
 
-    An answer is right if its words are exactly those of the expected one. Differences from the untouched model are
+    An answer is right if its words are exactly those of the expected one, or its box overlaps that one by half or more
+    (intersection over union). Differences from the untouched model are
     paired: both answer the same questions. A task that the untouched model answers right in less than 85 % of cases is
     shown, but does not count in the ranking.
 
     --keep compares recipes as their papers count; early layers that still see all tokens are not counted. --average
-    gives all of them the same work.
+    gives all of them the same tokens in all layers, --flops the same multiply-adds, their own work included. --set
+    changes the recipes, not the baselines beside them.
     """
-    names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final})
-    _check(scenes, task, images, questions, attention)
+    names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final, "flops": flops})
+    _check(scenes, task, images, questions, attention, cost)
     for path, option in ((save_plot, "--save-plot"), (csv, "--csv")):
         if path is not None:
             check_folder(path, option)
@@ -119,14 +141,16 @@ def command(
     with progress("reading recipes and questions"):
         from tokenprune.evaluate.conditions import make_conditions
 
-        conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines)
+        conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines, sets=sets or ())
         cases = _cases(scenes, task, images, questions)
+    if difficulty and not any(case.difficulty for case in cases):
+        raise InputError("--difficulty: none of these questions says how difficult it is")
     with progress(f"loading {model}"):
         from tokenprune.evaluate import evaluate
 
         chat = open_model(model, dtype, device, attention)
     if not budgets:
-        note("no --keep, --average or --final: recipes run at their own costs, and without baselines")
+        note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
     if questions is not None:
         _note_unknown(chat, cases)
     if packed is None:
@@ -154,7 +178,8 @@ def command(
             from tokenprune.evaluate.chart import plot_accuracy
             from tokenprune.plot import save
 
-            save(plot_accuracy(result, title=f"{model} · {len(cases)} questions"), save_plot)
+            drawn = plot_accuracy(result, flops=cost == "flops", title=f"{model} · {len(cases)} questions")
+            save(drawn, save_plot)
     if json_:
         where = {
             "model": model,
@@ -164,7 +189,7 @@ def command(
         asked = "generated scenes" if questions is None else str(questions)
         print_json({**where, "asked": asked, "packed": packed, **result.to_dict(), "versions": versions()})
     else:
-        show(result, model=model)
+        show(result, model=model, pairs=pairs, difficulty=difficulty)
         console().print("[dim]asked packed[/]" if packed else "[dim]asked by generate[/]")
 
 
@@ -174,7 +199,8 @@ def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) 
 
     chosen = [kind for kind, values in given.items() if values]
     if len(chosen) > 1:
-        raise InputError("give only one of --keep, --average and --final: it sets the budgets of all conditions")
+        options = "--keep, --average, --final and --flops"
+        raise InputError(f"give only one of {options}: it sets the budgets of all conditions")
     names = [recipe for recipe in recipes if not _number(recipe)]
     numbers = [recipe for recipe in recipes if _number(recipe)]
     if numbers and not chosen:
@@ -182,7 +208,7 @@ def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) 
     budgets: list[Budget] = []
     for kind in chosen:
         for text in [*(part for value in given[kind] or [] for part in value.split(",")), *numbers]:
-            value = amount(text, f"--{kind}")
+            value = share(text, "--flops") if kind == "flops" else amount(text, f"--{kind}")
             if value is not None and Budget(kind, value) not in budgets:
                 budgets.append(Budget(kind, value))
     return names, budgets
@@ -193,7 +219,7 @@ def _number(text: str) -> bool:
 
 
 def _check(
-    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, attention: str
+    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, attention: str, cost: str
 ) -> None:
     if (images is None) != (questions is None):
         raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
@@ -201,6 +227,8 @@ def _check(
         raise InputError("--scenes are generated pictures; with --questions leave it out")
     if attention not in ATTENTIONS:
         raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+    if cost not in COSTS:
+        raise InputError(f"--cost: expected tokens or flops, got {cost!r}{did_you_mean(cost, COSTS)}")
 
 
 def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:

@@ -41,6 +41,7 @@ def as_dict(
         "images": None if images is None else str(images),
         "question": question,
         "stages": [stage.to_dict() for stage in stages],
+        "attention": [criterion.to_dict() for criterion in survey.heads.criteria],
         "accuracy": thirds or None,
         "reading": [sentence for stage in stages for sentence in reading(stage, survey.what)],
         "plot": None if plot is None else str(plot),
@@ -98,7 +99,11 @@ def show(facts: Mapping[str, Any]) -> None:
     for stage in facts["stages"]:
         screen.print(Text(_where(stage), style="bold"))
         screen.print(_axes(stage))
+        for line in _statistics(stage):
+            screen.print(f"[dim]  {line}", soft_wrap=True)
     screen.print()
+    for criterion in facts["attention"]:
+        _print_heads(criterion)
     if facts["accuracy"] is not None:
         screen.print(_targets(facts["stages"], facts["accuracy"]))
         screen.print()
@@ -128,11 +133,21 @@ def _axes(stage: Mapping[str, Any]) -> Any:
         made.add_row(
             name,
             "–" if axis["mean"] is None else f"{axis['mean']['value']:.3f}",
-            _index(axis["bias"]),
+            _signed(axis["bias"]),
             f"{axis['cramers_v']:.2f} of {axis['cramers_v_most']:.2f}",
             " ".join(f"{part:3.0%}" for part in axis["thirds"]),
         )
     return made
+
+
+def _statistics(stage: Mapping[str, Any]) -> list[str]:
+    """Chi-square of both axes, and how much the scores follow the raster order."""
+    sides = ((name, stage[name]) for name in ("rows", "columns"))
+    told = (f"{axis['chi_square']:.4g} of {name} ({axis['degrees']} degrees of freedom)" for name, axis in sides)
+    lines = [f"chi-square: {', '.join(told)}"]
+    if stage["score_position"] is not None:
+        lines.append(f"score and raster index: Spearman's rho {_signed(stage['score_position'])}")
+    return lines
 
 
 def _targets(stages: list[Mapping[str, Any]], accuracy: Mapping[str, Any]) -> Any:
@@ -147,11 +162,29 @@ def _targets(stages: list[Mapping[str, Any]], accuracy: Mapping[str, Any]) -> An
     return made
 
 
-def _index(bias: Mapping[str, Any] | None) -> str:
-    if bias is None:
+def _print_heads(criterion: Mapping[str, Any]) -> None:
+    """Layer by layer, how much the score follows the raster index, and the heads that follow it least and most."""
+    from rich.text import Text
+
+    screen = console()
+    used = f"{', '.join(criterion['stages'])}: {criterion['raters']}, {criterion['scorer']}"
+    screen.print(
+        Text(f"score and raster index in each layer of the untouched model, as scored by {used}"), soft_wrap=True
+    )
+    made = table(">layer", ">Spearman's rho", ">lowest head", ">highest head")
+    for layer, (mean, heads) in enumerate(zip(criterion["layers"], criterion["heads"], strict=True)):
+        known = [head for head in heads if head is not None]
+        ends = [f"{end(known):+z.2f}" if known else "–" for end in (min, max)]
+        made.add_row(str(layer), _signed(mean), *ends)
+    screen.print(made)
+    screen.print()
+
+
+def _signed(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
         return "–"
-    interval = "" if bias["low"] is None else f" [dim]({bias['low']:+z.2f} … {bias['high']:+z.2f})[/]"
-    return f"{bias['value']:+z.2f}{interval}"
+    interval = "" if estimate["low"] is None else f" [dim]({estimate['low']:+z.2f} … {estimate['high']:+z.2f})[/]"
+    return f"{estimate['value']:+z.2f}{interval}"
 
 
 def _percent(part: Mapping[str, Any] | None) -> str:

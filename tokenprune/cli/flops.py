@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Average, Final, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
 from tokenprune.cli.terminal import check_folder, console, print_json, progress, table
 from tokenprune.errors import InputError
 
@@ -21,6 +21,7 @@ NAME = "flops"
 EXAMPLES = (
     "  tokenprune flops sparsevlm-v1.5 --variant 64 --text 118",
     "  tokenprune flops fastv --keep 0.25 --model qwen2.5-vl-7b --grid 48x64",
+    "  tokenprune flops pyramiddrop --flops 0.5 --text 118",
     "  tokenprune flops feather --model llava-next-7b --new-tokens 128 --save-plot layers.png",
 )
 
@@ -41,6 +42,7 @@ def command(
     keep: Keep = None,
     average: Average = None,
     final: Final = None,
+    flops: Flops = None,
     sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens; one usual picture when left out.", metavar="N")
@@ -63,7 +65,7 @@ def command(
     Papers count differently: vision tokens alone, or the whole prompt, or all from the pixels to the answer. All three
     are printed.
     """
-    budgets = budgets_of(keep, average, final)
+    budgets = budgets_of(keep, average, final, flops)
     if question is not None and question > text:
         raise InputError(f"--question {question} is part of --text {text}, so it cannot be longer")
     if save_plot is not None:
@@ -135,12 +137,13 @@ def _show(told: Ledger, recipe: Recipe) -> None:
         add(f"  {name}", key, note)
     for key, note in zip(VIEWS, ("as papers count", "decoder layers and the recipe itself", "all of it"), strict=True):
         add(VIEWS[key], key, note, "bold")
+    add("prefill", "prefill", "up to the first token: --flops is a share of it", "bold")
     screen.print(made)
     screen.print()
     screen.print(_stages(told, about))
     _cache(told.untouched, told.reduced, about)
     if not told.exact:
-        screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
+        screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")
     screen.print("[dim]A multiply-add is one; some counters say two operations. Attention counts all pairs.")
 
 

@@ -32,7 +32,8 @@ summary: Two stages, text tokens judge vision tokens.
 #   keep     average over the layers from the first place on
 #   average  average over all layers
 #   final    tokens that are left after the last stage
-# Override it with --keep, --average, --final. Higher keeps more, 1.0 keeps all.
+# or flops, a share of the multiply-adds of the untouched prefill.
+# Override it with --keep, --average, --final, --flops. Higher keeps more, 1.0 keeps all.
 budget: {{keep: 0.33}}
 
 stages:

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from tokenprune.evaluate import Case
 
 NEEDED = ("image", "question", "answer")
-FIELDS = (*NEEDED, "task")
+FIELDS = (*NEEDED, "task", "difficulty")
 
 
 def read_cases(file: Path, images: Path) -> list[Case]:
-    """The cases of a question file; `image` is a path inside the folder `images`, `task` may be left out.
+    """The cases of a question file; `image` is a path inside `images`, `task` and `difficulty` may be left out.
 
     Raises:
         InputError: file or folder cannot be read, or lines are wrong: each of them told with its number.
@@ -44,12 +44,12 @@ def read_cases(file: Path, images: Path) -> list[Case]:
                 wrong = f"asks the same about {image} as line {known}"
             elif image not in digests:
                 wrong, digests[image] = _look(path)
-        if wrong:
+        if wrong or isinstance(row, str):
             problems.append(f"{file}:{number}: error: {wrong}")
             continue
-        task = str(row.get("task") or "all").strip() if isinstance(row, Mapping) else "all"
+        task, difficulty = (str(row.get(name) or "").strip() for name in ("task", "difficulty"))
         picture = partial(open_picture, path, "--images")
-        cases.append(Case(picture, f"{image} {digests[image]}", question, answer, task))
+        cases.append(Case(picture, f"{image} {digests[image]}", question, answer, task or "all", difficulty))
     if problems:
         raise InputError("\n".join(problems))
     if not cases:

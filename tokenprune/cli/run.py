@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import Json, budgets_of
+from tokenprune.cli.options import Flops, Json, budgets_of
 from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_folder, note, print_json, progress
 from tokenprune.errors import InputError, did_you_mean
@@ -55,6 +55,7 @@ def command(
     final: Annotated[
         str | None, typer.Option(help="The same budget, as what is left after the last stage.", metavar="N|SHARE")
     ] = None,
+    flops: Flops = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the recipe: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"),
@@ -81,7 +82,7 @@ def command(
     Prints both answers, the vision tokens that enter each layer, what was saved, and the time of both. Without
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
     """
-    budgets = budgets_of(keep, average, final)
+    budgets = budgets_of(keep, average, final, flops)
     if attention not in ATTENTIONS:
         raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
     if question is not None and not question.strip():

@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Average, Final, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
 from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenprune.budget import Prices
+    from tokenprune.pipeline import Pipeline
     from tokenprune.recipe import Recipe
+    from tokenprune.tokens import Grid
 
 NAME = "show"
 EXAMPLES = (
@@ -28,11 +33,13 @@ def command(
     keep: Keep = None,
     average: Average = None,
     final: Final = None,
+    flops: Flops = None,
     sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")
     ] = None,
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the model.", metavar="N")] = 32,
+    text: Annotated[int, typer.Option(min=0, help="Other tokens of the prompt; only --flops asks.", metavar="N")] = 64,
     grid: Annotated[
         str | None, typer.Option(help="Rows and columns of the vision tokens; a square if possible.", metavar="HxW")
     ] = None,
@@ -41,9 +48,10 @@ def command(
 ) -> None:
     """Explain a recipe: its parts and arguments, and the vision tokens that each layer gets.
 
-    Papers mean different things by "64 tokens"; all of them are printed, for a model of the given shape.
+    Papers mean different things by "64 tokens"; all of them are printed, for a model of the given shape. A budget
+    --flops is solved for layers of the size of LLaVA-1.5-7B; `tokenprune flops` solves it for any model.
     """
-    budgets = budgets_of(keep, average, final)
+    budgets = budgets_of(keep, average, final, flops)
     if yaml and json_:
         raise InputError("give only one of --yaml and --json")
     shape = _shape(tokens, grid)
@@ -54,7 +62,7 @@ def command(
     if yaml:
         typer.echo(resolved.dump(), nl=False)
         return
-    facts = _facts(resolved, shape, layers)
+    facts = _facts(resolved, shape, layers, text)
     if json_:
         print_json(facts)
     else:
@@ -85,15 +93,15 @@ def grid_of(tokens: int | None, grid: str) -> tuple[int, int, int]:
     return 1, height, width
 
 
-def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int) -> dict[str, Any]:
+def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) -> dict[str, Any]:
     """All numbers, ready for JSON."""
     from tokenprune.budget import nominal_counts, summary, survivors, tokens_per_layer
     from tokenprune.builder import build
 
     total = math.prod(shape)
-    pipeline = build(recipe, depth=layers)
+    pipeline = build(recipe, depth=layers, prices=_prices)
     steps = pipeline.steps(layers)
-    planned = pipeline.plan(total, [shape], layers)
+    planned = pipeline.plan(total, [shape], layers, text=text)
     exact = None not in planned
     counts = (
         tuple(count for count in planned if count is not None)
@@ -124,6 +132,19 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int) -> dict[str
         "keep": numbers.keep,
         "final": numbers.final,
     }
+
+
+def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int) -> Prices:
+    """What a prompt costs on a LLaVA-1.5-7B of the pipeline's depth."""
+    from dataclasses import replace
+
+    from tokenprune.flops.prefill import Prefill
+    from tokenprune.flops.presets import PRESETS
+
+    model = PRESETS["llava-1.5-7b"]
+    layers = model.decoder.layers if pipeline.depth is None else pipeline.depth
+    model = replace(model, decoder=replace(model.decoder, layers=layers))
+    return Prefill(model, pipeline, total, grids, text, question)
 
 
 def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
@@ -221,4 +242,4 @@ def _meanings(facts: dict[str, Any]) -> None:
         made.add_row(f"  [bold]{name}", f"{about}{value:.4g}", f"{value / total:.1%}", f"[dim]{what}")
     screen.print(made)
     if not facts["exact"]:
-        screen.print("≈: the picture and the question decide; --keep, --average or --final fix the counts")
+        screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.audit import THIRDS, Audit, Box, Estimate, share
+from tokenprune.audit.heads import HeadAudit
 from tokenprune.cli.pictures import open_picture
 from tokenprune.errors import InputError
 from tokenprune.models.attach import attach
@@ -40,6 +41,7 @@ class Survey:
 
     what: str
     """``scenes`` or ``pictures``."""
+    heads: HeadAudit
     audit: Audit = field(default_factory=Audit)
     thirds: dict[str, Tally] = field(default_factory=dict)
     """By the third of the picture that the target's centre lies in, and ``all``; empty without known targets."""
@@ -50,11 +52,12 @@ def of_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Do
     from tokenprune.scenes.answering import answer
     from tokenprune.scenes.generate import UNITS
 
-    survey = Survey("scenes", thirds={name: Tally() for name in ("all", *THIRDS)})
+    survey = Survey("scenes", HeadAudit(chat.model, recipe), thirds={name: Tally() for name in ("all", *THIRDS)})
     asked = islice(_localisation(), scenes)
     while batch := list(islice(asked, batch_size)):
         pairs = [(image, question.question) for image, question in batch]
-        untouched = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
+        with survey.heads.listening():
+            untouched = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
         with attach(chat.model, recipe) as attached:
             reduced = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
         boxes = [_box(question, UNITS) for _, question in batch]
@@ -69,21 +72,25 @@ def of_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Do
 
 
 def of_pictures(chat: Chat, recipe: Recipe, paths: Sequence[Path], question: str, done: Done) -> Survey:
-    """Ask `question` about each picture; only the prefill runs to its end.
+    """Ask `question` about each picture; only the prefill runs to its end, once untouched and once reduced.
 
     Raises:
         InputError: a file that is no picture.
     """
-    survey = Survey("pictures")
-    with attach(chat.model, recipe) as attached:
-        for path in paths:
-            try:
-                picture = open_picture(path)
-            except InputError as error:
-                raise InputError(str(error).replace("--image:", "--images:", 1)) from None
-            chat.generate(chat.inputs([picture], question), 1)
-            survey.audit.add(attached.report)
-            done(1)
+    survey = Survey("pictures", HeadAudit(chat.model, recipe))
+    for path in paths:
+        try:
+            picture = open_picture(path)
+        except InputError as error:
+            raise InputError(str(error).replace("--image:", "--images:", 1)) from None
+        inputs = chat.inputs([picture], question)
+        if survey.heads:
+            with survey.heads.listening():
+                chat.generate(inputs, 1)
+        with attach(chat.model, recipe) as attached:
+            chat.generate(inputs, 1)
+        survey.audit.add(attached.report)
+        done(1)
     return survey
 
 

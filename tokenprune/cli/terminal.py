@@ -137,3 +137,21 @@ def amount(text: str | None, option: str) -> int | float | None:
     except BudgetError as error:
         raise BudgetError(f"{option}: {error}") from None
     return value
+
+
+def share(text: str | None, option: str) -> float | None:
+    """``"0.35"`` and ``"35%"`` are shares, ``"1"`` is all.
+
+    Raises:
+        BudgetError: anything else, or out of range.
+    """
+    if text is None:
+        return None
+    clean = text.strip()
+    try:
+        value = float(clean[:-1]) / 100 if clean.endswith("%") else float(clean)
+    except ValueError:
+        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}") from None
+    if not 0.0 < value <= 1.0:
+        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}")
+    return value

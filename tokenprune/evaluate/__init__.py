@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tokenprune.evaluate.cases import Case, normal, scene_cases
+from tokenprune.evaluate.cases import Case, normal, same_words, scene_cases
 from tokenprune.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
 from tokenprune.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
 from tokenprune.evaluate.run import evaluate
-from tokenprune.evaluate.statistics import Estimate, accuracy, difference, wilson
+from tokenprune.evaluate.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
 
 __all__ = [
     "BASELINES",
@@ -23,8 +23,11 @@ __all__ = [
     "accuracy",
     "difference",
     "evaluate",
+    "holm",
     "make_conditions",
     "normal",
+    "same_words",
     "scene_cases",
+    "sign_flip",
     "wilson",
 ]

@@ -11,6 +11,7 @@ import torch
 
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition, shrink
+from tokenprune.evaluate.cost import Meter
 from tokenprune.evaluate.journal import Batch
 from tokenprune.evaluate.packing import Packer
 from tokenprune.models.attach import attach
@@ -28,45 +29,55 @@ def ask(
     cases: Sequence[Case],
     condition: Condition,
     *,
+    meter: Meter,
     totals: Sequence[int] | None,
+    shares: Sequence[float] | None = None,
     max_new_tokens: int,
     packer: Packer | None = None,
 ) -> Batch:
     """Greedy answers to `cases` in one batch, and what they cost.
 
-    Where no recipe is compared, `none` is attached: it changes nothing, but its report tells the tokens.
+    Where no recipe is compared, `none` is attached: it changes nothing, but its report tells the tokens and grids.
 
     Args:
         chat: model and processor.
         cases: the batch.
         condition: what to do to the model or to the pictures.
-        totals: vision tokens of the untouched pictures; needed for smaller images only.
+        meter: of the model.
+        totals: vision tokens of the untouched pictures, where they are known.
+        shares: of its pixels that each picture keeps, for smaller images.
         max_new_tokens: longest answer, in tokens.
         packer: runs what the questions about a picture share once; None asks by `model.generate`.
     """
-    pictures, shares = None, [1.0] * len(cases)
-    if condition.kind == "smaller-image" and condition.budget is not None and totals is not None:
-        made = [shrink(case.picture(), condition.budget, n) for case, n in zip(cases, totals, strict=True)]
-        pictures, shares = [picture for picture, _ in made], [share for _, share in made]
-    with attach(chat.model, _nothing() if condition.recipe is None else condition.recipe) as attached:
+    pictures, left = None, [1.0] * len(cases)
+    if shares is not None:
+        made = [shrink(case.picture(), share) for case, share in zip(cases, shares, strict=True)]
+        pictures, left = [picture for picture, _ in made], [share for _, share in made]
+    recipe = _nothing() if condition.recipe is None else condition.recipe
+    with attach(chat.model, recipe) as attached:
         if packer is not None:
-            ids = generate_packed(attached, packer.prompt(cases, pictures), max_new_tokens=max_new_tokens)
+            prompt = packer.prompt(cases, pictures)
+            asked, real = prompt.input_ids, prompt.attention_mask
+            ids = generate_packed(attached, prompt, max_new_tokens=max_new_tokens)
         else:
             pictures = [case.picture() for case in cases] if pictures is None else pictures
             inputs = _inputs(chat, pictures, [case.question for case in cases])
-            ids = _generate(chat, inputs, max_new_tokens)[:, inputs["input_ids"].shape[1] :]
+            asked, real = inputs["input_ids"], inputs["attention_mask"]
+            ids = _generate(chat, inputs, max_new_tokens)[:, asked.shape[1] :]
     answers = [chat.text(row) for row in ids]
     report = attached.report
+    flops = meter.prefills(recipe, report, *meter.words(asked, real))
     if condition.recipe is not None:
         counts = report.vision_tokens
         average, final = counts.double().mean(1).tolist(), counts[:, -1].double().tolist()
-        return Batch(answers, list(report.total), average, final, report.seconds)
+        return Batch(answers, list(report.total), average, final, flops, report.seconds)
     seen = report.total
     if totals is None:
         totals = seen
-    # A tower with a fixed grid blows the small picture up again: it then counts as the tokens that it is worth.
-    tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, shares, strict=True)]
-    return Batch(answers, list(totals), tokens, list(tokens), 0.0)
+    # A tower with a fixed grid blows the small picture up again: its tokens then count as those that it is worth, while
+    # its multiply-adds stay those that it costs.
+    tokens = [n * share if got == n else float(got) for got, n, share in zip(seen, totals, left, strict=True)]
+    return Batch(answers, list(totals), tokens, list(tokens), flops, 0.0)
 
 
 @cache

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from tokenprune.errors import InputError, did_you_mean
 from tokenprune.scenes import TASKS, make_scene
+from tokenprune.scenes.questions import is_right
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+def normal(text: str) -> str:
+    """`text` in lower case, with single spaces and without quotes or a full stop at its ends."""
+    return re.sub(r"\s+", " ", text.lower()).strip(" .,;:!?'\"")
+
+
+def same_words(given: str, answer: str) -> bool:
+    """Whether `given` is `answer`, both as `normal` has them."""
+    return normal(given) == normal(answer)
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,10 @@ class Case:
     question: str
     answer: str
     task: str = "all"
+    difficulty: str = ""
+    """What makes it easy or hard, in a word; accuracy is also given for each. Empty where nothing is known."""
+    accepts: Callable[[str, str], bool] = same_words
+    """(given, answer) to whether `given` counts as right."""
 
     @property
     def key(self) -> str:
@@ -36,13 +51,8 @@ class Case:
         return sha256("\0".join((self.picture_id, self.question)).encode()).hexdigest()[:12]
 
     def right(self, given: str) -> bool:
-        """Whether `given` is the answer, normalised: see `normal`."""
-        return normal(given) == normal(self.answer)
-
-
-def normal(text: str) -> str:
-    """`text` in lower case, with single spaces and without quotes or a full stop at its ends."""
-    return re.sub(r"\s+", " ", text.lower()).strip(" .,;:!?'\"")
+        """Whether `given` counts as the answer."""
+        return self.accepts(given, self.answer)
 
 
 def scene_cases(scenes: int, *, tasks: Sequence[str] = TASKS, first: int = 0) -> list[Case]:
@@ -70,4 +80,8 @@ def _of_scene(number: int, tasks: Iterable[str]) -> list[Case]:
         return Image.fromarray(scene.image)
 
     wanted = set(tasks)
-    return [Case(picture, picture_id, q.question, q.answer, q.task) for q in scene.questions if q.task in wanted]
+    return [
+        Case(picture, picture_id, q.question, q.answer, q.task, q.difficulty, partial(is_right, q.task))
+        for q in scene.questions
+        if q.task in wanted
+    ]

@@ -17,14 +17,16 @@ GREYS = ("#5c6670", "#7d8790", "#9aa3ab", "#b3bac1")
 MARKS = "osD^vPX*"
 
 
-def plot_accuracy(result: Evaluation, *, title: str | None = None) -> Figure:
-    """Draw accuracy over average vision tokens: a line for each recipe, grey dashed lines for the baselines.
+def plot_accuracy(result: Evaluation, *, flops: bool = False, title: str | None = None) -> Figure:
+    """Draw accuracy over cost: a line for each recipe, grey dashed lines for the baselines.
 
     Bars are 95 % intervals of the accuracy. Differences between recipes are more certain than the bars suggest,
     because all answer the same questions: see the paired differences of the table.
 
     Args:
         result: from `evaluate`.
+        flops: cost is not the average vision tokens in a layer, but the multiply-adds of a prefill, from pixels to the
+            first token, in per cent of the untouched model's.
         title: text above the axes.
     """
     from matplotlib.figure import Figure
@@ -33,22 +35,25 @@ def plot_accuracy(result: Evaluation, *, title: str | None = None) -> Figure:
     axes: Any = figure.add_subplot()
     untouched, *rest = result.rows
     axes.axhline(100 * untouched.overall.value, color=INK, linewidth=0.8, linestyle=":", zorder=1)
-    axes.plot([untouched.average], [100 * untouched.overall.value], "o", color=INK, label="untouched", markersize=5)
+    widest = _cost(untouched, flops)
+    axes.plot([widest], [100 * untouched.overall.value], "o", color=INK, label="untouched", markersize=5)
     # Lines that share their tokens would hide each other's bars: set each a little aside.
     labels = list(dict.fromkeys(row.label for row in rest))
     colours, greys = iter(COLOURS * (1 + len(labels) // len(COLOURS))), iter(GREYS * (1 + len(labels) // len(GREYS)))
     for number, label in enumerate(labels):
-        rows = sorted((row for row in rest if row.label == label), key=lambda row: row.average)
-        aside = (number - (len(labels) - 1) / 2) * 0.004 * untouched.total
+        rows = sorted((row for row in rest if row.label == label), key=lambda row: _cost(row, flops))
+        aside = (number - (len(labels) - 1) / 2) * 0.004 * widest
         colour = next(greys) if rows[0].baseline else next(colours)
-        _line(axes, rows, aside, colour, MARKS[number % len(MARKS)])
+        _line(axes, rows, [_cost(row, flops) + aside for row in rows], colour, MARKS[number % len(MARKS)])
     what = "ranked tasks" if result.ranked else "all tasks, none of them ranked"
     axes.set_ylabel(f"accuracy in %, {what}", color=SOFT_INK, fontsize=8.5)
-    tokens = f"vision tokens in a layer, mean over layers (of {untouched.total:.0f})"
-    if SMALLER in labels:
-        tokens += f"; {SMALLER}: tokens' worth of pixels"
-    axes.set_xlabel(tokens, color=SOFT_INK, fontsize=8.5)
-    axes.set_xlim(0, untouched.total * 1.04)
+    words = f"vision tokens in a layer, mean over layers (of {untouched.total:.0f})"
+    if flops:
+        words = "multiply-adds of a prefill, % of the untouched model's"
+    elif SMALLER in labels:
+        words += f"; {SMALLER}: tokens' worth of pixels"
+    axes.set_xlabel(words, color=SOFT_INK, fontsize=8.5)
+    axes.set_xlim(0, max(_cost(row, flops) for row in result.rows) * 1.04)
     axes.tick_params(colors=SOFT_INK, labelsize=8)
     axes.grid(axis="y", color="#e4e7ea", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -60,14 +65,18 @@ def plot_accuracy(result: Evaluation, *, title: str | None = None) -> Figure:
     return figure
 
 
-def _line(axes: Any, rows: list[Row], aside: float, colour: str, mark: str) -> None:
+def _cost(row: Row, flops: bool) -> float:
+    return 100 * row.flops_share if flops else row.average
+
+
+def _line(axes: Any, rows: list[Row], places: list[float], colour: str, mark: str) -> None:
     values = [100 * row.overall.value for row in rows]
     bars = [
         [100 * max(0.0, row.overall.value - row.overall.low) for row in rows],
         [100 * max(0.0, row.overall.high - row.overall.value) for row in rows],
     ]
     axes.errorbar(
-        [row.average + aside for row in rows],
+        places,
         values,
         yerr=bars,
         label=rows[0].label,

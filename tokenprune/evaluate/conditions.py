@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from tokenprune.budget import Budget, BudgetKind
+from tokenprune.budget import Budget
 from tokenprune.errors import InputError
+from tokenprune.parts.spread import PHASES
 from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.recipe.problems import InvalidRecipeError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,15 +48,22 @@ UNTOUCHED = Condition("untouched", kind="untouched")
 
 
 def make_conditions(
-    recipes: Iterable[Recipe | str], budgets: Sequence[Budget] = (), *, draws: int = 5, baselines: bool = True
+    recipes: Iterable[Recipe | str],
+    budgets: Sequence[Budget] = (),
+    *,
+    draws: int = 5,
+    baselines: bool = True,
+    sets: Sequence[str] = (),
 ) -> list[Condition]:
     """The untouched model, then for each budget every recipe, the baselines, and a smaller image.
 
     Args:
         recipes: names, paths or recipes; ``name:variant`` takes a published variant.
         budgets: each applies to all conditions alike; without one, each recipe runs with its own counts, alone.
-        draws: seeds 0 … of every recipe that draws at random; others run once.
+        draws: seeds 0 … of every recipe that draws at random. Even layouts (the sampler ``uniform`` without a stride)
+            run in all their phases, unless `draws` is 1; others run once.
         baselines: put `random`, `uniform`, `last` and a smaller image beside the recipes. Needs a budget.
+        sets: overrides ``PATH=VALUE`` of the recipes, not of the baselines put beside them.
 
     Raises:
         RecipeError: a recipe is not valid.
@@ -62,7 +71,7 @@ def make_conditions(
     """
     if draws < 1:
         raise InputError(f"seeds: expected at least 1, got {draws}")
-    given = [_read(recipe) for recipe in recipes]
+    given = [_read(recipe, sets) for recipe in recipes]
     made = [UNTOUCHED]
     for budget in budgets or (None,):
         for label, recipe in given:
@@ -81,49 +90,57 @@ def make_conditions(
     return made
 
 
-def _read(source: Recipe | str) -> tuple[str, Recipe]:
-    if isinstance(source, Recipe):
-        return source.name, source
-    name, colon, variant = source.rpartition(":")
-    if colon and name and "/" not in variant and "\\" not in variant:
-        return source, load_recipe(name, variant=variant)
-    recipe = load_recipe(source)
-    return recipe.name, recipe
+def _read(source: Recipe | str, sets: Sequence[str]) -> tuple[str, Recipe]:
+    """How tables call a recipe, and the recipe with the overrides applied."""
+    label, variant = (source.name if isinstance(source, Recipe) else source), None
+    if isinstance(source, str):
+        name, colon, last = source.rpartition(":")
+        if colon and name and "/" not in last and "\\" not in last:
+            source, variant = name, last
+    try:
+        recipe = load_recipe(source, variant=variant, sets=sets)
+    except InvalidRecipeError as error:  # overrides go to several recipes: say which one they do not fit
+        told = (replace(each, path=f"{label} --set") if each.path == "--set" else each for each in error.problems)
+        raise InvalidRecipeError(told) from None
+    return label if variant else recipe.name, recipe
 
 
 def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, baseline: bool) -> list[Condition]:
-    """The recipe at the budget, once for each seed if a part of it draws at random."""
-    value: dict[BudgetKind, float] = {} if budget is None else {budget.kind: budget.value}
-    paths = _seeds(recipe)
+    """The recipe at the budget, once for each seed if a part draws at random, or for each phase of an even layout."""
+    value: dict[str, Any] = {} if budget is None else {budget.kind: budget.value}
+    seeds, phases = _paths(recipe, "seed"), _paths(recipe, "phase")
+    runs = 1 if draws == 1 else draws if seeds else len(PHASES) if phases else 1
     made = []
-    for seed in range(draws if paths else 1):
-        sets = [f"{path}={seed}" for path in paths] if draws > 1 else []
-        one = load_recipe(
-            recipe, sets=sets, keep=value.get("keep"), average=value.get("average"), final=value.get("final")
-        )
-        made.append(Condition(label, recipe=one, budget=budget, seed=seed, baseline=baseline))
+    for run in range(runs):
+        sets = [f"{path}={run}" for path in seeds] + [f"{path}={run % len(PHASES)}" for path in phases]
+        one = load_recipe(recipe, sets=sets if runs > 1 else (), **value)
+        made.append(Condition(label, recipe=one, budget=budget, seed=run, baseline=baseline))
     return made
 
 
-def _seeds(recipe: Recipe) -> list[str]:
-    """Paths of all seeds of a recipe, such as ``stages.0.scorer.seed``; defaults are filled in, so none is missed."""
+def _paths(recipe: Recipe, setting: str) -> list[str]:
+    """Where a recipe has this setting, such as ``stages.0.scorer.seed``; defaults are filled in, so none is missed."""
     return [
-        f"stages.{number}.{role}.seed"
+        f"stages.{number}.{role}.{setting}"
         for number, stage in enumerate(recipe.to_dict().get("stages", ()))
         for role, part in stage.items()
-        if isinstance(part, dict) and "seed" in part
+        if isinstance(part, dict) and setting in part and part.get("stride") is None
     ]
 
 
-def shrink(picture: Image, budget: Budget, total: int) -> tuple[Image, float]:
-    """`picture` with the share of its pixels that the budget leaves of `total` vision tokens, and that share.
+def shrink(picture: Image, share: float) -> tuple[Image, float]:
+    """`picture` with at most `share` of its pixels, and the share that it has.
 
-    Sides are rounded down, so the share never exceeds the budget (but a side is at least one pixel).
+    Sides are rounded down, so the share is never exceeded (but a side is at least one pixel).
     """
     from PIL.Image import Resampling
 
-    share = budget.value if budget.is_share else min(1.0, budget.value / max(total, 1))
     side = share**0.5
     width, height = max(1, int(picture.width * side + 1e-9)), max(1, int(picture.height * side + 1e-9))
     small = picture.resize((width, height), Resampling.BICUBIC) if share < 1 else picture
     return small, width * height / (picture.width * picture.height)
+
+
+def share_of(budget: Budget, total: int) -> float:
+    """Share of `total` vision tokens that a budget in tokens stands for."""
+    return budget.value if budget.is_share else min(1.0, budget.value / max(total, 1))

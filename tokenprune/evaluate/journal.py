@@ -23,6 +23,8 @@ class Batch:
     """Vision tokens that entered a decoder layer, mean over all layers."""
     final: list[float]
     """Vision tokens in the last layer."""
+    flops: list[int]
+    """Multiply-adds of the prefill, from pixels to the first token."""
     seconds: float
     """Time of the method (all its stages) for the whole batch."""
 

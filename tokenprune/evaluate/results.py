@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenprune.evaluate.cases import Case
 from tokenprune.evaluate.conditions import Condition
-from tokenprune.evaluate.statistics import Estimate, accuracy, difference
+from tokenprune.evaluate.statistics import Estimate, accuracy, difference, holm, sign_flip
 from tokenprune.scenes import TASKS
 
 GATE = 0.85
@@ -29,6 +29,8 @@ class Outcome:
     total: list[int]
     average: list[float]
     final: list[float]
+    flops: list[int]
+    """Multiply-adds of each prefill."""
     seconds: float
     """Time of the method in all batches together."""
 
@@ -49,11 +51,17 @@ class Row:
     """The same minus the untouched model's, on the same questions."""
     tasks: dict[str, Estimate]
     changes: dict[str, Estimate]
+    difficulties: dict[str, dict[str, Estimate]]
+    """Accuracy by task and difficulty; tasks whose cases have no difficulty are left out."""
     total: float
     average: float
     """Vision tokens that entered a layer, mean over layers and questions."""
     final: float
     """Vision tokens in the last layer, mean over questions."""
+    flops: float
+    """Multiply-adds from pixels to the first token, the method's own among them, mean over questions."""
+    flops_share: float
+    """The same as a share of the untouched model's."""
     seconds: float
     """Time of the method for one question, of a batch's time its share."""
 
@@ -68,12 +76,18 @@ class Row:
             "accuracy": _plain(self.overall),
             "difference": _plain(self.change),
             "tasks": {
-                task: {"accuracy": _plain(self.tasks[task]), "difference": _plain(self.changes[task])}
+                task: {
+                    "accuracy": _plain(self.tasks[task]),
+                    "difference": _plain(self.changes[task]),
+                    "difficulties": {name: _plain(each) for name, each in self.difficulties.get(task, {}).items()},
+                }
                 for task in self.tasks
             },
             "total": self.total,
             "average": self.average,
             "final": self.final,
+            "flops": self.flops,
+            "flops_share": self.flops_share,
             "method_seconds": self.seconds,
         }
 
@@ -86,6 +100,15 @@ class Pair:
     first: str
     second: str
     change: Estimate
+    p: float
+    """Two-sided, by flipping signs picture by picture: see `sign_flip`."""
+    p_holm: float
+    """The same, adjusted for all pairs of the evaluation: see `holm`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        names = {"budget": self.budget, "first": self.first, "second": self.second}
+        return {**names, "difference": _plain(self.change), "p": self.p, "p_holm": self.p_holm}
 
 
 @dataclass(frozen=True)
@@ -123,32 +146,47 @@ class Evaluation:
         return made
 
     @cached_property
+    def difficulties(self) -> dict[str, dict[str, int]]:
+        """Questions of each difficulty, by task; cases without a difficulty are left out."""
+        found: dict[str, dict[str, int]] = {}
+        for task in self.tasks:
+            names = sorted(case.difficulty for case in self.cases if case.task == task and case.difficulty)
+            if names:
+                found[task] = {name: names.count(name) for name in dict.fromkeys(names)}
+        return found
+
+    @cached_property
     def pairs(self) -> list[Pair]:
         """Every two conditions at the same budget, compared on the same questions; the better one comes first.
 
-        Many comparisons find differences by chance alone: one in twenty intervals misses the truth.
+        Two baselines are not compared with each other, unless there is nothing else.
         """
-        made = []
-        for budget in dict.fromkeys(row.budget for row in self.rows[1:]):
-            labels = [row.label for row in self.rows[1:] if row.budget == budget]
-            for one, other in combinations(labels, 2):
-                better, worse = (self._scores(self._groups[label, budget])[self._counted] for label in (one, other))
-                change = difference(better, worse, self._pictures[self._counted].tolist())
-                made.append(Pair(budget, one, other, change))
-        return made
+        only_baselines = all(row.baseline for row in self.rows[1:])
+        compared = [
+            (one, other)
+            for budget in dict.fromkeys(row.budget for row in self.rows[1:])
+            for one, other in combinations([row for row in self.rows[1:] if row.budget == budget], 2)
+            if only_baselines or not (one.baseline and other.baseline)
+        ]
+        found = [self._compare(one, other) for one, other in compared]
+        adjusted = holm([p for _, p in found])
+        return [
+            Pair(one.budget, one.label, other.label, change, p, p_holm)
+            for (one, other), (change, p), p_holm in zip(compared, found, adjusted, strict=True)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {
             "questions": len(self.cases),
             "pictures": len({case.picture_id for case in self.cases}),
-            "tasks": {task: {"questions": n, "ranked": task in self.ranked} for task, n in self.tasks.items()},
+            "tasks": {
+                task: {"questions": n, "ranked": task in self.ranked, "difficulties": self.difficulties.get(task, {})}
+                for task, n in self.tasks.items()
+            },
             "gate": GATE,
             "rows": [row.to_dict() for row in self.rows],
-            "pairs": [
-                {"budget": pair.budget, "first": pair.first, "second": pair.second, "difference": _plain(pair.change)}
-                for pair in self.pairs
-            ],
+            "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
     @cached_property
@@ -175,6 +213,19 @@ class Evaluation:
         """Right answers of each case, mean over the draws."""
         return np.array([outcome.right for outcome in outcomes], np.float64).mean(0)
 
+    def _compare(self, one: Row, other: Row) -> tuple[Estimate, float]:
+        """Accuracy of the first minus that of the second on what counts, and the p-value of their being alike."""
+        first, second = (self._scores(self._groups[row.label, row.budget])[self._counted] for row in (one, other))
+        pictures = self._pictures[self._counted].tolist()
+        return difference(first, second, pictures), sign_flip(first, second, pictures)
+
+    def _by_difficulty(self, scores: NDArray[np.float64], task: str) -> dict[str, Estimate]:
+        made = {}
+        for name in self.difficulties[task]:
+            of = np.array([(case.task, case.difficulty) == (task, name) for case in self.cases])
+            made[name] = accuracy(scores[of], self._pictures[of].tolist())
+        return made
+
     def _row(self, outcomes: list[Outcome]) -> Row:
         condition = outcomes[0].condition
         scores, reference = self._scores(outcomes), self._scores(self.outcomes[:1])
@@ -184,6 +235,7 @@ class Evaluation:
             of = self._of(task)
             tasks[task] = accuracy(scores[of], pictures[of].tolist())
             changes[task] = difference(scores[of], reference[of], pictures[of].tolist())
+        flops = float(np.mean([outcome.flops for outcome in outcomes]))
         return Row(
             condition.label,
             condition.group[1],
@@ -194,9 +246,12 @@ class Evaluation:
             change=difference(scores[counted], reference[counted], pictures[counted].tolist()),
             tasks=tasks,
             changes=changes,
+            difficulties={task: self._by_difficulty(scores, task) for task in self.difficulties},
             total=float(np.mean(outcomes[0].total)),
             average=float(np.mean([outcome.average for outcome in outcomes])),
             final=float(np.mean([outcome.final for outcome in outcomes])),
+            flops=flops,
+            flops_share=flops / float(np.mean(self.outcomes[0].flops)),
             seconds=sum(outcome.seconds for outcome in outcomes) / len(outcomes) / len(self.cases),
         )
 

@@ -10,7 +10,8 @@ from typing import Any
 from tokenprune.errors import BudgetError, InputError, TokenPruneError
 from tokenprune.evaluate.asking import ask, model_key
 from tokenprune.evaluate.cases import Case
-from tokenprune.evaluate.conditions import UNTOUCHED, Condition
+from tokenprune.evaluate.conditions import UNTOUCHED, Condition, share_of
+from tokenprune.evaluate.cost import Meter
 from tokenprune.evaluate.journal import Batch, Journal
 from tokenprune.evaluate.packing import Packer, picture_batches
 from tokenprune.evaluate.results import Evaluation, Outcome
@@ -55,23 +56,33 @@ def evaluate(
     _check_cases(cases, batch_size)
     conditions = [UNTOUCHED, *(c for c in conditions if c.kind != "untouched")]
     _check_fit(model, conditions)
-    chat = Chat("", model, processor)
+    chat, meter = Chat("", model, processor), Meter(model)
     packer = Packer(chat) if packed else None
     batches = list(picture_batches(cases, batch_size) if packed else _batches(cases, batch_size))
     journal = Journal(output)
     run_key = f"{model_key(chat)} {max_new_tokens}"
     done, everything = 0, len(batches) * len(conditions)
     totals: list[list[int]] = []
-    outcomes = []
+    outcomes: list[Outcome] = []
     for condition in conditions:
         results: dict[int, tuple[Batch, int]] = {}
+        shares = _shares(condition, cases, outcomes)
         for number, order in enumerate(batches):
             chosen = [cases[i] for i in order]
             key = _key(run_key, condition, chosen)
             batch = journal.get(key)
             if batch is None:
                 known = totals[number] if condition.kind != "untouched" else None
-                batch = ask(chat, chosen, condition, totals=known, max_new_tokens=max_new_tokens, packer=packer)
+                batch = ask(
+                    chat,
+                    chosen,
+                    condition,
+                    meter=meter,
+                    totals=known,
+                    shares=None if shares is None else [shares[i] for i in order],
+                    max_new_tokens=max_new_tokens,
+                    packer=packer,
+                )
                 journal.add(key, condition.label, batch)
             if condition.kind == "untouched":
                 totals.append(batch.total)
@@ -81,6 +92,24 @@ def evaluate(
                 on_batch(done, everything)
         outcomes.append(_outcome(condition, cases, results))
     return Evaluation(list(cases), outcomes)
+
+
+def _shares(condition: Condition, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[float] | None:
+    """Of its pixels that a smaller image keeps: as many as the budget leaves tokens; None for other conditions.
+
+    How many tokens a share of multiply-adds leaves depends on the prompt. There a picture gets as many as `uniform`
+    kept of it at that budget, the fewest of all questions about it.
+    """
+    budget = condition.budget
+    if condition.kind != "smaller-image" or budget is None:
+        return None
+    if budget.kind != "flops":
+        return [share_of(budget, total) for total in outcomes[0].total]
+    (even, *_) = [o for o in outcomes if o.condition.label == "uniform" and o.condition.budget == budget]
+    fewest: dict[str, float] = {}
+    for case, kept, total in zip(cases, even.final, even.total, strict=True):
+        fewest[case.picture_id] = min(kept / max(total, 1), fewest.get(case.picture_id, 1.0))
+    return [fewest[case.picture_id] for case in cases]
 
 
 def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
@@ -136,5 +165,6 @@ def _outcome(condition: Condition, cases: Sequence[Case], results: dict[int, tup
         total=[batch.total[place] for batch, place in found],
         average=[batch.average[place] for batch, place in found],
         final=[batch.final[place] for batch, place in found],
+        flops=[batch.flops[place] for batch, place in found],
         seconds=sum(batch.seconds for batch in {id(batch): batch for batch, _ in found}.values()),
     )

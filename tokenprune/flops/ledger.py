@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenprune.budget import nominal_counts, survivors
+from tokenprune.budget import nominal_counts, plan
 from tokenprune.errors import InputError
+from tokenprune.flops.prefill import Prefill
 from tokenprune.flops.shape import DecoderShape, ModelShape
-from tokenprune.parts.work import Work
+from tokenprune.flops.stages import StageRow, stage_rows
 from tokenprune.pipeline import Pipeline
-from tokenprune.stage import Stage
 from tokenprune.tokens import Grid
 
 
@@ -36,24 +36,6 @@ class Row:
     @property
     def total(self) -> int:
         return self.linear + self.attention
-
-
-@dataclass(frozen=True)
-class StageRow:
-    """One stage's own cost."""
-
-    name: str
-    layer: int
-    """The decoder layer before which it acts; 0 after vision."""
-    kept: int
-    tokens: int
-    """Vision tokens behind it, merged ones included."""
-    parts: dict[str, int]
-    """Multiply-adds of each role that has any."""
-
-    @property
-    def total(self) -> int:
-        return sum(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -87,9 +69,14 @@ class Cost:
         return self.decoder + self.method
 
     @property
+    def prefill(self) -> int:
+        """From pixels to the first generated token: what the budget ``flops`` is a share of."""
+        return self.vision_tower + self.projector + self.prompt + self.lm_head
+
+    @property
     def end_to_end(self) -> int:
         """View "end to end": from pixels to the last generated token."""
-        return self.vision_tower + self.projector + self.prompt + self.lm_head + self.decode
+        return self.prefill + self.decode
 
     @property
     def kv_bytes(self) -> int:
@@ -118,7 +105,7 @@ class Ledger:
     reduced: Cost
 
     def share(self, view: str) -> float:
-        """Reduced cost as a share of the untouched, in one of `VIEWS`."""
+        """Reduced cost as a share of the untouched, in one of `VIEWS` or of any other number of `Cost`."""
         return float(getattr(self.reduced, view) / getattr(self.untouched, view))
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,6 +138,7 @@ def account(
     new_tokens: int = 1,
     kv_bytes: int = 2,
     matrices: int | None = None,
+    kept: Sequence[int] | None = None,
 ) -> Ledger:
     """The ledger of `pipeline` on a model of this shape, for one prompt.
 
@@ -165,9 +153,10 @@ def account(
         kv_bytes: bytes of a number in the cache; 2 in half precision.
         matrices: MLP matrices in the view "vision tokens only"; the model's own when not given (FastV and FEATHER
             count 2 for a gated MLP, PyramidDrop 3).
+        kept: how many tokens each stage kept, from a report: what adaptive schedulers really decided.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number out of range, or not one `kept` for each stage.
         RecipeError, BudgetError: the recipe does not fit the model's depth.
     """
     question = text if question is None else question
@@ -178,8 +167,10 @@ def account(
         raise InputError(f"ledger: question ({question} tokens) is part of text ({text} tokens), it cannot be longer")
     if new_tokens < 1 or kv_bytes < 1:
         raise InputError(f"ledger: new_tokens and kv_bytes must be at least 1, got {new_tokens} and {kv_bytes}")
+    if kept is not None and len(kept) != len(pipeline):
+        raise InputError(f"ledger: kept has {len(kept)} counts for {len(pipeline)} stages")
     depth = shape.decoder.layers
-    stages, exact = _stages(shape.decoder, pipeline, total, grids, text, question)
+    stages, exact = _stages(shape, pipeline, total, grids, text, question, kept)
     entering = [total] * depth
     for stage in stages:
         entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
@@ -243,45 +234,25 @@ def _decode(decoder: DecoderShape, rows: Sequence[Row], new_tokens: int) -> int:
 
 
 def _stages(
-    decoder: DecoderShape, pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int
+    shape: ModelShape,
+    pipeline: Pipeline,
+    total: int,
+    grids: Sequence[Grid],
+    text: int,
+    question: int,
+    measured: Sequence[int] | None,
 ) -> tuple[tuple[StageRow, ...], bool]:
     """What each stage keeps and costs, and whether that is certain."""
-    steps = pipeline.steps(decoder.layers)
-    planned = pipeline.plan(total, grids, decoder.layers)
-    exact = None not in planned
+    depth = shape.decoder.layers
+    steps = pipeline.steps(depth)
+    prices = Prefill(shape, pipeline, total, grids, text, question)
+    planned = plan(steps, pipeline.budget, depth=depth, total=total, grids=grids, prices=prices)
     known = tuple(count for count in planned if count is not None)
-    counts = known if exact else nominal_counts(steps, total=total, grids=grids)
-    before, rows = total, []
-    sizes = survivors(steps, counts, total)
-    for stage, step, plan, kept, after in zip(pipeline, steps, planned, counts, sizes, strict=True):
-        work = Work(
-            tokens=before,
-            kept=kept,
-            total=total,
-            text=question,
-            raters=question if stage.raters is None else min(question, stage.raters.most or question),
-            sequence=before + text,
-            width=decoder.width,
-            heads=decoder.heads,
-            kv_heads=decoder.kv_heads,
-            head_dim=decoder.head_dim,
-        )
-        parts = {} if plan == before else _parts(stage, work, counted=plan is None)
-        rows.append(StageRow(stage.name, step.layer, kept, after, parts))
-        before = after
-    return tuple(rows), exact
-
-
-def _parts(stage: Stage, work: Work, *, counted: bool) -> dict[str, int]:
-    """Multiply-adds of each role; the scheduler runs only where no plan has fixed the count."""
-    costs = {
-        "raters": 0 if stage.raters is None else stage.raters.multiply_adds(work),
-        "scorer": stage.scorer.multiply_adds(work),
-        "scheduler": stage.scheduler.multiply_adds(work) if counted else 0,
-        "sampler": stage.sampler.multiply_adds(work),
-        "recycler": stage.recycler.multiply_adds(work),
-    }
-    return {role: cost for role, cost in costs.items() if cost}
+    exact = measured is not None or len(known) == len(planned)
+    counts = known if measured is None else tuple(measured)
+    if not exact:
+        counts = nominal_counts(steps, total=total, grids=grids)
+    return stage_rows(shape.decoder, pipeline, counts, total=total, text=text, question=question, plan=planned), exact
 
 
 def _side(cost: Cost) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,13 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from tokenprune.budget import Prices
 from tokenprune.builder import build
 from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.flops.prefill import Prefill
+from tokenprune.flops.shape import ModelShape
 from tokenprune.models.adapter import Anatomy, anatomy
 from tokenprune.models.compiled import BUCKETS, Compiled
 from tokenprune.models.engine import Engine
+from tokenprune.models.shape import model_shape
+from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, load_recipe
 from tokenprune.report import Graphs, Report
+from tokenprune.tokens import Grid
 
 
 class Attached:
@@ -26,7 +33,10 @@ class Attached:
     def __init__(self, parts: Anatomy, recipe: Recipe, compile: Mapping[str, Any] | None = None) -> None:
         self._anatomy = parts
         self.recipe = recipe
-        pipeline = build(recipe, depth=len(parts.layers)).to(next(parts.text.parameters()).device)
+        prices = None
+        if recipe.budget is not None and recipe.budget.kind == "flops":
+            prices = partial(_prices, model_shape(parts.model))
+        pipeline = build(recipe, depth=len(parts.layers), prices=prices).to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
         self._engine = Engine(parts, pipeline, self.report)
         self._compiled: Compiled | None = None
@@ -110,6 +120,7 @@ def attach(
     keep: float | None = None,
     average: float | None = None,
     final: float | None = None,
+    flops: float | None = None,
     compile: bool | Mapping[str, Any] = False,
 ) -> Attached:
     """Attach a recipe to a Hugging Face vision-language model.
@@ -124,6 +135,8 @@ def attach(
             (float) or a count (int) of each sample's original ones.
         average: the same, averaged over all layers.
         final: the same, after the last stage.
+        flops: budget that replaces the recipe's: a share of the multiply-adds of the untouched prefill, from the pixels
+            to the first token, the recipe's own included. It is solved for each sample when its prompt comes.
         compile: run the language model under torch.compile, stages included (docs/compile.md); a mapping is passed on,
             such as ``{"mode": "reduce-overhead"}``. `generate` then takes a static cache, unless it is told otherwise.
 
@@ -131,9 +144,10 @@ def attach(
         InputError: an option of torch.compile that is decided here.
         RecipeError: the recipe is not valid, or does not fit the model's depth.
         BudgetError: the budget is out of range.
-        UnsupportedModelError: no adapter knows the model, or a recipe is attached to it already.
+        UnsupportedModelError: no adapter knows the model, a recipe is attached to it already, or `flops` is asked of a
+            model whose shape the ledger does not know.
     """
-    loaded = load_recipe(recipe, keep=keep, average=average, final=final)
+    loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
     parts = anatomy(model)
     for hook in parts.text._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), Engine):
@@ -155,6 +169,12 @@ def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     if any(kwargs.get(key, getattr(config, key, None)) not in (None, True) for key in asked):
         return kwargs
     return {**kwargs, "cache_implementation": "static"}
+
+
+def _prices(
+    shape: ModelShape, pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int
+) -> Prices:
+    return Prefill(shape, pipeline, total, grids, text, question)
 
 
 def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

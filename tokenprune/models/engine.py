@@ -189,8 +189,10 @@ class Engine:
             return None
         tokens = prompt.tokens
         plans = [
-            self.pipeline.plan(total, grids, self.depth)
-            for total, grids in zip(tokens.total, tokens.grids, strict=True)
+            self.pipeline.plan(total, grids, self.depth, text=text, question=question)
+            for total, grids, text, question in zip(
+                tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True
+            )
         ]
         self.report.begin(tokens.total, tokens.grids)
         if self.buckets is not None and not self.pipeline.static:
@@ -303,7 +305,7 @@ class Engine:
                 tokens = result.tokens
             if stage.positions == "renumber":
                 forward.renumber(prompt.real, hidden, slots_of(store))
-            prefill.prompt = Prompt(replace(tokens, attention=None), prompt.text, prompt.real)
+            prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None))
         self._ran.append(
             StageReport(
                 name=stage.name,

@@ -31,6 +31,7 @@ def ledger(
     keep: float | None = None,
     average: float | None = None,
     final: float | None = None,
+    flops: float | None = None,
 ) -> Ledger:
     """Count what `recipe` saves and costs on `model`, in multiply-adds.
 
@@ -50,6 +51,7 @@ def ledger(
         keep: budget that replaces the recipe's, as in `build`.
         average: the same, averaged over all layers.
         final: the same, after the last stage.
+        flops: budget that replaces the recipe's: a share of the untouched prefill (`Cost.prefill`).
 
     Raises:
         InputError: no such model, or a number out of range.
@@ -60,7 +62,7 @@ def ledger(
     if grids is None:
         grids = picture(shape, tokens)
     total = sum(math.prod(grid) for grid in grids) if tokens is None else tokens
-    pipeline = build(recipe, depth=shape.decoder.layers, keep=keep, average=average, final=final)
+    pipeline = build(recipe, depth=shape.decoder.layers, keep=keep, average=average, final=final, flops=flops)
     return account(
         shape,
         pipeline,

@@ -27,6 +27,10 @@ class Prompt:
     """``[B, T]`` index in this forward of the text tokens that may rate; 0 on padding."""
     real: Tensor
     """``[B, L]`` bool, False on the prompt's padding."""
+    others: tuple[int, ...]
+    """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
+    raters: tuple[int, ...]
+    """Of these, the ones behind the first image, which may rate."""
 
 
 def read_prompt(
@@ -58,7 +62,8 @@ def read_prompt(
     after_image = vision.cumsum(1) > 0
     in_prompt = torch.arange(vision.shape[1], device=vision.device) < limit
     text = real & ~vision & after_image & in_prompt
-    seen = _look(anatomy, vision, text, embeddings, positions)
+    others = real & ~vision & in_prompt
+    seen = _look(anatomy, vision, text, others, embeddings, positions)
     total = tuple(int(row.sum()) for row in seen.vision)
     texts = [int(row.sum()) for row in seen.text]
     if not any(total):
@@ -94,7 +99,7 @@ def read_prompt(
         grids=grids,
         aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
     )
-    return Prompt(tokens, text_slot.clamp(min=0), real)
+    return Prompt(tokens, text_slot.clamp(min=0), real, tuple(int(row.sum()) for row in seen.others), tuple(texts))
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
@@ -119,13 +124,16 @@ class _Seen:
 
     vision: np.ndarray
     text: np.ndarray
+    others: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray | None
 
 
-def _look(anatomy: Anatomy, vision: Tensor, text: Tensor, embeddings: Tensor, positions: Tensor) -> _Seen:
+def _look(
+    anatomy: Anatomy, vision: Tensor, text: Tensor, others: Tensor, embeddings: Tensor, positions: Tensor
+) -> _Seen:
     """The one transfer of a prefill."""
-    rows = [vision, text]
+    rows = [vision, text, others]
     name = anatomy.adapter.newline
     if name is not None:
         separator = getattr(anatomy.base, name).to(embeddings.device, embeddings.dtype)
@@ -137,7 +145,8 @@ def _look(anatomy: Anatomy, vision: Tensor, text: Tensor, embeddings: Tensor, po
     return _Seen(
         vision=host[0] > 0,
         text=host[1] > 0,
-        newline=None if name is None else host[2] > 0,
+        others=host[2] > 0,
+        newline=None if name is None else host[3] > 0,
         positions=host[-3:] if axes else None,
     )
 

@@ -18,5 +18,7 @@ Stride = Annotated[int, Field(ge=1, le=256)]
 """Every so many rows and columns."""
 Offset = Annotated[int, Field(ge=0, le=255)]
 """The first row and column of a strided lattice."""
+Phase = Annotated[int, Field(ge=0, le=3)]
+"""Which of four shifts an even layout has."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A seed for the hash that stands in for a random generator."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune import ops
 from tokenprune.errors import InputError
-from tokenprune.parts.limits import Offset, Seed, Stride
+from tokenprune.parts.limits import Offset, Phase, Seed, Stride
 from tokenprune.parts.part import Part
 from tokenprune.parts.spread import spread
 from tokenprune.tokens import Count, Tokens
@@ -61,20 +61,27 @@ class UniformSampler(Sampler):
             where an earlier stage has dropped tokens); a number takes every so many rows and columns first (FEATHER's
             φ_uniform), thins them evenly when the count is smaller, and fills up evenly when it is larger.
         offset: first row and column of the strided lattice, less than the stride.
+        phase: of four, without a stride: 0 puts each token in the middle of its share of rows and columns, 1 at its top
+            left, 2 a quarter of it up and to the right, 3 a quarter down and to the left.
     """
 
-    def __init__(self, *, stride: Stride | None = None, offset: Offset = 0) -> None:
+    def __init__(self, *, stride: Stride | None = None, offset: Offset = 0, phase: Phase = 0) -> None:
         super().__init__()
         self.stride = stride
         self.offset = offset
+        self.phase = phase
         self.check()
+        if phase and stride is not None:
+            raise InputError(
+                f"sampler 'uniform': phase {phase} is for layouts without a stride; give an offset instead"
+            )
         if offset and (stride is None or offset >= stride):
             raise InputError(f"sampler 'uniform': offset {offset} must be less than the stride, {stride}")
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
         counts = tokens.counts(count)
         if self.stride is None:
-            return _layout(tokens, counts)
+            return _layout(tokens, counts, self.phase)
         want = ops.ints(counts, tokens.valid.device)
         points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
         on_points = torch.minimum(want, points.sum(1))
@@ -106,12 +113,12 @@ class UnionSampler(Sampler):
         return ops.top_k(scores, tokens.counts(count), tokens.valid, prefer=points)
 
 
-def _layout(tokens: Tokens, counts: tuple[int, ...]) -> Tensor:
+def _layout(tokens: Tokens, counts: tuple[int, ...], phase: int) -> Tensor:
     """Indices ``[B, K]`` of an even layout, worked out on the host."""
     most = max(counts, default=0)
     rows = []
     for size, total, grids, count in zip(tokens.sizes, tokens.total, tokens.grids, counts, strict=True):
         whole = size == total == sum(prod(grid) for grid in grids)  # else an index is no place in the raster
-        row = spread(grids if whole else [(1, 1, size)], count)
+        row = spread(grids if whole else [(1, 1, size)], count, phase=phase)
         rows.append(row + [-1] * (most - count))
     return ops.upload(torch.tensor(rows, dtype=torch.int64), tokens.valid.device)

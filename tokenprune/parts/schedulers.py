@@ -271,9 +271,10 @@ class RankRatioScheduler(Scheduler):
         return self.keep_of(self.rank(tokens, raters), tokens.valid.sum(1))
 
     def multiply_adds(self, work: Work) -> int:
-        """Attention read once more, and the singular values of raters × tokens: 2 · longer · shorter²."""
+        """Attention read once more, the Gram matrix of raters × tokens, and its eigenvalues: ⅔ · shorter³."""
         short, long = sorted((work.text, work.tokens))
-        return work.rater_rows(normalise=self.normalise, layer=self.layer) + 2 * long * short**2
+        attention = work.rater_rows(normalise=self.normalise, layer=self.layer)
+        return attention + long * short**2 + 2 * short**3 // 3
 
     def rank(self, tokens: Tokens, raters: Tensor | None) -> Tensor:
         """Rank ``[B]`` int64 of each sample's raters × vision tokens."""

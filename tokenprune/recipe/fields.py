@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import GetJsonSchemaHandler, PlainValidator, TypeAdapter, ValidationError
 from pydantic.json_schema import JsonSchemaValue
@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema
 
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.errors import did_you_mean
-from tokenprune.parts.limits import Keep
+from tokenprune.parts.limits import Keep, Share
 from tokenprune.place import Place
 from tokenprune.recipe.node import got
 from tokenprune.recipe.part_models import refuse
@@ -23,7 +23,10 @@ BUDGETS: tuple[str, ...] = get_args(BudgetKind)
 
 _PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,6})?)%\Z", re.ASCII)
 _SHARE = re.compile(r"([0-9]{1,4})/([0-9]{1,4})\Z", re.ASCII)
-_keep: TypeAdapter[int | float] = TypeAdapter(Keep, config={"strict": True, "allow_inf_nan": False})
+_KEEPS: dict[str, Any] = {kind: Share if kind == "flops" else Keep for kind in BUDGETS}
+_keeps: dict[str, TypeAdapter[int | float]] = {
+    kind: TypeAdapter(keep, config={"strict": True, "allow_inf_nan": False}) for kind, keep in _KEEPS.items()
+}
 
 
 class _JsonSchema:
@@ -76,10 +79,10 @@ def _budget(value: Any) -> Budget:
         refuse(((*list(value)[1:2],), f"should have {expected} (got {', '.join(value) or 'none'})"))
     ((kind, keep),) = value.items()
     try:
-        _keep.validate_python(keep)
+        value = _keeps[kind].validate_python(keep)
     except ValidationError:
-        refuse(((kind,), f"should be {type_text(Keep)} (got {got(keep)})"))
-    return Budget(kind, keep)
+        refuse(((kind,), f"should be {type_text(_KEEPS[kind])} (got {got(keep)})"))
+    return Budget(cast("BudgetKind", kind), value)
 
 
 def _refuse_unknown(value: dict[str, Any], known: tuple[str, ...]) -> None:
@@ -132,11 +135,13 @@ BudgetField = Annotated[
         {
             "type": "object",
             "properties": {
-                kind: {"description": text, **TypeAdapter(Keep).json_schema()}
+                kind: {"description": text, **TypeAdapter(_KEEPS[kind]).json_schema()}
                 for kind, text in {
                     "keep": "Average over the layers from the first place on; with one stage, exactly the survivors",
                     "average": "Average over all layers of the tokens that enter them",
                     "final": "Tokens after the last stage",
+                    "flops": "Share of the multiply-adds of the untouched prefill, from the pixels to the first token, "
+                    "the recipe's own included",
                 }.items()
             },
             "minProperties": 1,

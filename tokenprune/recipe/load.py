@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from pydantic import ValidationError
 
@@ -32,6 +33,7 @@ def load_recipe(
     keep: Keep = None,
     average: Keep = None,
     final: Keep = None,
+    flops: float | None = None,
 ) -> Recipe:
     """A recipe, complete and valid.
 
@@ -46,12 +48,13 @@ def load_recipe(
             original vision tokens, an int is a count; so also `average` and `final`. Replaces the recipe's budget.
         average: budget: average over all layers.
         final: budget: tokens after the last stage.
+        flops: budget: a share in (0, 1] of the multiply-adds of the untouched prefill, the recipe's own included.
 
     Raises:
         RecipeError: everything wrong with the recipe, each with its place; the list is `InvalidRecipeError.problems`.
         BudgetError: more than one budget, or one out of range.
     """
-    budget = _budget(keep=keep, average=average, final=final)
+    budget = _budget(keep=keep, average=average, final=final, flops=flops)
     layer, name = _read(source)
     return _finish(layer, name, variant, sets, budget)
 
@@ -188,6 +191,5 @@ def _budget(**given: Keep) -> Budget | None:
     if len(kinds) > 1:
         raise BudgetError(f"one budget at a time: got {', '.join(kinds)}")
     for kind, value in kinds.items():
-        chosen: BudgetKind = "keep" if kind == "keep" else "average" if kind == "average" else "final"
-        return Budget(chosen, value)
+        return Budget(cast("BudgetKind", kind), value)
     return None

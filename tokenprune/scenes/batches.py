@@ -11,13 +11,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenprune.scenes.alignment import vision_labels
+from tokenprune.scenes.alignment import EDGES, vision_labels
+from tokenprune.scenes.boxes import bin_of
 from tokenprune.scenes.generate import COLOURS, SHAPES, TRAIN_SEEDS, Scene, scene
 from tokenprune.scenes.packing import PackedText, Segment, pack, question_segment
 from tokenprune.scenes.questions import MAX_COUNT, PLURALS, Question, questions
 from tokenprune.scenes.vocabulary import ANSWER, EOS, PAD, UNK, token_ids
 
-_FREQUENCY = {"localisation": 3, "colour": 2, "shape": 1, "size": 1, "existence": 2, "counting": 2, "ground": 1}
+_FREQUENCY = {
+    "localisation": 2,
+    "relation": 2,
+    "box": 2,
+    "colour": 1,
+    "shape": 1,
+    "size": 1,
+    "existence": 2,
+    "counting": 2,
+    "code": 2,
+    "ground": 1,
+}
 TASK_MIX = tuple(task for task, times in _FREQUENCY.items() for _ in range(times))
 UNKNOWN_SHARE = 0.06
 """Questions that get an unknown word at a random place, so that the model tolerates words outside its vocabulary."""
@@ -25,7 +37,7 @@ UNKNOWN_SHARE = 0.06
 
 @dataclass(frozen=True)
 class Batch:
-    """`pixels [B, 3, 96, 96]` float32, `labels [B, 144, 7]`, packed text, and the questions behind it.
+    """`pixels [B, 3, 96, 96]` float32, `labels [B, 144, 13]`, packed text, and the questions behind it.
 
     `pixels` or `text` is None where a stage does not use it.
     """
@@ -69,7 +81,7 @@ def question_tokens(question: Question, rng: np.random.Generator | None = None) 
 
 
 def caption_tokens(item: Scene, rng: np.random.Generator) -> Segment:
-    """Segment that lists the objects and their attributes, both in random order.
+    """Segment that lists the objects and their attributes, both in random order, and reads the code.
 
     Nearly every word of it has to be looked up in the vision tokens, against one word in ten of a question: captions
     teach the decoder to look up much faster than questions do.
@@ -78,11 +90,16 @@ def caption_tokens(item: Scene, rng: np.random.Generator) -> Segment:
     tokens, weights = [ids["objects"]], []
     for number in rng.permutation(len(item.objects)):
         thing = item.objects[number]
-        fields = [thing.colour, thing.shape, thing.size, f"row {thing.row}", f"column {thing.column}"]
+        edge = int(rng.integers(len(EDGES)))
+        bound = f"{EDGES[edge]} {bin_of(thing.box[edge])}"
+        fields = [thing.colour, thing.shape, thing.size, f"row {thing.row}", f"column {thing.column}", bound]
         for place, field in enumerate(rng.permutation(len(fields))):
             words = encode(fields[field])
             tokens += words
             weights += [0.0] * (len(words) - 1) + [1.0 if place else 0.1]
+    if item.plate is not None:
+        tokens += [ids["code"], *(ids[letter] for letter in item.plate.code)]
+        weights += [0.0] + [1.0] * len(item.plate.code)
     return Segment(tokens[:-1], tokens[1:], weights)
 
 
@@ -138,15 +155,3 @@ def _pack(
         for item, row in zip(scenes, asked, strict=True)
     ]
     return pack(rows, pad=_ids()[PAD])
-
-
-def symbolic_choice(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Vision tokens that stand for a scene without its picture: `[B, count]`, ascending.
-
-    The centre of every object is among them; the rest is drawn at random, twice as often from objects as from ground.
-    """
-    noise = torch.rand(labels.shape[:2], generator=generator)
-    preference = noise + 0.35 * (labels[..., 0] > 0) + 10.0 * (labels[..., 6] > 0) - 10.0 * (labels[..., 0] < 0)
-    ground = (noise * (labels[..., 3] > 0)).argmax(1, keepdim=True)
-    preference.scatter_(1, ground, 5.0)
-    return preference.topk(count, dim=1).indices.sort(dim=1).values

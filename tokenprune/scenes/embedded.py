@@ -17,13 +17,18 @@ def embedded_path() -> Path:
     return ASSETS / "embedded"
 
 
-def load_embedded() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The embedded model in float32 and evaluation mode, and its processor; nothing is downloaded."""
+def load_embedded(folder: Path | None = None) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """The embedded model in float32 and evaluation mode, and its processor; nothing is downloaded.
+
+    Args:
+        folder: weights of another run of the training, as `export` writes them; None takes the shipped ones.
+    """
     import torch
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    model = LlavaForConditionalGeneration.from_pretrained(embedded_path(), dtype=torch.float32, local_files_only=True)
-    processor = LlavaProcessor.from_pretrained(embedded_path(), local_files_only=True)
+    folder = folder or embedded_path()
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    processor = LlavaProcessor.from_pretrained(folder, local_files_only=True)
     return model.eval(), processor
 
 

@@ -1,11 +1,12 @@
-"""Scenes: a few coloured shapes, placed freely on a textured ground. NumPy only.
+"""Scenes: a few coloured shapes, and often a plate with a code, placed freely on a textured ground. NumPy only.
 
-A scene is a list of shapes in continuous coordinates, so it can be drawn at any resolution; `scene(seed, index)`
+A scene is a list of things in continuous coordinates, so it can be drawn at any resolution; `scene(seed, index)`
 always returns the same one.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenprune.scenes.grounds import GROUNDS, PHOTOGRAPHIC, PROCEDURAL, UNITS, texture
+from tokenprune.scenes.plates import Plate, make_plate, paint_plate
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (214, 30, 36),
@@ -69,6 +71,40 @@ class SceneObject:
 
 
 @dataclass(frozen=True)
+class Knobs:
+    """How hard scenes are; the defaults are those of the embedded model's training.
+
+    `objects` is the least and the largest number of shapes, `themed` the share of scenes in which many shapes have a
+    colour or a form in common, `plated` the share with a code, `contrast` that of the ground against the shapes (1 as
+    trained, 0 plain), and `sizes` the sizes that occur.
+
+    Raises:
+        ValueError: a knob out of its range.
+    """
+
+    objects: tuple[int, int] = (3, 8)
+    themed: float = 0.7
+    plated: float = 0.6
+    contrast: float = 1.0
+    sizes: tuple[str, ...] = tuple(SIZES)
+
+    def __post_init__(self) -> None:
+        low, high = self.objects
+        if not 1 <= low <= high <= 12:
+            raise ValueError(f"objects: expected 1 <= least <= largest <= 12, got {self.objects}")
+        for name in ("themed", "plated"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a share from 0 to 1, got {getattr(self, name)}")
+        if not 0 <= self.contrast <= 3:
+            raise ValueError(f"contrast: expected 0 to 3, got {self.contrast}")
+        if not self.sizes or not set(self.sizes) <= set(SIZES):
+            raise ValueError(f"sizes: expected some of {', '.join(SIZES)}, got {self.sizes}")
+
+
+KNOBS = Knobs()
+
+
+@dataclass(frozen=True)
 class Scene:
     """A generated scene; `image` is what the model sees, `render` draws it larger for people."""
 
@@ -76,6 +112,8 @@ class Scene:
     index: int
     ground: str
     objects: tuple[SceneObject, ...]
+    plate: Plate | None = None
+    contrast: float = 1.0
 
     @property
     def photographic(self) -> bool:
@@ -89,33 +127,36 @@ class Scene:
     def render(self, side: int = UNITS) -> NDArray[np.uint8]:
         """Draw the scene as `[side, side, 3]` uint8, antialiased."""
         canvas = _paint_ground(self, side)
+        if self.plate is not None:
+            paint_plate(canvas, self.plate)
         for item in self.objects:
             _paint_object(canvas, item, side)
         return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def scene(seed: int, index: int = 0) -> Scene:
+def scene(seed: int, index: int = 0, knobs: Knobs = KNOBS) -> Scene:
     """The scene `index` of the stream `seed`; take seeds from `TRAIN_SEEDS` or `TEST_SEEDS`."""
     rng = np.random.default_rng((seed, index))
     ground = str(rng.choice(PHOTOGRAPHIC if rng.random() < 0.5 else PROCEDURAL))
-    pairs = _choose_pairs(rng, int(rng.integers(3, 9)))
+    plate = make_plate(rng) if rng.random() < knobs.plated else None
+    least, largest = knobs.objects
     objects: list[SceneObject] = []
-    for colour, shape in pairs:
-        item = _place(rng, colour, shape, objects)
+    for colour, shape in _choose_pairs(rng, int(rng.integers(least, largest + 1)), knobs.themed):
+        item = _place(rng, colour, shape, knobs.sizes, objects, plate)
         if item is not None:
             objects.append(item)
-    return Scene(seed, index, ground, tuple(objects))
+    return Scene(seed, index, ground, tuple(objects), plate, knobs.contrast)
 
 
-def _choose_pairs(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
+def _choose_pairs(rng: np.random.Generator, count: int, themed: float) -> list[tuple[str, str]]:
     """Distinct (colour, shape) pairs; most scenes have a theme, so that attributes repeat and distract."""
     colours, shapes = list(COLOURS), list(SHAPES)
     theme, repeats = rng.random(), int(rng.integers(2, 6))
     chosen: list[tuple[str, str]] = []
-    if theme < 0.4:
+    if theme < themed * 4 / 7:
         colour = colours[rng.integers(len(colours))]
         chosen += [(colour, shapes[i]) for i in rng.permutation(len(shapes))[: min(repeats, count)]]
-    elif theme < 0.7:
+    elif theme < themed:
         shape = shapes[rng.integers(len(shapes))]
         chosen += [(colours[i], shape) for i in rng.permutation(len(colours))[: min(repeats, count)]]
     while len(chosen) < count:
@@ -136,13 +177,21 @@ def _coordinate(rng: np.random.Generator, radius: float) -> float:
     return float(rng.uniform(low, high))
 
 
-def _place(rng: np.random.Generator, colour: str, shape: str, others: list[SceneObject]) -> SceneObject | None:
+def _place(
+    rng: np.random.Generator,
+    colour: str,
+    shape: str,
+    sizes: tuple[str, ...],
+    others: list[SceneObject],
+    plate: Plate | None,
+) -> SceneObject | None:
     """A free place for the object, or None when the picture is full."""
-    names = list(SIZES)
     for attempt in range(60):
-        size = names[rng.integers(len(names))] if attempt < 40 else "small"
+        size = sizes[rng.integers(len(sizes))] if attempt < 40 else min(sizes, key=SIZES.__getitem__)
         radius = SIZES[size] * rng.uniform(0.94, 1.06)
         x, y = _coordinate(rng, radius), _coordinate(rng, radius)
+        if plate is not None and _from_box(x, y, plate.box) < radius + 2.5:
+            continue
         if all((o.x - x) ** 2 + (o.y - y) ** 2 > (o.radius + radius + 1.5) ** 2 for o in others):
             red, green, blue = np.clip(np.array(COLOURS[colour]) + rng.normal(0, 5, 3), 0, 255).tolist()
             angle = float(rng.uniform(-0.16, 0.16))
@@ -150,12 +199,17 @@ def _place(rng: np.random.Generator, colour: str, shape: str, others: list[Scene
     return None
 
 
+def _from_box(x: float, y: float, box: tuple[float, float, float, float]) -> float:
+    """Distance of a point from a box, 0 inside."""
+    return math.hypot(max(box[0] - x, 0.0, x - box[2]), max(box[1] - y, 0.0, y - box[3]))
+
+
 def _paint_ground(item: Scene, side: int) -> NDArray[np.float32]:
     """Muted ground `[side, side, 3]`: low saturation and contrast, so that objects stay clear to a person."""
     rng = np.random.default_rng((item.seed, item.index, 1))
     field = texture(item.ground, rng, side)
     base = rng.uniform(95, 160) + rng.uniform(-14, 14, 3)
-    amplitude = rng.uniform(14, 26)
+    amplitude = rng.uniform(14, 26) * item.contrast
     return base.astype(np.float32) + np.float32(amplitude) * field[:, :, None]
 
 
@@ -229,6 +283,8 @@ __all__ = [
     "TEST_SEEDS",
     "TRAIN_SEEDS",
     "UNITS",
+    "Knobs",
+    "Plate",
     "Scene",
     "SceneObject",
     "owners",

@@ -32,7 +32,9 @@ SLOTS = (
     ("existence", False),
     ("counting", True),
     ("ground", True),
-    ("localisation", False),
+    ("code", True),
+    ("relation", False),
+    ("box", True),
 )
 """(task, on a photographic ground)."""
 

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenprune.scenes.boxes import same_box
+from tokenprune.scenes.boxes import BINS, box_answer, same_box
 from tokenprune.scenes.generate import COLOURS, SHAPES, SIZES, Scene, SceneObject
 from tokenprune.scenes.grounds import GROUNDS
+from tokenprune.scenes.plates import LETTERS
 
-TASKS = ("localisation", "colour", "shape", "size", "existence", "counting", "ground")
+TASKS = ("localisation", "relation", "box", "colour", "shape", "size", "existence", "counting", "code", "ground")
 MAX_COUNT = 5
+SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+"""Relation -> direction from the anchor to the target; y points down."""
+_CLEARLY = 5.0
+"""A target lies at least so many scene units on the side asked for, and no rival comes nearer to it than that."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "localisation": (
@@ -25,6 +30,16 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "please tell me where the {thing} is .",
         "can you find the {thing} in this picture ?",
         "give the row and the column of the {thing} .",
+    ),
+    "relation": (
+        "where is the {thing} {side} the {anchor} ?",
+        "in which cell is the {thing} {side} the {anchor} ?",
+        "can you find the {thing} that is {side} the {anchor} ?",
+    ),
+    "box": (
+        "what is the box of the {thing} ?",
+        "give the box around the {thing} .",
+        "please draw a box around the {thing} in this picture .",
     ),
     "colour": (
         "what colour is the {thing} ?",
@@ -54,6 +69,12 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "how many {things} do you see in this image ?",
         "please count the {things} .",
         "what is the number of {things} in the picture ?",
+    ),
+    "code": (
+        "what is the code on the plate ?",
+        "please read the code .",
+        "which letters are on the plate in the image ?",
+        "what does the plate say ?",
     ),
     "ground": (
         "what is the ground made of ?",
@@ -87,7 +108,7 @@ class Question:
 
 
 def is_right(task: str, given: str, answer: str) -> bool:
-    """Whether `given` counts as `answer`: the same words, and for `box` a box whose IoU with the right one is >= 0.5."""
+    """Whether `given` counts as `answer`: the same words, and for `box` an IoU of at least one half."""
     if task == "box":
         return same_box(given, answer)
     return given.lower().split() == answer.lower().split()
@@ -135,6 +156,7 @@ def _about_target(rng: np.random.Generator, scene: Scene, task: str) -> Question
     """A question about one object, named by attributes that do not give the answer away."""
     choices: tuple[tuple[str, ...], ...] = {
         "localisation": (("colour", "shape"), ("colour", "shape"), ("colour",), ("shape",)),
+        "box": (("colour", "shape"), ("colour", "shape"), ("colour",), ("shape",)),
         "colour": (("shape",), ("size", "shape")),
         "shape": (("colour",), ("size", "colour")),
         "size": (("colour", "shape"),),
@@ -145,10 +167,41 @@ def _about_target(rng: np.random.Generator, scene: Scene, task: str) -> Question
         difficulty = _identifying(scene, target, names)
         if difficulty is None:
             continue
-        answer = f"row {target.row} column {target.column}" if task == "localisation" else str(getattr(target, task))
+        answer = _answer(task, target)
         thing = _phrase({name: getattr(target, name) for name in names})
         return Question(task, _wording(rng, task, thing=thing), answer, target.box, difficulty)
     return None
+
+
+def _answer(task: str, target: SceneObject) -> str:
+    if task == "localisation":
+        return f"row {target.row} column {target.column}"
+    return box_answer(target.box) if task == "box" else str(getattr(target, task))
+
+
+def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
+    """Where the thing on one side of an anchor is; the same words without the anchor fit several things."""
+    for _ in range(40):
+        anchor = scene.objects[rng.integers(len(scene.objects))]
+        target = scene.objects[rng.integers(len(scene.objects))]
+        name = ("colour", "shape")[rng.integers(2)]
+        side = tuple(SIDES)[rng.integers(len(SIDES))]
+        across, down = SIDES[side]
+        alike = [o for o in scene.objects if getattr(o, name) == getattr(target, name) and o is not anchor]
+        ahead = [(o.x - anchor.x) * across + (o.y - anchor.y) * down for o in alike]
+        rivals = [gap for gap, o in zip(ahead, alike, strict=True) if o is not target]
+        if target is anchor or not rivals or max(rivals) > -_CLEARLY or ahead[alike.index(target)] < _CLEARLY:
+            continue
+        thing, named = _phrase({name: getattr(target, name)}), f"{anchor.colour} {anchor.shape}"
+        text = _wording(rng, "relation", thing=thing, side=side, anchor=named)
+        return Question("relation", text, _answer("localisation", target), target.box, f"{name}+{side.split()[0]}")
+    return None
+
+
+def _code(rng: np.random.Generator, scene: Scene) -> Question | None:
+    if scene.plate is None:
+        return None
+    return Question("code", _wording(rng, "code"), " ".join(scene.plate.code), scene.plate.box, "letters")
 
 
 def _existence(rng: np.random.Generator, scene: Scene) -> Question:
@@ -184,9 +237,13 @@ def _counting(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def ask(scene: Scene, task: str, rng: np.random.Generator) -> Question | None:
-    """One question of `task` about `scene`, or None where the scene has no object that can be singled out."""
+    """One question of `task` about `scene`, or None where nothing in the scene can be singled out, or no code read."""
     if task == "existence":
         return _existence(rng, scene)
+    if task == "relation":
+        return _relation(rng, scene)
+    if task == "code":
+        return _code(rng, scene)
     if task == "counting":
         return _counting(rng, scene)
     if task == "ground":
@@ -203,7 +260,8 @@ def questions(scene: Scene, tasks: Iterable[str] = TASKS, stream: int = 0) -> li
 
 def words() -> list[str]:
     """Every word that a question or an answer can contain, sorted."""
-    found = {"row", "column", "yes", "no", "a", "an", "thing", "things", "object", "objects"}
+    found = {"row", "column", "yes", "no", "a", "an", "thing", "things", "object", "objects", "top", "bottom"}
+    found |= set(LETTERS) | {str(n) for n in range(BINS)} | {word for side in SIDES for word in side.split()}
     found |= set(COLOURS) | set(SHAPES) | set(SIZES) | set(GROUNDS) | set(PLURALS.values())
     found |= {str(n) for n in range(MAX_COUNT + 1)}
     for templates in TEMPLATES.values():

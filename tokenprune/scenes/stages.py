@@ -1,11 +1,13 @@
-"""The three stages of training, after those of real VLMs.
+"""The four stages of training, after those of real VLMs.
 
-    language      decoder alone: a scene is a few symbolic tokens (sums of word embeddings), the questions are text
-    alignment     ViT and projector alone: vision tokens learn to lie where the symbolic tokens would
+    text          decoder alone: words that repeat recent words
+    language      decoder alone: every vision token is a noisy sum of word embeddings, the questions are text
+    alignment     ViT and projector alone: vision tokens learn to lie where those sums would
     instruction   everything, end to end, on pictures and questions
 
-The decoder learns to match colour and shape on short cheap sequences first; from pictures alone that takes most of the
-training, because nothing rewards it before the ViT sees shapes.
+The decoder learns to match colour and shape without pictures first; from pictures alone that takes most of the
+training, because nothing rewards it before the ViT sees shapes. It always reads all vision tokens: a model that is
+trained on some of them would be used to missing ones, and pruning would look better than it is.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tokenprune.scenes.alignment import Teacher
-from tokenprune.scenes.batches import Batch, symbolic_choice
+from tokenprune.scenes.batches import Batch
 from tokenprune.scenes.packing import IGNORE, PackedText, image_prefix, packed_logits, vision_features
 from tokenprune.scenes.vocabulary import BOS, VISION_TOKENS, token_ids
 
@@ -31,8 +33,9 @@ class Stage:
     """One stage of training.
 
     `steps` of the shipped run (other lengths keep the proportions), `batch` scenes a step with `questions`, `captions`
-    and `tallies` each, peak learning `rate` held for the share `hold` of the steps, then falling to the share `final`
-    of it; what is trained, and the weight of `align`.
+    and `tallies` each, `texts` in every `text_every`th step, peak learning `rate` held for the share `hold` of the
+    steps, then falling to the share `final` of it; the shares of that rate at which `decoder` and `vision` learn (0:
+    frozen), and the weight of `align`.
     """
 
     name: str
@@ -44,38 +47,45 @@ class Stage:
     rate: float
     final: float
     hold: float
-    decoder: bool
-    vision: bool
+    decoder: float
+    vision: float
     align: float
-    symbols: int = 24
+    texts: int = 0
+    text_every: int = 1
     noise: float = 0.35
 
 
 STAGES = (
-    Stage("language", 2400, 6, 5, 2, 0, 3e-3, 0.1, 0.6, decoder=True, vision=False, align=0.0),
-    Stage("alignment", 1400, 16, 0, 0, 0, 3e-3, 0.1, 0.6, decoder=False, vision=True, align=1.0),
-    Stage("instruction", 900, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=True, vision=True, align=0.2),
+    Stage("text", 400, 0, 0, 0, 0, 3e-3, 0.3, 0.6, decoder=1.0, vision=0.0, align=0.0, texts=6),
+    Stage("language", 2000, 6, 6, 2, 1, 3e-3, 0.1, 0.6, decoder=1.0, vision=0.0, align=0.0, texts=6, text_every=8),
+    Stage("alignment", 1500, 16, 0, 0, 0, 3e-3, 0.1, 0.6, decoder=0.0, vision=1.0, align=1.0),
+    Stage("instruction", 1400, 8, 8, 1, 1, 2e-3, 0.01, 0.4, decoder=0.5, vision=1.0, align=0.2, texts=6, text_every=8),
 )
 
 
-def stage_parameters(
-    stage: Stage, model: LlavaForConditionalGeneration, teacher: Teacher
-) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters that a stage trains: (hidden matrices for Muon, the rest for AdamW).
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn alike: `matrices` of hidden layers by Muon, the `rest` by AdamW, at a share of the rate."""
+
+    share: float
+    matrices: list[nn.Parameter]
+    rest: list[nn.Parameter]
+
+
+def parameter_groups(stage: Stage, model: LlavaForConditionalGeneration, teacher: Teacher) -> list[Group]:
+    """Parameters that a stage trains.
 
     Word embeddings stay as initialised: random codes are far apart, and the other stages aim at them.
     """
-    chosen: list[tuple[str, nn.Parameter]] = []
+    decoder, vision = Group(stage.decoder, [], []), Group(stage.vision, [], [])
     for name, parameter in model.named_parameters():
-        decoder = "language_model" in name or "lm_head" in name
-        used = stage.decoder if decoder else stage.vision
-        if used and "embed_tokens" not in name and "post_layernorm" not in name:
-            chosen.append((name, parameter))
-    matrices = [p for name, p in chosen if p.ndim == 2 and ".layers." in name]
-    matrices += [p for name, p in chosen if p.ndim == 2 and "multi_modal_projector" in name]
-    taken = {id(p) for p in matrices}
-    rest = [p for _, p in chosen if id(p) not in taken]
-    return matrices, rest + (list(teacher.parameters()) if stage.vision else [])
+        if "embed_tokens" in name or "post_layernorm" in name:
+            continue
+        group = decoder if "language_model" in name or "lm_head" in name else vision
+        hidden = parameter.ndim == 2 and (".layers." in name or "multi_modal_projector" in name)
+        (group.matrices if hidden else group.rest).append(parameter)
+    vision.rest.extend(teacher.parameters())
+    return [group for group in (decoder, vision) if group.share]
 
 
 def answer_loss(logits: Tensor, text: PackedText) -> Tensor:
@@ -96,21 +106,23 @@ def right_answers(logits: Tensor, text: PackedText) -> list[list[bool]]:
 def symbolic_prefix(
     stage: Stage, model: LlavaForConditionalGeneration, teacher: Teacher, labels: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Prefix of a scene without its picture: BOS and noisy targets of a few vision tokens at their own positions."""
-    embedding = model.model.language_model.embed_tokens.weight
-    chosen = symbolic_choice(labels.cpu(), stage.symbols, generator).to(labels.device)
-    picked = labels.gather(1, chosen[..., None].expand(-1, -1, labels.shape[-1]))
-    symbols = teacher.targets(picked, embedding)
+    """Prefix of a scene without its picture: BOS and, for each vision token, its target with noise."""
+    symbols = teacher.targets(labels, model.model.language_model.embed_tokens.weight)
     symbols = symbols + stage.noise * torch.randn(symbols.shape, generator=generator).to(symbols.device)
-    bos = embedding[token_ids()[BOS]].expand(len(labels), 1, -1)
-    positions = torch.cat([torch.zeros_like(chosen[:, :1]), chosen + 1], dim=1)
-    return torch.cat([bos, symbols.to(bos.dtype)], dim=1), positions
+    return image_prefix(model, symbols, token_ids()[BOS])
+
+
+def text_loss(model: LlavaForConditionalGeneration, ids: Tensor) -> Tensor:
+    """Mean cross-entropy of the next word in texts `ids [B, 1 + L]`, without a picture."""
+    output = model.model.language_model(input_ids=ids[:, :-1], use_cache=False)
+    logits = model.lm_head(output.last_hidden_state)
+    return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def stage_loss(
     stage: Stage, model: LlavaForConditionalGeneration, teacher: Teacher, batch: Batch, generator: torch.Generator
 ) -> tuple[Tensor, dict[str, float], list[list[bool]]]:
-    """Loss of one batch, its parts by name, and which questions were answered right (empty without text)."""
+    """Loss of one batch, its parts by name, and which questions were answered right (empty without questions)."""
     device = model.device
     labels = batch.labels.to(device)
     embedding = model.model.language_model.embed_tokens.weight

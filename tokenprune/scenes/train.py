@@ -1,6 +1,6 @@
 """Train the embedded model from scratch on generated scenes.
 
-    python -m tokenprune.scenes.train --out runs/scenes               # the shipped run: 36 minutes on one core
+    python -m tokenprune.scenes.train --out runs/scenes               # the shipped run: 51 minutes on one core
     python -m tokenprune.scenes.train --out runs/scenes --minutes 20  # shorter, in the same proportions
     python -m tokenprune.scenes.train --out runs/scenes --export      # latest checkpoint to runs/scenes/embedded
 
@@ -15,20 +15,20 @@ import os
 import time
 from collections import defaultdict
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from tokenprune.scenes.alignment import Teacher
 from tokenprune.scenes.batches import training_batch
 from tokenprune.scenes.embedded import export
 from tokenprune.scenes.model import build_model
 from tokenprune.scenes.muon import Muon
-from tokenprune.scenes.stages import STAGES, Stage, stage_loss, stage_parameters
+from tokenprune.scenes.stages import STAGES, Group, Stage, parameter_groups, stage_loss, text_loss
+from tokenprune.scenes.texts import LAGS, texts
 
 WARM_UP = 20
 LOG_EVERY = 20
@@ -42,16 +42,19 @@ class Plan:
     seed: int
     steps: dict[str, int]
     precision: str
+    lags: str
 
 
 class Optimisers:
     """Muon for hidden matrices, AdamW for the rest, one learning rate schedule for both."""
 
-    def __init__(self, stage: Stage, matrices: list[nn.Parameter], rest: list[nn.Parameter]) -> None:
+    def __init__(self, stage: Stage, groups: list[Group]) -> None:
         self.stage = stage
+        matrices = [{"params": group.matrices, "share": group.share} for group in groups]
+        rest = [{"params": group.rest, "share": group.share} for group in groups]
         self.muon = Muon(matrices, lr=stage.rate)
         self.adam = torch.optim.AdamW(rest, lr=stage.rate, betas=(0.9, 0.95), weight_decay=0.0)
-        self.parameters = [*matrices, *rest]
+        self.parameters = [p for group in groups for p in (*group.matrices, *group.rest)]
 
     def rate(self, step: int, steps: int) -> float:
         """Warm-up, constant, then linear to `final`."""
@@ -64,7 +67,7 @@ class Optimisers:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimiser in (self.muon, self.adam):
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         return rate
@@ -95,11 +98,12 @@ class Trainer:
         return STAGES[self.stage_number]
 
     def _fresh_optimisers(self) -> Optimisers:
-        matrices, rest = stage_parameters(self.stage, self.model, self.teacher)
-        used = {id(p) for p in [*matrices, *rest]}
+        groups = parameter_groups(self.stage, self.model, self.teacher)
+        optimisers = Optimisers(self.stage, groups)
+        used = {id(p) for p in optimisers.parameters}
         for parameter in [*self.model.parameters(), *self.teacher.parameters()]:
             parameter.requires_grad_(id(parameter) in used)
-        return Optimisers(self.stage, matrices, rest)
+        return optimisers
 
     def next_stage(self) -> None:
         self.stage_number, self.step = self.stage_number + 1, 0
@@ -110,28 +114,43 @@ class Trainer:
         """One optimiser step; returns the learning rate, losses by name and right answers by task."""
         stage = self.stage
         # Stages read different scenes of the stream, so that the decoder never meets one twice.
-        first = self.stage_number * 100_000_000 + self.step * stage.batch
+        first = self.stage_number * 100_000_000 + self.step * max(stage.batch, stage.texts)
+        losses: list[torch.Tensor] = []
+        parts: dict[str, float] = {}
+        by_task: dict[str, list[bool]] = {}
+        bf16 = self.plan.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
+            if stage.batch:
+                loss, parts, by_task = self._scenes(first)
+                losses.append(loss)
+            if stage.texts and self.plan.lags != "none" and self.step % stage.text_every == 0:
+                ids = torch.from_numpy(texts(self.plan.seed, first, stage.texts, self.plan.lags)).to(self.device)
+                losses.append(text_loss(self.model, ids))
+                parts["text"] = float(losses[-1].detach())
+        torch.stack(losses).sum().backward()
+        rate = self.optimisers.step(self.step, self.plan.steps[stage.name])
+        self.step += 1
+        return rate, parts, by_task
+
+    def _scenes(self, first: int) -> tuple[torch.Tensor, dict[str, float], dict[str, list[bool]]]:
+        """Loss of the scenes from number `first` on, its parts, and right answers by task."""
+        stage = self.stage
         batch = training_batch(
             self.plan.seed,
             first,
             stage.batch,
-            pixels=stage.vision,
+            pixels=bool(stage.vision),
             count=stage.questions,
             captions=stage.captions,
             tallies=stage.tallies,
         )
         generator = torch.Generator().manual_seed(first)
-        bf16 = self.plan.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext():
-            loss, parts, right = stage_loss(stage, self.model, self.teacher, batch, generator)
-        loss.backward()
-        rate = self.optimisers.step(self.step, self.plan.steps[stage.name])
+        loss, parts, right = stage_loss(stage, self.model, self.teacher, batch, generator)
         by_task: dict[str, list[bool]] = defaultdict(list)
         for asked, answers in zip(batch.asked, right, strict=False):
             for question, answer in zip(asked, answers, strict=False):
                 by_task[question.task].append(answer)
-        self.step += 1
-        return rate, parts, by_task
+        return loss, parts, by_task
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -189,10 +208,13 @@ class Log:
         self._clear()
 
 
-def make_plan(seed: int, precision: str, steps: int | None = None) -> Plan:
-    """The steps of the shipped run, or `steps` in its proportions."""
+def make_plan(seed: int, precision: str, lags: str = "recent", steps: int | None = None) -> Plan:
+    """The steps of the shipped run, or `steps` in its proportions; without texts their stage has none."""
     factor = steps / sum(stage.steps for stage in STAGES) if steps else 1.0
-    return Plan(seed, {stage.name: max(1, round(stage.steps * factor)) for stage in STAGES}, precision)
+    planned = {stage.name: max(1, round(stage.steps * factor)) for stage in STAGES}
+    if lags == "none":
+        planned |= {stage.name: 0 for stage in STAGES if not stage.batch}
+    return Plan(seed, planned, precision, lags)
 
 
 def seconds_per_step(seed: int, precision: str, device: torch.device) -> float:
@@ -202,9 +224,9 @@ def seconds_per_step(seed: int, precision: str, device: torch.device) -> float:
     for stage in STAGES:
         trial.train_step()
         start = time.perf_counter()
-        for _ in range(4):
+        for _ in range(8):
             trial.train_step()
-        total += (time.perf_counter() - start) / 4 * stage.steps
+        total += (time.perf_counter() - start) / 8 * stage.steps
         trial.next_stage()
     return total / sum(stage.steps for stage in STAGES)
 
@@ -247,6 +269,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 only where hardware has it")
+    parser.add_argument("--text", choices=LAGS, default="recent", help="how far back the text stage repeats words")
     parser.add_argument("--export", action="store_true", help="only write the weights of the latest checkpoint")
     return parser.parse_args(arguments)
 
@@ -259,12 +282,12 @@ def main(arguments: list[str] | None = None) -> None:
     plan_file, checkpoint = options.out / "training.json", options.out / "checkpoint.pt"
     if plan_file.exists():
         stored = json.loads(plan_file.read_text())
-        plan = Plan(stored["seed"], stored["steps"], stored["precision"])
+        plan = Plan(*(stored[field.name] for field in fields(Plan)))
     else:
         steps = options.steps
         if options.minutes:
             steps = round(options.minutes * 60 / seconds_per_step(options.seed, options.precision, device))
-        plan = make_plan(options.seed, options.precision, steps)
+        plan = make_plan(options.seed, options.precision, options.text, steps)
         plan_file.write_text(json.dumps({**asdict(plan), "stages": [asdict(s) for s in STAGES]}, indent=1) + "\n")
     trainer = Trainer(plan, device)
     if checkpoint.exists():

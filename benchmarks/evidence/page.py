@@ -1,0 +1,169 @@
+"""Write docs/evidence.md, its pictures, and docs/evidence-grid.md from the committed results.
+
+python benchmarks/evidence/page.py
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grid
+import pictures
+import verdict
+
+HERE = Path(__file__).parent
+DOCS = HERE.parents[1] / "docs"
+ORDER = ("seed-0", "seed-1", "seed-2", "no-text")
+
+
+def results() -> list[dict[str, Any]]:
+    """Results of all models that were run, in the order of plan.md."""
+    found = [HERE / "results" / f"{name}.json" for name in ORDER]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in found if path.exists()]
+
+
+def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def models(found: list[dict[str, Any]]) -> str:
+    tasks = list(found[0]["whole"][0]["tasks"])
+    head = ["model", "text stage", "seed", *tasks]
+    body = [
+        [each["name"], each["training"]["lags"], str(each["training"]["seed"])]
+        + [percent(each["whole"][0]["tasks"][task]["accuracy"]["value"]) for task in tasks]
+        for each in found
+    ]
+    return table(head, body)
+
+
+def rules(found: list[dict[str, Any]]) -> str:
+    judged = [verdict.findings(each) for each in found]
+    body = []
+    for name, (text, _) in {**verdict.RULES, **verdict.CONTROL}.items():
+        for each, findings in zip(found, judged, strict=True):
+            if name in findings:
+                finding = findings[name]
+                body.append([name, text, each["name"], "yes" if finding.holds else "no", finding.numbers])
+    return table(["", "prediction", "model", "holds", "numbers"], body)
+
+
+def biases(found: list[dict[str, Any]]) -> str:
+    body = []
+    for each in found:
+        for layer in grid.LAYERS:
+            line = [each["name"], str(layer)]
+            for criterion in ("attention", "attention-vision", "no-rope"):
+                for task in ("localisation", "ground"):
+                    index = verdict.bias(each, criterion, layer, task)
+                    line.append(f"{index['value']:+.2f} [{index['low']:+.2f}, {index['high']:+.2f}]")
+            body.append(line)
+    columns = [f"{c}, {t}" for c in ("attention", "attention-vision", "no-rope") for t in ("localisation", "ground")]
+    return table(["model", "K", *columns], body)
+
+
+def localisation(each: dict[str, Any]) -> str:
+    budget = str(grid.Budget("keep", grid.MAIN_COUNT))
+    names = list(grid.criteria(grid.MAIN_COUNT))
+    body = []
+    for layer in grid.LAYERS:
+        cells = [verdict.task_accuracy(each, f"{name}.{layer}", "localisation", budget) for name in names]
+        body.append([str(layer), *(percent(cell) for cell in cells)])
+    return table(["K", *names], body)
+
+
+def thirds(each: dict[str, Any]) -> str:
+    chosen = ("attention", "attention-vision", "no-rope", "no-rope+grid", "uniform")
+    body = [["untouched", "", *(percent(share) for share in each["thirds"]["untouched"]["thirds"])]]
+    for layer in grid.EARLY:
+        shares = {name: each["thirds"][f"{name}.{layer}"]["thirds"] for name in chosen}
+        body += [[name, str(layer), *map(percent, share)] for name, share in shares.items()]
+    return table(["criterion", "K", "top", "middle", "bottom"], body)
+
+
+def whole(each: dict[str, Any]) -> str:
+    head = ["recipe", "budget", "tokens, mean over layers", "localisation", "tasks past the gate", "to untouched"]
+    body = []
+    for row in each["whole"]:
+        change = row["difference"]
+        moved = f"{100 * change['value']:+.1f} [{100 * change['low']:+.1f}, {100 * change['high']:+.1f}]"
+        place = row["tasks"]["localisation"]["accuracy"]["value"]
+        cells = [f"{row['average']:.1f}", percent(place), percent(row["accuracy"]["value"]), moved]
+        body.append([row["condition"], row["budget"] or "-", *cells])
+    return table(head, body)
+
+
+def recency(found: list[dict[str, Any]]) -> str:
+    names = list(found[0]["recency"][0])
+    body = [
+        [each["name"], str(layer), *(f"{share[name]:.2f}" for name in names)]
+        for each in found
+        for layer, share in enumerate(each["recency"])
+    ]
+    return table(["model", "layer", *(f"distance {name}" for name in names)], body)
+
+
+def every_cell(each: dict[str, Any]) -> str:
+    tasks = list(each["grid"][0]["tasks"])
+    body = []
+    for row in each["grid"]:
+        cells = []
+        for task in tasks:
+            a = row["tasks"][task]["accuracy"]
+            cells.append(f"{percent(a['value'])} [{percent(a['low'])}, {percent(a['high'])}]")
+        body.append([row["condition"], row["budget"] or "-", str(row["draws"]), *cells])
+    return table(["criterion.K", "budget", "draws", *tasks], body)
+
+
+def evidence(found: list[dict[str, Any]]) -> str:
+    """The page: models, verdicts, then the numbers behind them."""
+    with_text = [each for each in found if each["training"]["lags"] != "none"]
+    shipped = found[0]
+    missing = [name for name in ORDER if name not in {each["name"] for each in found}]
+    template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
+    return template.format(
+        scenes=shipped["scenes"],
+        audited=grid.AUDITED,
+        outcome=verdict.outcome(with_text),
+        missing=f"Not run for lack of time: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
+        models=models(found),
+        rules=rules(found),
+        biases=biases(found),
+        localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in found),
+        thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in found),
+        whole=whole(shipped),
+        recency_indented=textwrap.indent(recency(found), "    "),
+    )
+
+
+def cells(found: list[dict[str, Any]]) -> str:
+    """The page with every cell of the grid."""
+    parts = ["# Evidence: every cell\n"]
+    parts.append(
+        "Accuracy in % with 95 % intervals, as in [Evidence](evidence.md). Written by "
+        "`benchmarks/evidence/page.py` from the committed results; nothing is left out.\n"
+    )
+    parts += [f"## {each['name']}\n\n{every_cell(each)}" for each in found]
+    parts += [f"## {each['name']}, whole recipes\n\n{whole(each)}" for each in found[1:]]
+    return "\n".join(parts)
+
+
+def write() -> None:
+    found = results()
+    (DOCS / "evidence.md").write_text(evidence(found), encoding="utf-8")
+    (DOCS / "evidence-grid.md").write_text(cells(found), encoding="utf-8")
+    pictures.rows_kept(found).savefig(DOCS / "images" / "evidence-rows.png")
+    pictures.accuracy_by_count(found).savefig(DOCS / "images" / "evidence-localisation.png")
+
+
+if __name__ == "__main__":
+    write()

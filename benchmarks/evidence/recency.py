@@ -1,0 +1,36 @@
+"""How far back a decoder looks in text: the share of attention by distance, layer by layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from tokenprune.scenes.generate import TEST_SEEDS
+from tokenprune.scenes.texts import LENGTH, texts
+
+BINS = ((1, 8), (9, 32), (33, 88))
+
+
+@torch.no_grad()
+def recency(model: Any, size: int = 32) -> list[dict[str, float]]:
+    """For each layer, attention at distances 1-8, 9-32 and 33-88 over what even attention would give.
+
+    Held-out texts without a picture, queries in their second half, mean over heads; the first token is left out.
+    """
+    ids = torch.from_numpy(texts(TEST_SEEDS[0], 0, size, "recent"))
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        maps = model.model.language_model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+    finally:
+        model.set_attn_implementation(before)
+    queries = torch.arange(LENGTH // 2 + 1, LENGTH + 1)
+    found = []
+    for attention in maps:
+        share = attention.mean((0, 1))[queries]
+        distance = queries[:, None] - torch.arange(LENGTH + 1)[None]
+        even = (1 / (queries[:, None] + 1)).expand_as(share)
+        inside = {f"{low}-{high}": (distance >= low) & (distance <= high) for low, high in BINS}
+        found.append({name: float(share[mask].sum() / even[mask].sum()) for name, mask in inside.items()})
+    return found

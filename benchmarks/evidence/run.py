@@ -1,0 +1,216 @@
+"""Run the experiment of plan.md on one model; resumable.
+
+    python benchmarks/evidence/run.py --model runs/seed-0/embedded --name seed-0
+
+Writes `results/NAME.json` beside this file. Finished answers are kept in `--work`; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grid
+import numpy as np
+import torch
+import transformers
+from numpy.typing import NDArray
+from recency import recency
+from rich.progress import Progress
+
+from tokenprune.audit import Audit
+from tokenprune.evaluate import Case, Condition, Evaluation, difference, evaluate, scene_cases
+from tokenprune.models.attach import attach
+from tokenprune.scenes import load_embedded, make_scene
+from tokenprune.scenes.answering import prompt
+from tokenprune.scenes.fingerprint import fingerprint
+from tokenprune.scenes.generate import UNITS
+
+HERE = Path(__file__).parent
+Scores = dict[tuple[str, str], NDArray[np.float64]]
+CONTRASTS = (
+    ("no-rope", "attention-vision"),
+    ("no-rope+grid", "no-rope"),
+    ("attention-vision+grid", "attention-vision"),
+    ("uniform", "attention"),
+    ("no-rope", "attention"),
+    ("attention", "random"),
+)
+
+
+def scores(result: Evaluation) -> Scores:
+    """Right answers of each case, mean over draws, by (label, budget)."""
+    draws: dict[tuple[str, str], list[list[bool]]] = {}
+    for outcome in result.outcomes:
+        draws.setdefault(outcome.condition.group, []).append(outcome.right)
+    return {group: np.array(right, np.float64).mean(0) for group, right in draws.items()}
+
+
+def contrast(made: Scores, cases: Sequence[Case], first: Any, second: Any, tasks: Iterable[str]) -> dict[str, float]:
+    """Paired difference of two groups on `tasks`, with its interval."""
+    wanted = set(tasks)
+    of = np.array([case.task in wanted for case in cases])
+    clusters = [case.picture_id for case in cases if case.task in wanted]
+    estimate = difference(made[first][of], made[second][of], clusters)
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def contrasts_of_grid(result: Evaluation) -> list[dict[str, Any]]:
+    """Every contrast at every layer and count, for every task."""
+    made, found = scores(result), []
+    budgets = dict.fromkeys(row.budget for row in result.rows[1:])
+    for budget in budgets:
+        for layer in grid.LAYERS:
+            for first, second in CONTRASTS:
+                one, other = (f"{first}.{layer}", budget), (f"{second}.{layer}", budget)
+                for task in grid.GRID_TASKS:
+                    change = contrast(made, result.cases, one, other, [task])
+                    place = {"budget": budget, "layer": layer, "first": first, "second": second, "task": task}
+                    found.append(place | {"difference": change})
+    return found
+
+
+def thirds(result: Evaluation, count: int) -> dict[str, Any]:
+    """Localisation by the third of the picture that the target lies in, and bottom minus top, for every criterion."""
+    made = scores(result)
+    where = {}
+    for number in range(grid.SCENES):
+        for question in make_scene(number).questions:
+            if question.task == "localisation" and question.box is not None:
+                where[question.question, number] = min(int((question.box[1] + question.box[3]) / 2 / UNITS * 3), 2)
+    cases = [case for case in result.cases if case.task == "localisation"]
+    third = np.array([where[case.question, int(case.picture_id.split()[1])] for case in cases])
+    chosen = np.array([case.task == "localisation" for case in result.cases])
+    rng = np.random.default_rng(0)
+    found = {}
+    for (label, budget), values in made.items():
+        if budget not in ("", str(grid.Budget("keep", count))):
+            continue
+        of = [values[chosen][third == place] for place in range(3)]
+        drawn = [[rng.choice(part, len(part)).mean() for part in (of[0], of[2])] for _ in range(2000)]
+        low, high = np.quantile(np.diff(np.array(drawn), axis=1), (0.025, 0.975))
+        gap = {"value": of[2].mean() - of[0].mean(), "low": float(low), "high": float(high)}
+        found[label] = {"thirds": [part.mean() for part in of], "n": [len(part) for part in of], "bottom-top": gap}
+    return found
+
+
+def audit(model: Any, processor: Any, criterion: str, layer: int, task: str) -> dict[str, Any]:
+    """Where the criterion keeps its tokens, over the first scenes that can be asked."""
+    asked = [
+        (item.image, question.question)
+        for item in map(make_scene, range(grid.AUDITED))
+        for question in item.questions
+        if question.task == task
+    ]
+    seen = Audit()
+    with attach(model, grid.one_stage(criterion, layer, grid.MAIN_COUNT)) as attached:
+        for start in range(0, len(asked), 25):
+            batch = asked[start : start + 25]
+            texts = [prompt(processor, question) for _, question in batch]
+            inputs = processor(images=[image for image, _ in batch], text=texts, padding=True, return_tensors="pt")
+            model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            seen.add(attached.report)
+    (stage,) = seen.stages
+    facts = stage.to_dict()
+    return {name: facts[name] for name in ("pictures", "keep", "rows", "columns", "heat")}
+
+
+def rows(result: Evaluation) -> list[dict[str, Any]]:
+    return [row.to_dict() for row in result.rows]
+
+
+def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]) -> dict[str, Any]:
+    """All of plan.md on one model, the grid at `counts`."""
+
+    def ask(what: str, conditions: list[Condition], tasks: Sequence[str] | None) -> Evaluation:
+        cases = scene_cases(grid.SCENES, **({} if tasks is None else {"tasks": tasks}))
+        bar = progress.add_task(f"{name}: {what}", total=None)
+
+        def done(now: int, everything: int) -> None:
+            progress.update(bar, completed=now, total=everything)
+
+        return evaluate(model, processor, cases, conditions, output=work, packed=True, on_batch=done)
+
+    with Progress() as progress:
+        whole = ask("recipes", grid.whole_recipes(), None)
+        own = ask("adaptive", grid.adaptive(None), None)
+        average = round(own.rows[-1].average)
+        fixed = ask("fixed", grid.adaptive(average), None)
+        single = ask("grid", grid.grid(counts), grid.GRID_TASKS)
+        audits = []
+        for layer in grid.LAYERS:
+            for criterion in ("attention", "attention-vision", "no-rope"):
+                for task in ("localisation", "ground"):
+                    found = audit(model, processor, criterion, layer, task)
+                    audits.append({"criterion": criterion, "layer": layer, "task": task} | found)
+    merged = scores(own) | scores(fixed)
+    adaptive, budgeted = (("sparsevlm", budget) for budget in ("", str(grid.Budget("average", average))))
+    return {
+        "recency": recency(model),
+        "ranked": list(whole.ranked),
+        "whole": rows(whole),
+        "whole_contrasts": [
+            {"budget": str(budget), "first": first, "second": second, "task": task}
+            | {"difference": contrast(scores(whole), whole.cases, (first, str(budget)), (second, str(budget)), tasks)}
+            for budget in (grid.Budget("keep", count) for count in grid.AVERAGES)
+            for first, second in (
+                ("feather", "fastv"),
+                ("feather", "uniform"),
+                ("sparsevlm", "sparsevlm.all-text"),
+                ("sparsevlm", "sparsevlm.no-recycling"),
+                ("sparsevlm", "random"),
+            )
+            for task, tasks in (("localisation", ["localisation"]), ("ranked", whole.ranked))
+        ],
+        "adaptive": {
+            "average": own.rows[-1].average,
+            "fixed_average": fixed.rows[-1].average,
+            "rows": [own.rows[-1].to_dict(), fixed.rows[-1].to_dict()],
+            "difference": contrast(merged, own.cases, adaptive, budgeted, own.ranked),
+        },
+        "grid": rows(single),
+        "grid_contrasts": contrasts_of_grid(single),
+        "thirds": thirds(single, grid.MAIN_COUNT),
+        "audits": audits,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the experiment of plan.md on one model.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of weights, as training exports them")
+    parser.add_argument("--name", required=True, help="name of the model in plan.md")
+    parser.add_argument("--work", type=Path, help="folder of finished answers; default: evidence/ beside the weights")
+    parser.add_argument("--main", action="store_true", help="the grid only at the count that the rules look at")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, processor = load_embedded(options.model)
+    work = options.work or options.model.parent / "evidence"
+    facts = {
+        "name": options.name,
+        "weights": fingerprint(options.model / "model.safetensors"),
+        "training": json.loads((options.model.parent / "training.json").read_text(encoding="utf-8")),
+        "scenes": grid.SCENES,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    out = HERE / "results" / f"{options.name}.json"
+    out.parent.mkdir(exist_ok=True)
+    counts = (grid.MAIN_COUNT,) if options.main else grid.COUNTS
+    result = facts | {"counts": counts} | run(model, processor, work, options.name, counts)
+    out.write_text(json.dumps(compact(result)) + "\n", encoding="utf-8")
+
+
+def compact(value: Any) -> Any:
+    """Numbers to four decimals: more says nothing with a few hundred scenes."""
+    if isinstance(value, dict):
+        return {key: compact(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [compact(item) for item in value]
+    return round(float(value), 4) if isinstance(value, float | np.floating) else value
+
+
+if __name__ == "__main__":
+    main()
