@@ -87,6 +87,7 @@ def test_every_side_at_every_batch(result: Bench) -> None:
         assert len(row.samples) == len(row.untouched) == 3
         assert all(sample.prefill > 0 and sample.decode > 0 and sample.peak is None for sample in row.samples)
         assert all(0 <= sample.method < sample.prefill for sample in row.samples)
+        assert all(0 < sample.vision < sample.prefill for sample in row.samples)
         assert (row.name in (UNTOUCHED, SMALLER)) == all(sample.method == 0 for sample in row.samples)
         assert row.untouched is result.rows[0 if row.batch == 1 else 5].untouched
     assert (result.tokens, result.attention, result.dtype, result.device) == (25, "sdpa", "float32", "cpu")
@@ -98,9 +99,13 @@ def test_equal_tokens_and_ceilings(result: Bench) -> None:
     assert [row.tokens for row in rows.values()] == [25, (2 * 25 + 6 * 12) / 8, 15, 15, 15]
     told = tp.ledger(build("llava"), HALF, grids=[(1, 5, 5)], text=9, question=5, new_tokens=3, kv_bytes=4)
     assert rows["half"].ceiling() == told.untouched.prefill / told.reduced.prefill
-    assert rows["half"].ceiling("end_to_end") == pytest.approx(1 / told.share("end_to_end"))
+    assert rows["half"].ceiling("total") == pytest.approx(1 / told.share("end_to_end"))
+    assert rows["half"].ceiling("language") > rows["half"].ceiling()  # no recipe makes the tower cheaper
+    assert rows["half"].ceiling("language") == pytest.approx(
+        (told.untouched.decoder + 12800) / (told.reduced.decoder + told.reduced.method + 12800)
+    )
     assert rows["half"].kv_share == told.reduced.kv_bytes / told.untouched.kv_bytes
-    assert rows[UNTOUCHED].ceiling() == rows[UNTOUCHED].reached == 1
+    assert rows[UNTOUCHED].ceiling() == rows[UNTOUCHED].reached() == 1
     # Its tower sees fewer pixels, too; the others save in the decoder alone.
     assert rows[SMALLER].ceiling() > rows["uniform"].ceiling() > 1
     assert rows[SMALLER].kv_share == rows["uniform"].kv_share == (15 + 9) / (25 + 9)
@@ -110,7 +115,7 @@ def test_json_and_figure(result: Bench) -> None:
     facts = result.to_dict()
     row = facts["rows"][1]
     assert row["speedup"]["prefill"]["low"] <= row["speedup"]["prefill"]["value"] <= row["speedup"]["prefill"]["high"]
-    assert row["reached"] == row["speedup"]["prefill"]["value"] / row["ceiling"]["prefill"]
+    assert row["reached"]["prefill"] == row["speedup"]["prefill"]["value"] / row["ceiling"]["prefill"]
     assert len(row["samples"]) == 3
     figure = plot_times(result)
     assert len(figure.axes) == 2
@@ -126,7 +131,7 @@ def test_one_token_is_prefill_alone() -> None:
 
 def test_numbers_of_a_row_by_hand(result: Bench) -> None:
     def sample(prefill: float, decode: float, method: float, peak: int | None = None) -> Sample:
-        return Sample(prefill, decode, method, peak)
+        return Sample(prefill=prefill, vision=1, decode=decode, method=method, peak=peak)
 
     row = replace(
         result.rows[1],
@@ -137,6 +142,9 @@ def test_numbers_of_a_row_by_hand(result: Bench) -> None:
     assert speed is not None and total is not None
     assert (speed.value, speed.low, speed.high) == (2, 1, 3)
     assert total.value == 5 / 4
+    language = row.speedup("language")
+    assert language is not None
+    assert (language.value, language.low, language.high) == (3, 1, 5)
     assert row.method_share == 0.1
     assert (row.peak, row.seconds("prefill")) == (9, 2)
 

@@ -52,11 +52,17 @@ def test_adaptive_recipes_are_marked(cli: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fastv", "--rounds", 2), "error: --rounds: expected an odd number, so that a median is a measured one, got 2"),
+        (
+            ("fastv", "--rounds", 2),
+            "error: --rounds: expected an odd number, so that a median is a measured one",
+        ),
         (("fastv", "--attention", "flash"), "error: --attention: expected sdpa or eager, got 'flash'"),
         (("fastv", "--keep", 1, "--flops", 0.5), "error: give only one of --keep, --average, --final and --flops"),
         (("fastv", "--layers", 2), "error: --layers and --width give random weights; the embedded model is tiny"),
-        (("fastv", "--width", 100, "--model", "llava-1.5-7b"), "error: width: expected a multiple of the head size 128"),
+        (
+            ("fastv", "--width", 100, "--model", "llava-1.5-7b"),
+            "error: width: expected a multiple of the head size",
+        ),
         (("fastv", "--model", "llava-1.5", *QUICK), "error: no such model folder: llava-1.5"),
         (("fastv", "--save-plot", "x.jpg"), "error: --save-plot: expected a name that ends in .png, got x.jpg"),
         (("fast",), "did you mean"),

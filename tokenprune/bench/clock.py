@@ -12,6 +12,9 @@ from torch import Tensor
 from tokenprune.errors import InputError
 from tokenprune.report import Report
 
+_VISION = ("vision_tower", "multi_modal_projector", "visual")
+"""Modules of a base model that make vision tokens of pixels."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -19,6 +22,8 @@ class Sample:
 
     prefill: float
     """From the call to the first token."""
+    vision: float
+    """Vision tower and projector, which no recipe of the language model changes; part of `prefill`."""
     decode: float
     """All tokens after it."""
     method: float
@@ -27,8 +32,55 @@ class Sample:
     """Most bytes that were allocated on the device; None on a CPU, where nobody counts."""
 
     @property
+    def language(self) -> float:
+        """The prefill without the vision tower: what a recipe acts on."""
+        return self.prefill - self.vision
+
+    @property
     def total(self) -> float:
         return self.prefill + self.decode
+
+
+class VisionClock:
+    """Times the vision tower and projector of a model from now on: on a GPU by events, which wait for nothing."""
+
+    def __init__(self, model: Any) -> None:
+        base = model.base_model
+        self.modules = [found for name in _VISION if (found := getattr(base, name, None)) is not None]
+        self.spans: list[tuple[Any, Any]] = []
+        self._start: Any = None
+        self._cuda = model.device.type == "cuda"
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> VisionClock:
+        for module in self.modules:
+            self._handles += [module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def seconds(self) -> float:
+        """Seconds since the last call. Waits for the device."""
+        spans, self.spans = self.spans, []
+        if not self._cuda:
+            return float(sum(stop - start for start, stop in spans))
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(stop) for start, stop in spans) / 1000
+
+    def _now(self) -> Any:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _enter(self, module: Any, args: Any) -> None:
+        self._start = self._now()
+
+    def _leave(self, module: Any, args: Any, output: Any) -> None:
+        self.spans.append((self._start, self._now()))
 
 
 class _Clock:
@@ -47,8 +99,17 @@ class _Clock:
         return torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
 
 
-def timed(model: Any, inputs: dict[str, Tensor], new_tokens: int, report: Report | None = None) -> Sample:
-    """Generate exactly `new_tokens` greedily, and tell how long it took; `report` is that of an attached recipe.
+def timed(
+    model: Any, inputs: dict[str, Tensor], new_tokens: int, *, vision: VisionClock, report: Report | None = None
+) -> Sample:
+    """Generate exactly `new_tokens` greedily, and tell how long it took.
+
+    Args:
+        model: what generates.
+        inputs: of the prompt.
+        new_tokens: tokens to generate.
+        vision: runs on the model.
+        report: of an attached recipe.
 
     Raises:
         InputError: the model made another number of tokens.
@@ -56,6 +117,7 @@ def timed(model: Any, inputs: dict[str, Tensor], new_tokens: int, report: Report
     device = inputs["input_ids"].device
     clock = _Clock(device)
     cuda = device.type == "cuda"
+    vision.seconds()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
     wait(device)
@@ -77,6 +139,7 @@ def timed(model: Any, inputs: dict[str, Tensor], new_tokens: int, report: Report
         raise InputError(f"bench: asked for {new_tokens} tokens, the model made {made}")
     return Sample(
         prefill=clock.first - start,
+        vision=vision.seconds(),
         decode=stop - clock.first if new_tokens > 1 else 0.0,
         method=0.0 if report is None else report.seconds,
         peak=torch.cuda.max_memory_allocated(device) if cuda else None,

@@ -9,9 +9,9 @@ from typing import Any
 
 from tokenprune.bench.clock import Sample
 from tokenprune.bench.statistics import Ratio, ratio
-from tokenprune.flops.ledger import Ledger
+from tokenprune.flops.ledger import Cost, Ledger
 
-PHASES = ("prefill", "decode", "total")
+PHASES = ("prefill", "language", "decode", "total")
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
     """For a smaller image: the ledger of that image, whose untouched side is what ran."""
 
     def seconds(self, phase: str) -> float:
-        """Median over rounds: ``prefill``, ``decode``, ``total`` or ``method``."""
+        """Median over rounds: one of `PHASES`, ``vision`` or ``method``."""
         return median(getattr(sample, phase) for sample in self.samples)
 
     def speedup(self, phase: str = "prefill") -> Ratio | None:
@@ -49,23 +49,29 @@ class Row:
         known = [sample.peak for sample in self.samples if sample.peak is not None]
         return max(known) if known else None
 
-    def ceiling(self, view: str = "prefill") -> float:
-        """The speed-up if time went with multiply-adds (Amdahl): untouched over reduced, the method's own included."""
-        reduced = self.ledger.reduced if self.smaller is None else self.smaller.untouched
-        return float(getattr(self.ledger.untouched, view) / getattr(reduced, view))
-
     @property
-    def reached(self) -> float:
-        """Speed-up of the prefill as a share of its ceiling."""
-        found = self.speedup("prefill")
+    def reduced(self) -> Cost:
+        """What ran on this side, in multiply-adds."""
+        return self.ledger.reduced if self.smaller is None else self.smaller.untouched
+
+    def ceiling(self, phase: str = "prefill") -> float:
+        """The speed-up if time went with multiply-adds (Amdahl): untouched over reduced, the method's own included.
+
+        Args:
+            phase: ``prefill``, ``language`` (without vision tower and projector) or ``total``.
+        """
+        return _cost(self.ledger.untouched, phase) / _cost(self.reduced, phase)
+
+    def reached(self, phase: str = "prefill") -> float:
+        """Speed-up as a share of its ceiling; `phase` as in `ceiling`."""
+        found = self.speedup(phase)
         assert found is not None
-        return found.value / self.ceiling()
+        return found.value / self.ceiling(phase)
 
     @property
     def kv_share(self) -> float:
         """Cache behind the prefill, as a share of the untouched one's."""
-        reduced = self.ledger.reduced if self.smaller is None else self.smaller.untouched
-        return reduced.kv_bytes / self.ledger.untouched.kv_bytes
+        return self.reduced.kv_bytes / self.ledger.untouched.kv_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""
@@ -74,10 +80,10 @@ class Row:
             "name": self.name,
             "batch": self.batch,
             "tokens": self.tokens,
-            "seconds": {phase: self.seconds(phase) for phase in (*PHASES, "method")},
+            "seconds": {phase: self.seconds(phase) for phase in (*PHASES, "vision", "method")},
             "speedup": speed,
-            "ceiling": {"prefill": self.ceiling(), "total": self.ceiling("end_to_end")},
-            "reached": self.reached,
+            "ceiling": {phase: self.ceiling(phase) for phase in ("prefill", "language", "total")},
+            "reached": {phase: self.reached(phase) for phase in ("prefill", "language")},
             "exact": self.ledger.exact,
             "method_share": self.method_share,
             "kv_share": self.kv_share,
@@ -109,3 +115,9 @@ class Bench:
         """All numbers, ready for JSON."""
         head = {key: value for key, value in vars(self).items() if key != "rows"}
         return {**head, "rows": [row.to_dict() for row in self.rows]}
+
+
+def _cost(cost: Cost, phase: str) -> int:
+    if phase == "language":
+        return cost.prompt + cost.lm_head
+    return cost.prefill if phase == "prefill" else cost.end_to_end

@@ -70,7 +70,7 @@ def bench(
     rows: list[Row] = []
     with sides(model, loaded, pictures, text=text, baselines=baselines, compile=compile) as running:
         for batch in batches:
-            rows += _measure(running, text, batch, new_tokens, rounds, warmup, on_run)
+            rows += measure(running, text, batch, new_tokens, rounds, warmup, on_run)
     shape = model_shape(model, name=name)
     weights = sum(weight.numel() for weight in model.parameters())
     device = next(model.parameters()).device
@@ -106,15 +106,16 @@ def _check(*, text: int, new_tokens: int, batches: Sequence[int], rounds: int, w
         raise InputError(f"batches: expected different batch sizes, got {list(batches)}")
 
 
-def _measure(
+def measure(
     running: Sequence[Side],
     text: int,
     batch: int,
     new_tokens: int,
     rounds: int,
-    warmup: int,
-    on_run: Callable[[int], None] | None,
+    warmup: int = 1,
+    on_run: Callable[[int], None] | None = None,
 ) -> list[Row]:
+    """Rows of these sides, the first of which is the untouched model; arguments as in `bench`."""
     samples: dict[str, list[Sample]] = {side.name: [] for side in running}
     prompts = {side.name: side.prompt(text=text, batch=batch) for side in running}
     for number in range(-warmup, rounds):
@@ -129,7 +130,7 @@ def _measure(
     untouched = tuple(samples[running[0].name])
     rows = []
     for side in running:
-        layers = side.tokens_per_layer(side.model.config.get_text_config().num_hidden_layers)
+        layers = side.tokens_per_layer()
         rows.append(
             Row(
                 name=side.name,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.bench.clock import Sample, timed
+from tokenprune.bench.clock import Sample, VisionClock, timed
 from tokenprune.errors import InputError
 from tokenprune.models.attach import Attached, attach
 from tokenprune.models.noise import LLAVA, Pictures, any_resolution, noise, smaller_picture
@@ -24,12 +24,13 @@ BASELINES = ("random", "uniform")
 
 @dataclass
 class Side:
-    """One way to run the model."""
+    """One way to run the model. Made by `open_side`."""
 
     name: str
     model: Any
     """Its own modules, on the same weights as all other sides."""
     pictures: Pictures
+    vision: VisionClock
     recipe: Recipe | None = None
     attached: Attached | None = None
 
@@ -39,14 +40,33 @@ class Side:
 
     def run(self, inputs: dict[str, Tensor], new_tokens: int) -> Sample:
         """One timed run."""
-        return timed(self.model, inputs, new_tokens, None if self.attached is None else self.attached.report)
+        report = None if self.attached is None else self.attached.report
+        return timed(self.model, inputs, new_tokens, vision=self.vision, report=report)
 
-    def tokens_per_layer(self, layers: int) -> list[float]:
+    def tokens_per_layer(self) -> list[float]:
         """Vision tokens that entered each layer in the last run, mean over the batch."""
         if self.attached is None:
-            return [float(self.pictures.tokens)] * layers
+            return [float(self.pictures.tokens)] * int(self.model.config.get_text_config().num_hidden_layers)
         mean: Tensor = self.attached.report.vision_tokens.double().mean(0)
         return [float(n) for n in mean]
+
+
+def open_side(
+    stack: ExitStack, name: str, model: Any, pictures: Pictures, recipe: Recipe | None = None, *, compile: bool = False
+) -> Side:
+    """A side that stays ready until `stack` closes.
+
+    Compiled, a side without a recipe runs under the recipe `none`, so that all sides are compiled in the same way.
+
+    Raises:
+        UnsupportedModelError: the model carries a recipe already.
+    """
+    twin = _twin(model)
+    if compile and recipe is None:
+        recipe = load_recipe("none")
+    options: dict[str, Any] = {"compile": True} if compile else {}
+    attached = None if recipe is None else stack.enter_context(attach(twin, recipe, **options))
+    return Side(name, twin, pictures, stack.enter_context(VisionClock(twin)), recipe, attached)
 
 
 @contextmanager
@@ -56,43 +76,36 @@ def sides(
     """The untouched model, the recipe, and beside it random and uniform choice and a smaller image at equal tokens.
 
     Equal: as many vision tokens in a layer, on average over the layers, as the recipe had in a first run; rounded down.
-
-    Compiled, the untouched model runs under the recipe `none`, so that both sides are compiled in the same way. A LLaVA
-    has no smaller image then: its recipes know pictures of one size.
+    A compiled LLaVA has no smaller image: the recipe `none` knows its pictures in one size only.
 
     Raises:
         InputError: sides run different attention kernels; or as `noise` does.
         UnsupportedModelError: the model carries a recipe already.
     """
-    attention = _attention(model)
-    nothing = load_recipe("none") if compile else None
     with ExitStack() as stack:
-
-        def side(name: str, pictures: Pictures, recipe: Recipe | None) -> Side:
-            twin = _twin(model)
-            options: dict[str, Any] = {"compile": True} if compile else {}
-            attached = None if recipe is None else stack.enter_context(attach(twin, recipe, **options))
-            return Side(name, twin, pictures, recipe, attached)
-
-        made = [side(UNTOUCHED, pictures, nothing), side(recipe.name, pictures, recipe)]
+        untouched = open_side(stack, UNTOUCHED, model, pictures, compile=compile)
+        made = [untouched, open_side(stack, recipe.name, model, pictures, recipe, compile=compile)]
         if baselines:
-            equal = _average(made[1], text)
+            made[1].run(made[1].prompt(text=text, batch=1), 1)
+            layers = made[1].tokens_per_layer()
+            equal = max(1, int(sum(layers) / len(layers)))
             others = [name for name in BASELINES if name != recipe.name]
-            made += [side(name, pictures, load_recipe(name, average=equal)) for name in others]
+            for name, other in ((name, load_recipe(name, average=equal)) for name in others):
+                made.append(open_side(stack, name, model, pictures, other, compile=compile))
             if not (compile and model.config.model_type == LLAVA):
-                made.append(side(SMALLER, smaller_picture(model.config, equal), nothing))
-                stack.enter_context(any_resolution(made[-1].model))
-        different = {_attention(side.model) for side in made} - {attention}
-        if different:
-            raise InputError(f"bench: sides run different attention kernels: {attention} and {', '.join(different)}")
+                small = open_side(stack, SMALLER, model, smaller_picture(model.config, equal), compile=compile)
+                stack.enter_context(any_resolution(small.model))
+                made.append(small)
+        check_kernels(made, model)
         yield made
 
 
-def _average(side: Side, text: int) -> int:
-    """Vision tokens in a layer, mean over the layers of a first run, rounded down."""
-    side.run(side.prompt(text=text, batch=1), 1)
-    layers = side.tokens_per_layer(int(side.model.config.get_text_config().num_hidden_layers))
-    return max(1, int(sum(layers) / len(layers)))
+def check_kernels(made: Sequence[Side], model: Any) -> None:
+    """Raise `InputError` unless all sides run the attention kernel of `model`."""
+    kernel = _attention(model)
+    different = {_attention(side.model) for side in made} - {kernel}
+    if different:
+        raise InputError(f"bench: sides run different attention kernels: {kernel} and {', '.join(different)}")
 
 
 def _twin(model: Any) -> Any:

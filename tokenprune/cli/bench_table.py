@@ -56,7 +56,7 @@ def _cells(row: Row, *, decodes: bool) -> list[str]:
         cells += ["", "", "", ""]
     else:
         method = f"{row.method_share:.1%}" if row.seconds("method") else ""
-        cells += [_interval(row.speedup()), f"{about}{row.ceiling():.2f}×", f"{about}{row.reached:.0%}", method]
+        cells += [_interval(row.speedup()), f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
     if decodes:
         speed = ["", ""] if untouched else [_ratio(row.speedup("decode")), _ratio(row.speedup("total"))]
         cells += [_time(row.seconds("decode")), *speed]
