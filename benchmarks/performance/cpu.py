@@ -5,8 +5,8 @@
 
 LLaVA-1.5's shape at 10 layers and width 1024, random weights, float32, 576 vision and 64 other tokens, two threads.
 Three recipes at 192, 128 and 64 vision tokens from their first place on, eager and compiled, each in the same rounds as
-the untouched model; and a recipe that keeps everything. What is there is not measured again: the command goes on where it
-stopped. Nothing else may run meanwhile: with a core taken, these numbers mean nothing.
+the untouched model; and a recipe that keeps everything. What is there is not measured again: the command goes on where
+it stopped. Nothing else may run meanwhile: with a core taken, these numbers mean nothing.
 """
 
 from __future__ import annotations
