@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import replace
 from typing import Any
@@ -187,6 +188,25 @@ def test_equal_tokens_are_what_ran(kind: str) -> None:
     tokens = {row.name: row.tokens for row in found.rows}
     assert tokens["random"] == tokens["uniform"] == math.floor(tokens[kind])
     assert tokens["random"] - 2 <= tokens[SMALLER] <= tokens["random"]
+
+
+@pytest.mark.skipif("compile" not in inspect.signature(tp.attach).parameters, reason="attach compiles nothing yet")
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_compiled_on_every_side(family: str) -> None:
+    """The untouched model too: it runs under a recipe without stages. A LLaVA has no smaller image then."""
+    found = bench(
+        build(family),
+        HALF,
+        tokens=25 if family == "llava" else 24,
+        rounds=1,
+        text=9,
+        new_tokens=2,
+        compile={"backend": "eager"},
+    )
+    small = [] if family == "llava" else [SMALLER]
+    assert [row.name for row in found.rows] == [UNTOUCHED, "half", "random", "uniform", *small]
+    assert found.compiled and found.to_dict()["compiled"] is True
+    assert found.rows[0].ceiling() == 1
 
 
 def test_the_baselines_themselves() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from tokenprune.bench.clock import Sample
 from tokenprune.bench.result import Bench, Row
-from tokenprune.bench.sides import SMALLER, Side, sides
+from tokenprune.bench.sides import SMALLER, Compile, Side, sides
 from tokenprune.errors import InputError
 from tokenprune.flops.ledger import Ledger
 from tokenprune.flops.shape import AnyClip, ClipShape
@@ -36,7 +36,7 @@ def bench(
     rounds: int = 7,
     warmup: int = 1,
     baselines: bool = True,
-    compile: bool = False,
+    compile: Compile = False,
     on_run: Callable[[int], None] | None = None,
 ) -> Bench:
     """Time a recipe against the untouched model, and against what else could save as many tokens.
@@ -56,7 +56,7 @@ def bench(
         rounds: how often each side runs, an odd number.
         warmup: rounds before them that do not count, at least 1.
         baselines: run random, uniform and a smaller image beside.
-        compile: run the language model of all sides under torch.compile; `warmup` rounds pay for compiling.
+        compile: run the language model of all sides under torch.compile, as in `attach`; `warmup` rounds pay for it.
         on_run: called with 1 behind every run, for a progress bar.
 
     Raises:
@@ -84,7 +84,7 @@ def bench(
         text=text,
         new_tokens=new_tokens,
         attention=str(model.config.get_text_config()._attn_implementation),
-        compiled=compile,
+        compiled=bool(compile),
         dtype=str(model.dtype).removeprefix("torch."),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         rows=rows,

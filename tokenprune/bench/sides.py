@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +16,9 @@ from tokenprune.errors import InputError
 from tokenprune.models.attach import Attached, attach
 from tokenprune.models.noise import LLAVA, Pictures, any_resolution, noise, smaller_picture
 from tokenprune.recipe import Recipe, load_recipe
+
+Compile = bool | Mapping[str, Any]
+"""As in `attach`."""
 
 UNTOUCHED = "untouched"
 SMALLER = "smaller image"
@@ -52,7 +55,13 @@ class Side:
 
 
 def open_side(
-    stack: ExitStack, name: str, model: Any, pictures: Pictures, recipe: Recipe | None = None, *, compile: bool = False
+    stack: ExitStack,
+    name: str,
+    model: Any,
+    pictures: Pictures,
+    recipe: Recipe | None = None,
+    *,
+    compile: Compile = False,
 ) -> Side:
     """A side that stays ready until `stack` closes.
 
@@ -64,14 +73,14 @@ def open_side(
     twin = _twin(model)
     if compile and recipe is None:
         recipe = load_recipe("none")
-    options: dict[str, Any] = {"compile": True} if compile else {}
+    options: dict[str, Any] = {"compile": compile} if compile else {}
     attached = None if recipe is None else stack.enter_context(attach(twin, recipe, **options))
     return Side(name, twin, pictures, stack.enter_context(VisionClock(twin)), recipe, attached)
 
 
 @contextmanager
 def sides(
-    model: Any, recipe: Recipe, pictures: Pictures, *, text: int, baselines: bool = True, compile: bool = False
+    model: Any, recipe: Recipe, pictures: Pictures, *, text: int, baselines: bool = True, compile: Compile = False
 ) -> Iterator[Sequence[Side]]:
     """The untouched model, the recipe, and beside it random and uniform choice and a smaller image at equal tokens.
 
