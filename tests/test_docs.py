@@ -21,17 +21,25 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def recipes_page() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recipes_page", ROOT / "scripts" / "recipes_page.py")
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.fixture(scope="module")
+def recipes_page() -> ModuleType:
+    return script("recipes_page")
+
+
 def test_recipes_page_is_up_to_date(recipes_page: ModuleType) -> None:
     assert recipes_page.written() == page("recipes.md"), "run: python scripts/recipes_page.py"
+
+
+def test_performance_page_is_up_to_date() -> None:
+    assert script("performance_page").written() == page("performance.md"), "run: python scripts/performance_page.py"
 
 
 def test_every_recipe_has_a_row_and_a_section() -> None:

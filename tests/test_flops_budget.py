@@ -152,10 +152,10 @@ def test_a_share_and_nothing_else(share: float) -> None:
 
 def test_refusals_say_what_is_possible() -> None:
     with pytest.raises(BudgetError) as caught:
-        tp.ledger(LLAVA, "fastv", text=64, flops=0.1)
+        tp.ledger(LLAVA, "uniform", text=64, flops=0.1)
     assert str(caught.value) == (
-        "budget flops: 0.1: on a prompt of 576 vision and 64 other tokens, stages that act before layer 2 can reach "
-        "0.1968 … 1.0 of the untouched prefill; the nearest valid budget is flops: 0.197"
+        "budget flops: 0.1: on a prompt of 576 vision and 64 other tokens, stages that act before layer 0 can reach "
+        "0.1403 … 1.0 of the untouched prefill; the nearest valid budget is flops: 0.141"
     )
     with pytest.raises(BudgetError, match="this recipe has no stages"):
         tp.ledger(LLAVA, "none", flops=0.5)

@@ -3,7 +3,7 @@
     python benchmarks/performance/rank.py            # writes rank.json beside it, a quarter of a minute on one core
 
 Time is the median of interleaved pairs, of the ratio too. The integer is compared on attention-like matrices (softmax
-of random logits, of random logits of low rank, and the same stored in bfloat16), 60 for each shape.
+of random logits, mixtures of few such rows, and these stored in bfloat16), 60 for each shape.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found = [measure(*shape) for shape in SHAPES]
     for row in found:
-        text = "{raters:>4} × {tokens:<6} SVD {svd_ms:8.3f} ms, Gram {gram_ms:8.3f} ms, ratio {ratio:5.1f}"
-        print(text.format(**row))
+        print(
+            "{raters:>4} × {tokens:<6} SVD {svd_ms:8.3f} ms, Gram {gram_ms:8.3f} ms, ratio {ratio:5.1f}".format(**row)
+        )
     facts = {"torch": torch.__version__, "threads": 1, "machine": platform.machine(), "device": "cpu", "rows": found}
     Path(__file__).with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 

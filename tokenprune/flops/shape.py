@@ -120,6 +120,19 @@ class ClipShape(VisionShape):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnyClip(ClipShape):
+    """The same ViT on pictures of other sizes, whose position embeddings are interpolated to them."""
+
+    def tower(self, total: int, grids: Sequence[Grid]) -> int:
+        sizes = [math.prod(grid) for grid in grids]
+        layers = sum(self.layers * self.layer(n + 1, (n + 1) ** 2) for n in sizes)
+        return sum(sizes) * self.patch * self.width + layers
+
+    def projection(self, total: int, grids: Sequence[Grid]) -> int:
+        return self.projected(total + (0 if self.class_token else len(grids)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class QwenShape(VisionShape):
     """A ViT on pictures of any size, whose patches are merged before the language model."""
 

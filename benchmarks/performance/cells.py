@@ -1,0 +1,82 @@
+"""What the two benchmarks share: cells that are measured once and kept, and the facts of the machine."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tokenprune.bench.run import measure
+from tokenprune.bench.sides import UNTOUCHED, check_kernels, open_side
+from tokenprune.errors import TokenPruneError
+from tokenprune.models.noise import usual_pictures
+from tokenprune.recipe import Recipe
+
+
+class Results:
+    """A JSON file of cells. A cell that is there is not measured again, unless the settings have changed."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.settings = settings
+        self.cells: dict[str, Any] = {}
+        if path.exists():
+            before = json.loads(path.read_text())
+            if before["settings"] == settings:
+                self.cells = before["cells"]
+
+    def add(self, name: str, run: Callable[[], Any]) -> None:
+        """Measure a cell and write the file, or tell why there is no number."""
+        if name in self.cells and "skipped" not in self.cells[name]:
+            print(f"{name}: kept", flush=True)
+            return
+        start = time.perf_counter()
+        try:
+            found = {"rows": run()}
+        except (torch.OutOfMemoryError, TokenPruneError) as error:
+            found = {"skipped": str(error).splitlines()[0]}
+        found["seconds"] = round(time.perf_counter() - start, 1)
+        self.cells[name] = found
+        facts = {"settings": self.settings, "machine": machine(), "cells": self.cells}
+        self.path.write_text(json.dumps(facts, indent=1) + "\n")
+        print(f"{name}: {found['seconds']} s", found.get("skipped", ""), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def compare(
+    model: Any,
+    recipes: Mapping[str, Recipe],
+    *,
+    tokens: int,
+    text: int,
+    batch: int = 1,
+    new_tokens: int = 1,
+    rounds: int,
+    compile: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of the untouched model and of every recipe, all in the same rounds."""
+    pictures = usual_pictures(model.config, tokens)
+    with ExitStack() as stack:
+        running = [open_side(stack, UNTOUCHED, model, pictures, compile=compile)]
+        for name, recipe in recipes.items():
+            running.append(open_side(stack, name, model, pictures, recipe, compile=compile))
+        check_kernels(running, model)
+        rows = measure(running, text, batch, new_tokens, rounds, warmup=2 if compile else 1)
+    return [row.to_dict() for row in rows]

@@ -1,0 +1,111 @@
+"""Writes the tables of docs/performance.md: python scripts/performance_page.py
+
+They are made of the results in benchmarks/performance; tests/test_docs.py asks for a run after a change.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "performance"
+START, END = "<!-- generated: {} -->\n", "<!-- end of {} -->"
+
+
+def read(name: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def faster(row: dict[str, Any], phase: str = "prefill") -> str:
+    speed = row["speedup"][phase]
+    return f"{speed['value']:.2f} ({speed['low']:.2f} … {speed['high']:.2f})"
+
+
+def machine(found: dict[str, Any]) -> str:
+    here = found["machine"]
+    threads = "" if "NVIDIA" in here["device"] else f", {here['threads']} threads"
+    versions = f"Python {here['python']}, PyTorch {here['torch']}, transformers {here['transformers']}"
+    return f"{here['device']}{threads}, {versions}"
+
+
+def cpu() -> str:
+    found = read("cpu")
+    if found is None:
+        return "Not measured yet.\n"
+    settings = found["settings"]
+    lines = [
+        f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {settings['rounds']} rounds.",
+        "",
+        "| recipe | run | vision tokens | prefill faster | ceiling | reached | method |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell, kept in found["cells"].items():
+        how, name = cell.split("/")
+        if "skipped" in kept:
+            lines.append(f"| `{name}` | {how} | | {kept['skipped']} | | | |")
+        for row in kept.get("rows", [])[1:]:
+            recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
+            numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.2f}"
+            lines.append(f"| {recipe} | {how} | {row['tokens']:.4g} | {numbers} | {row['method_share']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def gpu() -> str:
+    found = read("gpu")
+    if found is None:
+        return "Not measured yet.\n"
+    lines = [
+        f"{machine(found)}.",
+        "",
+        "| model | vision tokens | batch | run | recipe | prefill faster | reached | without tower: faster | reached "
+        "| method | decode faster | KV cache |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell, kept in found["cells"].items():
+        where = " | ".join(cell.split("/"))
+        if "skipped" in kept:
+            lines.append(f"| {where} | {kept['skipped']} | | | | | | | |")
+        for row in kept.get("rows", [])[1:]:
+            numbers = f"{faster(row)} | {row['reached']['prefill']:.2f} | {faster(row, 'language')}"
+            more = f"{row['reached']['language']:.2f} | {row['method_share']:.1%} | {faster(row, 'decode')}"
+            lines.append(f"| {where} | `{row['name']}` | {numbers} | {more} | {row['kv_share']:.1%} |")
+    return "\n".join(lines) + "\n"
+
+
+def rank() -> str:
+    found = read("rank")
+    if found is None:
+        return "Not measured yet.\n"
+    lines = [
+        f"{found['machine']}, {found['device']}, one thread, PyTorch {found['torch']}; medians of interleaved pairs.",
+        "",
+        "| raters × tokens | SVD, ms | Gram, ms | faster | same integer |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        same = f"{row['same']} of {row['compared']}" if row["compared"] else "not compared"
+        times = f"{row['svd_ms']:.2f} | {row['gram_ms']:.2f} | {row['ratio']:.1f}"
+        lines.append(f"| {row['raters']} × {row['tokens']} | {times} | {same} |")
+    return "\n".join(lines) + "\n"
+
+
+def written() -> str:
+    """The page with its tables as they should be."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, content in (("cpu", cpu()), ("gpu", gpu()), ("rank", rank())):
+        start, end = START.format(name), END.format(name)
+        before, found, rest = text.partition(start)
+        after = rest.partition(end)[2]
+        if not found:
+            raise SystemExit(f"{PAGE}: no line {start.strip()!r}")
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(), encoding="utf-8")
+    print(PAGE)

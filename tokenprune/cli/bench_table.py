@@ -1,0 +1,76 @@
+"""What `tokenprune bench` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tokenprune.cli.terminal import console, table
+
+if TYPE_CHECKING:
+    from tokenprune.bench import Bench, Ratio, Row
+
+
+def show(result: Bench) -> None:
+    """A table for each batch size, and what its columns mean."""
+    from rich.text import Text
+
+    screen = console()
+    size = f"{result.parameters / 1e9:.2f} billion" if result.parameters >= 1e8 else f"{result.parameters / 1e6:.1f} M"
+    budget = "" if result.budget is None else f", {result.budget}"
+    kernel = f"{result.attention}{', compiled' if result.compiled else ''}"
+    screen.print(
+        Text.assemble((result.recipe, "bold"), budget, " on ", (result.model, "bold"), f": {size} parameters"),
+        soft_wrap=True,
+    )
+    screen.print(
+        f"{result.device}, {result.dtype}, {kernel}; {result.tokens} vision and {result.text} other tokens, "
+        f"{result.new_tokens} generated",
+        soft_wrap=True,
+    )
+    decodes, counted = result.new_tokens > 1, result.rows[0].peak is not None
+    headers = ["side", ">tokens", ">prefill", ">faster", ">ceiling", ">reached", ">method"]
+    headers += [">decode", ">faster", ">all faster"] if decodes else []
+    headers += [">KV cache", *([">peak memory"] if counted else [])]
+    for batch in dict.fromkeys(row.batch for row in result.rows):
+        screen.print(f"\n[dim]batch of {batch}")
+        made = table(*headers)
+        for row in result.rows:
+            if row.batch == batch:
+                made.add_row(*_cells(row, decodes=decodes))
+        screen.print(made)
+    rounds = len(result.rows[0].samples)
+    screen.print(
+        f"\n[dim]faster: untouched time over this one's, median of {rounds} rounds, with a 95 % interval of this run's "
+        "noise. ceiling: if time went with multiply-adds, the recipe's own included. method: time of the stages, as a "
+        "share of the untouched prefill.",
+        soft_wrap=True,
+    )
+    if not all(row.ledger.exact for row in result.rows):
+        screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those that it expects")
+
+
+def _cells(row: Row, *, decodes: bool) -> list[str]:
+    untouched, about = row.samples == row.untouched, "" if row.ledger.exact else "≈"
+    cells = [row.name, f"{row.tokens:.4g}", _time(row.seconds("prefill"))]
+    if untouched:
+        cells += ["", "", "", ""]
+    else:
+        method = f"{row.method_share:.1%}" if row.seconds("method") else ""
+        cells += [_interval(row.speedup()), f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
+    if decodes:
+        speed = ["", ""] if untouched else [_ratio(row.speedup("decode")), _ratio(row.speedup("total"))]
+        cells += [_time(row.seconds("decode")), *speed]
+    peak = [] if row.peak is None else [f"{row.peak / 2**30:.2f} GiB"]
+    return [*cells, f"{about}{row.kv_share:.1%}", *peak]
+
+
+def _interval(found: Ratio | None) -> str:
+    return "" if found is None else f"{found.value:.2f}× ({found.low:.2f} … {found.high:.2f})"
+
+
+def _ratio(found: Ratio | None) -> str:
+    return "" if found is None else f"{found.value:.2f}×"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
