@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -207,6 +208,8 @@ def test_compiled_on_every_side(family: str) -> None:
     assert [row.name for row in found.rows] == [UNTOUCHED, "half", "random", "uniform", *small]
     assert found.compiled and found.to_dict()["compiled"] is True
     assert found.rows[0].ceiling() == 1
+    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"][1]
+    assert told["seconds"]["method"] is told["method_share"] is None, "one graph has no clock inside"
 
 
 def test_the_baselines_themselves() -> None:

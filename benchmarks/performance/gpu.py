@@ -11,6 +11,7 @@ for a machine without internet.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 from tempfile import mkdtemp
@@ -81,9 +82,10 @@ def main() -> None:
         for row in found.get("rows", [])[1:]:
             whole, alone = row["reached"]["prefill"], row["reached"]["language"]
             decode = row["speedup"]["decode"]["value"]
+            method = math.nan if row["method_share"] is None else row["method_share"]
             print(
                 f"{cell:<32} {row['name']:>15}  prefill {row['speedup']['prefill']['value']:.2f}×, reached {whole:.2f} "
-                f"(without the tower {alone:.2f}), method {row['method_share']:.1%}, decode {decode:.2f}×, "
+                f"(without the tower {alone:.2f}), method {method:.1%}, decode {decode:.2f}×, "
                 f"KV {row['kv_share']:.1%}"
             )
 

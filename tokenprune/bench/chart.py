@@ -41,7 +41,7 @@ def plot_times(result: Bench) -> Figure:
 
 def _panel(axes: Any, rows: list[Row], *, decodes: bool) -> None:
     places = range(len(rows))
-    method = [row.seconds("method") for row in rows]
+    method = [row.method or 0.0 for row in rows]
     rest = [row.seconds("prefill") - own for row, own in zip(rows, method, strict=True)]
     axes.barh(places, method, color=METHOD, height=0.62, label="the recipe itself")
     axes.barh(places, rest, left=method, color=PREFILL, height=0.62, label="prefill")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +27,8 @@ class Sample:
     """Vision tower and projector, which no recipe of the language model changes; part of `prefill`."""
     decode: float
     """All tokens after it."""
-    method: float
-    """What the recipe's stages took; part of `prefill`."""
+    method: float | None
+    """What the recipe's stages took; part of `prefill`. None in a compiled prefill, which has no clock inside."""
     peak: int | None
     """Most bytes that were allocated on the device; None on a CPU, where nobody counts."""
 
@@ -141,7 +142,7 @@ def timed(
         prefill=clock.first - start,
         vision=vision.seconds(),
         decode=stop - clock.first if new_tokens > 1 else 0.0,
-        method=0.0 if report is None else report.seconds,
+        method=0.0 if report is None else None if math.isnan(report.seconds) else report.seconds,
         peak=torch.cuda.max_memory_allocated(device) if cuda else None,
     )
 

@@ -30,8 +30,14 @@ class Row:
     """For a smaller image: the ledger of that image, whose untouched side is what ran."""
 
     def seconds(self, phase: str) -> float:
-        """Median over rounds: one of `PHASES`, ``vision`` or ``method``."""
+        """Median over rounds: one of `PHASES`, or ``vision``."""
         return median(getattr(sample, phase) for sample in self.samples)
+
+    @property
+    def method(self) -> float | None:
+        """Seconds of the stages, median over rounds; None where nobody could tell."""
+        known = [sample.method for sample in self.samples if sample.method is not None]
+        return median(known) if known else None
 
     def speedup(self, phase: str = "prefill") -> Ratio | None:
         """Untouched time over this side's, paired by round; None for a phase that did not run."""
@@ -39,9 +45,11 @@ class Row:
         return ratio(before, after) if min(before) > 0 and min(after) > 0 else None
 
     @property
-    def method_share(self) -> float:
-        """Time of the stages as a share of the untouched prefill, paired by round."""
-        return median(a.method / b.prefill for a, b in zip(self.samples, self.untouched, strict=True))
+    def method_share(self) -> float | None:
+        """Time of the stages as a share of the untouched prefill, paired by round; None where nobody could tell."""
+        pairs = zip(self.samples, self.untouched, strict=True)
+        shares = [own.method / before.prefill for own, before in pairs if own.method is not None]
+        return median(shares) if shares else None
 
     @property
     def peak(self) -> int | None:
@@ -80,7 +88,7 @@ class Row:
             "name": self.name,
             "batch": self.batch,
             "tokens": self.tokens,
-            "seconds": {phase: self.seconds(phase) for phase in (*PHASES, "vision", "method")},
+            "seconds": {**{phase: self.seconds(phase) for phase in (*PHASES, "vision")}, "method": self.method},
             "speedup": speed,
             "ceiling": {phase: self.ceiling(phase) for phase in ("prefill", "language", "total")},
             "reached": {phase: self.reached(phase) for phase in ("prefill", "language")},

@@ -55,7 +55,8 @@ def _cells(row: Row, *, decodes: bool) -> list[str]:
     if untouched:
         cells += ["", "", "", ""]
     else:
-        method = f"{row.method_share:.1%}" if row.seconds("method") else ""
+        share = row.method_share
+        method = f"{share:.1%}" if share else ""
         cells += [_interval(row.speedup()), f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
     if decodes:
         speed = ["", ""] if untouched else [_ratio(row.speedup("decode")), _ratio(row.speedup("total"))]
