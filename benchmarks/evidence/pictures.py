@@ -36,6 +36,7 @@ def rows_kept(found: list[dict[str, Any]]) -> Figure:
                         profile = audit["rows"]["profile"]
                         axes.plot(range(1, len(profile) + 1), profile, color=colour, linewidth=1.2, label=each["name"])
             axes.set_ylim(0, 1)
+            axes.set_xticks([1, 4, 8, 12])
             axes.set_title(f"{criterion}, K = {layer}", loc="left", fontsize=8, color=INK)
             if row == len(CRITERIA) - 1:
                 axes.set_xlabel("row of vision tokens, top first", fontsize=7, color=SOFT_INK)
