@@ -189,6 +189,9 @@ def test_equal_tokens_are_what_ran(kind: str) -> None:
     tokens = {row.name: row.tokens for row in found.rows}
     assert tokens["random"] == tokens["uniform"] == math.floor(tokens[kind])
     assert tokens["random"] - 2 <= tokens[SMALLER] <= tokens["random"]
+    told = found.rows[1].ledger
+    assert told.exact == (kind != "adaptive")
+    assert sum(row.vision for row in told.reduced.rows) / 8 == tokens[kind]  # the ledger is of what ran
 
 
 @pytest.mark.skipif("compile" not in inspect.signature(tp.attach).parameters, reason="attach compiles nothing yet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -190,3 +191,23 @@ def test_equal_counts_are_one_candidate() -> None:
     assert len(found) == len(set(found))
     assert found[-1] == (1, 1, 1)
     assert all(sum(abs(x - y) for x, y in zip(a, b, strict=True)) == 1 for a, b in product(found[:1], found[1:2]))
+
+
+class Bumpy:
+    """A stage whose own work is dear unless it keeps many: 3 tokens of 10 cost 90, 8 cost 80."""
+
+    untouched = 100
+
+    def model(self, sizes: Sequence[int]) -> int:
+        return 10 * sizes[0]
+
+    def whole(self, counts: Sequence[int]) -> int:
+        return self.model(counts) + (60 if 3 <= counts[0] <= 7 else 0)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.2, 2), (0.8, 8), (0.89, 8), (0.9, 9), (0.3, 2), (0.79, 2)])
+def test_a_dearer_plan_may_come_before_a_cheaper_one(share: float, kept: int) -> None:
+    """The last plan that fits, though smaller ones do not."""
+    (step,) = tp.build("uniform", depth=4, keep=0.5).steps()
+    budget = Budget("flops", share)
+    assert plan([step], budget, depth=4, total=10, grids=((1, 1, 10),), prices=Bumpy()) == (kept,)

@@ -12,10 +12,10 @@ import torch
 from tokenprune.bench.clock import Sample
 from tokenprune.bench.result import Bench, Row
 from tokenprune.bench.sides import SMALLER, Compile, Side, sides
+from tokenprune.builder import build
 from tokenprune.errors import InputError
-from tokenprune.flops.ledger import Ledger
+from tokenprune.flops.ledger import Ledger, account
 from tokenprune.flops.shape import AnyClip, ClipShape
-from tokenprune.models.ledger import ledger
 from tokenprune.models.noise import Pictures, usual_pictures
 from tokenprune.models.shape import model_shape
 from tokenprune.recipe import Recipe, load_recipe
@@ -146,15 +146,23 @@ def measure(
 
 
 def _ledger(side: Side, pictures: Pictures, text: int, new_tokens: int) -> Ledger:
-    model, shape = side.model, model_shape(side.model)
-    if isinstance(shape.vision, ClipShape) and side.pictures is pictures and side.name == SMALLER:
+    """What the ledger says of a side; of an adaptive recipe at the counts of the last run's first sample."""
+    shape = model_shape(side.model)
+    if isinstance(shape.vision, ClipShape) and side.name == SMALLER:
         shape = replace(shape, vision=AnyClip(**vars(shape.vision)))
-    return ledger(
+    pipeline = build("none" if side.recipe is None else side.recipe, depth=shape.decoder.layers)
+    kept = None
+    if side.attached is not None and not pipeline.static:
+        kept = [int((stage.kept[0] >= 0).sum()) for stage in side.attached.report.stages]
+    told = account(
         shape,
-        "none" if side.recipe is None else side.recipe,
+        pipeline,
+        total=pictures.tokens,
         grids=pictures.grids,
         text=text,
         question=max(0, text - LEADING),
         new_tokens=new_tokens,
-        kv_bytes=model.dtype.itemsize,
+        kv_bytes=side.model.dtype.itemsize,
+        kept=kept,
     )
+    return replace(told, exact=kept is None)

@@ -46,7 +46,7 @@ def show(result: Bench) -> None:
         soft_wrap=True,
     )
     if not all(row.ledger.exact for row in result.rows):
-        screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those that it expects")
+        screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
 
 
 def _cells(row: Row, *, decodes: bool) -> list[str]:
