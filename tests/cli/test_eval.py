@@ -202,7 +202,7 @@ def test_csv_lines_are_counted_as_editors_do(album: Path, tmp_path: Path) -> Non
     [
         ((), "nothing to compare: give a recipe, or a budget for the baselines"),
         (("fastv", "0.5"), "0.5 is no recipe; for a budget write --keep 0.5"),
-        (("fastv", "--keep", "0.5", "--final", "9"), "only one of --keep, --average and --final"),
+        (("fastv", "--keep", "0.5", "--final", "9"), "only one of --keep, --average, --final and --flops"),
         (("fastv", "--keep", "1.5"), "--keep: keep as a share must lie in (0, 1], got 1.5"),
         (("fastv", "--keep", "0.5,"), "--keep: expected a count such as 64"),
         (("fastv", "--average", "0.05"), "fastv: budget average: 0.05: "),
