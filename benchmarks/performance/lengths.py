@@ -1,0 +1,73 @@
+"""Does the machine run shorter prompts at the same rate? The untouched decoder alone, at every length that recipes make.
+
+    python benchmarks/performance/lengths.py         # writes lengths.json beside it; two minutes on two quiet cores
+
+The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks for
+them. So each layer of a recipe is given the time of an untouched layer on a prompt of that length, measured here without
+tokenprune. Their sum is the best that any method could do on this machine; `reached` in cpu.json is compared with it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import machine
+from cpu import KEEPS, RECIPES
+
+from tokenprune.budget import tokens_per_layer
+from tokenprune.builder import build
+from tokenprune.models.load import quiet
+from tokenprune.models.sketch import sketch_config, sketch_model
+from tokenprune.recipe import load_recipe
+
+HERE = Path(__file__).parent
+LAYERS, WIDTH, VISION, TEXT = 10, 1024, 576, 64
+ROUNDS = 9
+
+
+def lengths(name: str, keep: int) -> list[int]:
+    """Tokens that enter each layer, text included."""
+    pipeline = build(load_recipe(name, keep=keep), depth=LAYERS)
+    counts = [count for count in pipeline.plan(VISION, [(1, 24, 24)]) if count is not None]
+    return [n + TEXT for n in tokens_per_layer(pipeline.steps(), counts, LAYERS, VISION)]
+
+
+@torch.inference_mode()
+def seconds(text: Any, wanted: list[int]) -> dict[int, float]:
+    """Median time of the whole decoder on prompts of each length; lengths take turns."""
+    prompts = {n: torch.randn(1, n, WIDTH) for n in wanted}
+    taken: dict[int, list[float]] = {n: [] for n in wanted}
+    for number in range(ROUNDS + 1):
+        for n in wanted if number % 2 else reversed(wanted):
+            start = time.perf_counter()
+            text(inputs_embeds=prompts[n], use_cache=True)
+            if number:
+                taken[n].append(time.perf_counter() - start)
+    return {n: statistics.median(times) for n, times in taken.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    quiet()
+    config = sketch_config("llava-1.5-7b", layers=LAYERS, width=WIDTH)
+    model = sketch_model(config, dtype=torch.float32, device=torch.device("cpu"))
+    made = {f"{name}/{keep}": lengths(name, keep) for name in RECIPES for keep in KEEPS}
+    whole = VISION + TEXT
+    taken = seconds(model.model.language_model, sorted({whole, *(n for each in made.values() for n in each)}))
+    rate = {n: taken[whole] / whole / (taken[n] / n) for n in taken}
+    possible = {name: taken[whole] / (sum(taken[n] for n in each) / LAYERS) for name, each in made.items()}
+    facts = {"machine": machine(), "seconds": taken, "rate": rate, "lengths": made, "possible": possible}
+    (HERE / "lengths.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for n in taken:
+        print(f"{n:>4} tokens: {taken[n]:.3f} s, {rate[n]:.2f} of the rate at {whole}")
+    for name, ratio in possible.items():
+        print(f"{name:<20} decoder at most {ratio:.2f} times as fast on this machine")
+
+
+if __name__ == "__main__":
+    main()
