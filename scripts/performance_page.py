@@ -40,8 +40,8 @@ def cpu() -> str:
     lines = [
         f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {settings['rounds']} rounds.",
         "",
-        "| recipe | run | vision tokens | prefill faster | ceiling | reached | decoder faster | lengths allow | reached "
-        "| method |",
+        "| recipe | run | vision tokens | prefill faster | ceiling | reached | decoder faster | lengths allow "
+        "| reached | method |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     possible = (read("lengths") or {"possible": {}})["possible"]

@@ -48,7 +48,8 @@ def test_the_first_results_are_those_of_the_shipped_weights(page: ModuleType) ->
 
 
 def test_every_run_of_the_grid_is_in_the_results(page: ModuleType) -> None:
-    for each in page.results():
+    with_text = [each for each in page.results() if each["training"]["lags"] != "none"]
+    for each in with_text:
         assert tuple(each["counts"]) in (page.grid.COUNTS, (page.grid.MAIN_COUNT,))
         wanted = {condition.group for condition in page.grid.grid(each["counts"])}
         assert {(row["condition"], row["budget"]) for row in each["grid"]} == wanted

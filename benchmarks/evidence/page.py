@@ -37,9 +37,14 @@ def percent(value: float) -> str:
 
 def models(found: list[dict[str, Any]]) -> str:
     tasks = list(found[0]["whole"][0]["tasks"])
-    head = ["model", "text stage", "seed", *tasks]
+    head = ["model", "text stage", "seed", "steps", *tasks]
     body = [
-        [each["name"], each["training"]["lags"], str(each["training"]["seed"])]
+        [
+            each["name"],
+            each["training"]["lags"],
+            str(each["training"]["seed"]),
+            str(sum(each["training"]["steps"].values())),
+        ]
         + [percent(each["whole"][0]["tasks"][task]["accuracy"]["value"]) for task in tasks]
         for each in found
     ]
@@ -127,6 +132,7 @@ def every_cell(each: dict[str, Any]) -> str:
 def evidence(found: list[dict[str, Any]]) -> str:
     """The page: models, verdicts, then the numbers behind them."""
     with_text = [each for each in found if each["training"]["lags"] != "none"]
+    gridded = [each for each in found if each["grid"]]
     shipped = found[0]
     missing = [name for name in ORDER if name not in {each["name"] for each in found}]
     template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
@@ -138,8 +144,8 @@ def evidence(found: list[dict[str, Any]]) -> str:
         models=models(found),
         rules=rules(found),
         biases=biases(found),
-        localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in found),
-        thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in found),
+        localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in gridded),
+        thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in gridded),
         whole=whole(shipped),
         recency_indented=textwrap.indent(recency(found), "    "),
     )
@@ -147,6 +153,7 @@ def evidence(found: list[dict[str, Any]]) -> str:
 
 def cells(found: list[dict[str, Any]]) -> str:
     """The page with every cell of the grid."""
+    found = [each for each in found if each["grid"]]
     parts = ["# Evidence: every cell\n"]
     parts.append(
         "Accuracy in % with 95 % intervals, as in [Evidence](evidence.md). Written by "

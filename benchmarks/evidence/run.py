@@ -22,7 +22,7 @@ from recency import recency
 from rich.progress import Progress
 
 from tokenprune.audit import Audit
-from tokenprune.evaluate import Case, Condition, Evaluation, difference, evaluate, scene_cases
+from tokenprune.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate, scene_cases
 from tokenprune.models.attach import attach
 from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
@@ -118,6 +118,27 @@ def audit(model: Any, processor: Any, criterion: str, layer: int, task: str) -> 
     return {name: facts[name] for name in ("pictures", "keep", "rows", "columns", "heat")}
 
 
+def audits(model: Any, processor: Any) -> list[dict[str, Any]]:
+    """Every criterion that scores, at every layer, for both kinds of question."""
+    return [
+        {"criterion": criterion, "layer": layer, "task": task} | audit(model, processor, criterion, layer, task)
+        for layer in grid.LAYERS
+        for criterion in ("attention", "attention-vision", "no-rope")
+        for task in ("localisation", "ground")
+    ]
+
+
+def bias_only(model: Any, processor: Any, work: Path) -> dict[str, Any]:
+    """What the rule of a control needs: the untouched model's accuracy, and where tokens are kept."""
+    untouched = evaluate(model, processor, scene_cases(grid.SCENES), [UNTOUCHED], output=work, packed=True)
+    return {
+        "recency": recency(model),
+        "whole": rows(untouched),
+        "grid": [],
+        "audits": audits(model, processor),
+    }
+
+
 def rows(result: Evaluation) -> list[dict[str, Any]]:
     return [row.to_dict() for row in result.rows]
 
@@ -140,12 +161,6 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
         average = round(own.rows[-1].average)
         fixed = ask("fixed", grid.adaptive(average), None)
         single = ask("grid", grid.grid(counts), grid.GRID_TASKS)
-        audits = []
-        for layer in grid.LAYERS:
-            for criterion in ("attention", "attention-vision", "no-rope"):
-                for task in ("localisation", "ground"):
-                    found = audit(model, processor, criterion, layer, task)
-                    audits.append({"criterion": criterion, "layer": layer, "task": task} | found)
     merged = scores(own) | scores(fixed)
     adaptive, budgeted = (("sparsevlm", budget) for budget in ("", str(grid.Budget("average", average))))
     return {
@@ -174,7 +189,7 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
         "grid": rows(single),
         "grid_contrasts": contrasts_of_grid(single),
         "thirds": thirds(single, grid.MAIN_COUNT),
-        "audits": audits,
+        "audits": audits(model, processor),
     }
 
 
@@ -184,6 +199,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the model in plan.md")
     parser.add_argument("--work", type=Path, help="folder of finished answers; default: evidence/ beside the weights")
     parser.add_argument("--main", action="store_true", help="the grid only at the count that the rules look at")
+    parser.add_argument("--bias", action="store_true", help="only the untouched accuracy and the position bias")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -198,8 +214,12 @@ def main() -> None:
     }
     out = HERE / "results" / f"{options.name}.json"
     out.parent.mkdir(exist_ok=True)
-    counts = (grid.MAIN_COUNT,) if options.main else grid.COUNTS
-    result = facts | {"counts": counts} | run(model, processor, work, options.name, counts)
+    counts = () if options.bias else (grid.MAIN_COUNT,) if options.main else grid.COUNTS
+    if options.bias:
+        found = bias_only(model, processor, work)
+    else:
+        found = run(model, processor, work, options.name, counts)
+    result = facts | {"counts": counts} | found
     out.write_text(json.dumps(compact(result)) + "\n", encoding="utf-8")
 
 

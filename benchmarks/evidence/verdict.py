@@ -167,9 +167,9 @@ CONTROL = {"C1": ("without text there is no bias", c1)}
 
 
 def findings(result: Result) -> dict[str, Finding]:
-    """Every rule that applies to this model."""
-    rules = CONTROL if result["training"]["lags"] == "none" else {}
-    return {name: judge(result) for name, (_, judge) in {**RULES, **rules}.items()}
+    """Every rule that applies to this model: a control is judged by its own rule, whatever else was run on it."""
+    rules = CONTROL if result["training"]["lags"] == "none" else RULES
+    return {name: judge(result) for name, (_, judge) in rules.items()}
 
 
 def outcome(results: list[Result]) -> str:

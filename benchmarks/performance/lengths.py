@@ -1,10 +1,10 @@
-"""Does the machine run shorter prompts at the same rate? The untouched decoder alone, at every length that recipes make.
+"""Does the machine run shorter prompts at the same rate? The untouched decoder alone, at every length recipes make.
 
-    python benchmarks/performance/lengths.py         # writes lengths.json beside it; two minutes on two quiet cores
+    python benchmarks/performance/lengths.py         # writes lengths.json beside it; two minutes, two quiet cores
 
-The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks for
-them. So each layer of a recipe is given the time of an untouched layer on a prompt of that length, measured here without
-tokenprune. Their sum is the best that any method could do on this machine; `reached` in cpu.json is compared with it.
+The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks
+for them. So each layer of a recipe is given the time of an untouched layer on a prompt of that length, measured here
+without tokenprune. Their sum is the best that any method could do on this machine.
 """
 
 from __future__ import annotations
