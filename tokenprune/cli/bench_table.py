@@ -28,16 +28,18 @@ def show(result: Bench) -> None:
         soft_wrap=True,
     )
     decodes, counted = result.new_tokens > 1, result.rows[0].peak is not None
-    headers = ["side", ">tokens", ">prefill", ">faster", ">ceiling", ">reached", ">method"]
-    headers += [">decode", ">faster", ">all faster"] if decodes else []
-    headers += [">KV cache", *([">peak memory"] if counted else [])]
     for batch in dict.fromkeys(row.batch for row in result.rows):
         screen.print(f"\n[dim]batch of {batch}")
-        made = table(*headers)
+        # Two tables: one with all columns is wider than most terminals.
+        first = table("side", ">tokens", ">prefill", ">faster", "95 %", ">ceiling", ">reached", ">method")
+        after = [">decode", ">faster", ">all faster"] if decodes else []
+        second = table("side", *after, ">KV cache", *([">peak memory"] if counted else []))
         for row in result.rows:
             if row.batch == batch:
-                made.add_row(*_cells(row, decodes=decodes))
-        screen.print(made)
+                first.add_row(*_prefill(row))
+                second.add_row(*_rest(row, decodes=decodes))
+        screen.print(first)
+        screen.print(second)
     rounds = len(result.rows[0].samples)
     screen.print(
         f"\n[dim]faster: untouched time over this one's, median of {rounds} rounds, with a 95 % interval of this run's "
@@ -49,24 +51,24 @@ def show(result: Bench) -> None:
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
 
 
-def _cells(row: Row, *, decodes: bool) -> list[str]:
-    untouched, about = row.samples == row.untouched, "" if row.ledger.exact else "≈"
-    cells = [row.name, f"{row.tokens:.4g}", _time(row.seconds("prefill"))]
-    if untouched:
-        cells += ["", "", "", ""]
-    else:
-        share = row.method_share
-        method = f"{share:.1%}" if share else ""
-        cells += [_interval(row.speedup()), f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
+def _prefill(row: Row) -> list[str]:
+    about, cells = "" if row.ledger.exact else "≈", [row.name, f"{row.tokens:.4g}", _time(row.seconds("prefill"))]
+    speed = row.speedup()
+    if row.samples == row.untouched or speed is None:
+        return [*cells, "", "", "", "", ""]
+    method = f"{row.method_share:.1%}" if row.method_share else ""
+    interval = f"{speed.low:.2f}–{speed.high:.2f}"
+    return [*cells, _ratio(speed), interval, f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
+
+
+def _rest(row: Row, *, decodes: bool) -> list[str]:
+    cells = [row.name]
     if decodes:
+        untouched = row.samples == row.untouched
         speed = ["", ""] if untouched else [_ratio(row.speedup("decode")), _ratio(row.speedup("total"))]
         cells += [_time(row.seconds("decode")), *speed]
     peak = [] if row.peak is None else [f"{row.peak / 2**30:.2f} GiB"]
-    return [*cells, f"{about}{row.kv_share:.1%}", *peak]
-
-
-def _interval(found: Ratio | None) -> str:
-    return "" if found is None else f"{found.value:.2f}× ({found.low:.2f} … {found.high:.2f})"
+    return [*cells, f"{'' if row.ledger.exact else '≈'}{row.kv_share:.1%}", *peak]
 
 
 def _ratio(found: Ratio | None) -> str:
