@@ -9,7 +9,7 @@ import typer
 
 from tokenprune.cli.options import Json, Keep, Sets, Variant
 from tokenprune.cli.run import open_model
-from tokenprune.cli.terminal import amount, check_folder, counter, print_json, progress
+from tokenprune.cli.terminal import amount, check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ def _check(scenes: int | None, images: Path | None, question: str | None, model:
             raise InputError("give --scenes or --images, not both")
         if question is None or not question.strip():
             raise InputError("--images needs a --question, which is asked about each picture")
-    if save_plot is not None:
-        check_folder(save_plot, "--save-plot")
-        if save_plot.suffix.lower() != ".png":
-            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    check_plot(save_plot)
 
 
 def _pictures(folder: Path) -> list[Path]:

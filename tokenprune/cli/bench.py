@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
-from tokenprune.cli.run import ATTENTIONS, open_model
-from tokenprune.cli.terminal import check_folder, counter, print_json, progress
-from tokenprune.errors import InputError, did_you_mean
+from tokenprune.cli.run import check_attention, open_model
+from tokenprune.cli.terminal import check_plot, counter, print_json, progress
+from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from tokenprune.recipe import Recipe
@@ -81,14 +81,10 @@ def command(
     the machine.
     """
     budgets = budgets_of(keep, average, final, flops)
-    if attention not in ATTENTIONS:
-        raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+    check_attention(attention)
     if rounds % 2 == 0:
         raise InputError(f"--rounds: expected an odd number, so that a median is a measured one, got {rounds}")
-    if save_plot is not None:
-        check_folder(save_plot, "--save-plot")
-        if save_plot.suffix.lower() != ".png":
-            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    check_plot(save_plot)
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 

@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokenprune.cli.options import Json, Sets
-from tokenprune.cli.run import ATTENTIONS, open_model
-from tokenprune.cli.terminal import amount, check_folder, console, note, print_json, progress, share, write_text
+from tokenprune.cli.run import check_attention, open_model
+from tokenprune.cli.terminal import (
+    amount,
+    check_folder,
+    check_plot,
+    console,
+    note,
+    print_json,
+    progress,
+    share,
+    write_text,
+)
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -133,11 +143,9 @@ def command(
     """
     names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final, "flops": flops})
     _check(scenes, task, images, questions, attention, cost)
-    for path, option in ((save_plot, "--save-plot"), (csv, "--csv")):
-        if path is not None:
-            check_folder(path, option)
-    if save_plot is not None and save_plot.suffix.lower() != ".png":
-        raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    check_plot(save_plot)
+    if csv is not None:
+        check_folder(csv, "--csv")
     with progress("reading recipes and questions"):
         from tokenprune.evaluate.conditions import make_conditions
 
@@ -225,8 +233,7 @@ def _check(
         raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
     if scenes is not None and questions is not None:
         raise InputError("--scenes are generated pictures; with --questions leave it out")
-    if attention not in ATTENTIONS:
-        raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+    check_attention(attention)
     if cost not in COSTS:
         raise InputError(f"--cost: expected tokens or flops, got {cost!r}{did_you_mean(cost, COSTS)}")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
-from tokenprune.cli.terminal import check_folder, console, print_json, progress, table
+from tokenprune.cli.terminal import check_plot, console, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,10 +68,7 @@ def command(
     budgets = budgets_of(keep, average, final, flops)
     if question is not None and question > text:
         raise InputError(f"--question {question} is part of --text {text}, so it cannot be longer")
-    if save_plot is not None:
-        check_folder(save_plot, "--save-plot")
-        if save_plot.suffix.lower() != ".png":
-            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    check_plot(save_plot)
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 

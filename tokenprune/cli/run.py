@@ -9,7 +9,7 @@ import typer
 
 from tokenprune.cli.options import Flops, Json, budgets_of
 from tokenprune.cli.pictures import open_picture
-from tokenprune.cli.terminal import check_folder, note, print_json, progress
+from tokenprune.cli.terminal import check_plot, note, print_json, progress
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -83,14 +83,10 @@ def command(
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
     """
     budgets = budgets_of(keep, average, final, flops)
-    if attention not in ATTENTIONS:
-        raise InputError(f"--attention: expected sdpa or eager, got {attention!r}{did_you_mean(attention, ATTENTIONS)}")
+    check_attention(attention)
     if question is not None and not question.strip():
         raise InputError("--question is empty")
-    if save_plot is not None:
-        check_folder(save_plot, "--save-plot")
-        if save_plot.suffix.lower() != ".png":
-            raise InputError(f"--save-plot: expected a name that ends in .png, got {save_plot.name}")
+    check_plot(save_plot)
     pictures = [open_picture(path) for path in image or []]
 
     with progress("reading the recipe"):
@@ -146,6 +142,12 @@ def _subject(
         return paths, pictures, found[0].question, found[0].answer
     known = {" ".join(sample.question.lower().split()): sample.answer for sample in found}
     return paths, pictures, question, known.get(" ".join(question.lower().split()))
+
+
+def check_attention(name: str) -> None:
+    """Raise `InputError` unless `name` is an attention backend that may be asked for."""
+    if name not in ATTENTIONS:
+        raise InputError(f"--attention: expected sdpa or eager, got {name!r}{did_you_mean(name, ATTENTIONS)}")
 
 
 def open_model(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:

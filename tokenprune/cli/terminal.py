@@ -95,6 +95,15 @@ def check_folder(path: Path, option: str) -> None:
         raise InputError(f"{option}: no permission to write to {folder}")
 
 
+def check_plot(path: Path | None) -> None:
+    """Raise `InputError` unless --save-plot is left out, or a PNG can be written there."""
+    if path is None:
+        return
+    check_folder(path, "--save-plot")
+    if path.suffix.lower() != ".png":
+        raise InputError(f"--save-plot: expected a name that ends in .png, got {path.name}")
+
+
 def write_text(path: Path, text: str, option: str) -> None:
     """Write `text` to `path`, whole or not at all.
 
