@@ -281,3 +281,19 @@ def test_what_cannot_be_traced_is_refused() -> None:
 def test_options_decided_here_are_refused() -> None:
     with pytest.raises(InputError, match=r"compile=\{'dynamic': ...\}\): graphs are always full and static"):
         tp.attach(build("llava", layers=2), UNIFORM, compile={"dynamic": True})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backnd": "eager"}, r"\{'backnd': ...\}\): expected one of backend, .*did you mean 'backend'"),
+        ({"backend": "indctor"}, "Invalid backend: 'indctor'"),
+        ({"mode": "fast"}, "Unrecognized mode=fast"),
+        ({"options": {"max_autotun": 1}}, "Unexpected optimization option max_autotun$"),
+    ],
+)
+def test_options_that_torch_does_not_take_leave_the_model_alone(options: dict[str, Any], message: str) -> None:
+    model = build("llava", layers=2)
+    with pytest.raises(InputError, match=message):
+        tp.attach(model, UNIFORM, compile=options)
+    tp.attach(model, UNIFORM).detach()

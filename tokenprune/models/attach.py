@@ -141,7 +141,7 @@ def attach(
             such as ``{"mode": "reduce-overhead"}``. `generate` then takes a static cache, unless it is told otherwise.
 
     Raises:
-        InputError: an option of torch.compile that is decided here.
+        InputError: an option of torch.compile that is decided here, or that it does not take.
         RecipeError: the recipe is not valid, or does not fit the model's depth.
         BudgetError: the budget is out of range.
         UnsupportedModelError: no adapter knows the model, a recipe is attached to it already, or `flops` is asked of a

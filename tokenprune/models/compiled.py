@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 from transformers.cache_utils import Cache, DynamicCache
 
-from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
 from tokenprune.models.cache import allocate, layer_of, virtualise
 from tokenprune.models.engine import Engine
 from tokenprune.report import Graphs
@@ -43,16 +44,11 @@ class Compiled:
         options: keyword arguments for `torch.compile`, such as ``backend`` or ``mode``.
 
     Raises:
-        InputError: an option that is decided here.
+        InputError: an option that is decided here, or that torch.compile does not take.
     """
 
     def __init__(self, engine: Engine, graphs: Graphs, options: Mapping[str, Any]) -> None:
-        fixed = sorted({"fullgraph", "dynamic", "model"} & set(options))
-        if fixed:
-            raise InputError(
-                f"attach(compile={{{fixed[0]!r}: ...}}): graphs are always full and static here; "
-                "expected options such as backend, mode or options of torch.compile"
-            )
+        _check(options)
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}
@@ -151,6 +147,28 @@ class Compiled:
         finally:
             self.graphs.note(*(after - b for after, b in zip(_counted(), before, strict=True)), known=known)
             self._seen.add(signature)
+
+
+def _check(options: Mapping[str, Any]) -> None:
+    """Raise `InputError` for options that torch.compile would refuse: before anything is on the model."""
+    fixed = sorted({"fullgraph", "dynamic", "model"} & set(options))
+    if fixed:
+        raise InputError(
+            f"attach(compile={{{fixed[0]!r}: ...}}): graphs are always full and static here; "
+            "expected options such as backend, mode or options of torch.compile"
+        )
+    known = sorted(set(signature(torch.compile).parameters) - {"fullgraph", "dynamic", "model"})
+    for name in options:
+        if name not in known:
+            raise InputError(
+                f"attach(compile={{{name!r}: ...}}): expected one of {', '.join(known)}{did_you_mean(name, known)}"
+            )
+    try:
+        torch.compile(lambda: None, **options)
+    except (RuntimeError, TypeError, ValueError) as error:  # an unknown backend, mode or entry of `options`
+        # Its own text goes on with all the hundreds of entries that there are.
+        told = str(error).splitlines()[0].partition(", known options are")[0]
+        raise InputError(f"attach(compile={dict(options)!r}): {told}") from None
 
 
 def _restore(module: Any, given: Any) -> None:
