@@ -196,7 +196,7 @@ class Apart(_Run):
         return {
             "attention_mask": mask,
             "position_ids": positions,
-            "position_embeddings": self.parts.text.rotary_emb(hidden, positions),
+            "position_embeddings": self.parts.text.rotary_emb(hidden, position_ids=positions),
             "past_key_values": cache,
             "use_cache": True,
         }

@@ -113,8 +113,13 @@ def symbolic_prefix(
 
 
 def text_loss(model: LlavaForConditionalGeneration, ids: Tensor) -> Tensor:
-    """Mean cross-entropy of the next word in texts `ids [B, 1 + L]`, without a picture."""
-    output = model.model.language_model(input_ids=ids[:, :-1], use_cache=False)
+    """Mean cross-entropy of the next word in texts `ids [B, 1 + L]`, without a picture.
+
+    Their position ids are those behind a picture, which no control renumbers.
+    """
+    inputs = ids[:, :-1]
+    positions = VISION_TOKENS + 1 + torch.arange(inputs.shape[1], device=ids.device)[None]
+    output = model.model.language_model(input_ids=inputs, position_ids=positions, use_cache=False)
     logits = model.lm_head(output.last_hidden_state)
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 

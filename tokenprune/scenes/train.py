@@ -27,6 +27,7 @@ from tokenprune.scenes.batches import training_batch
 from tokenprune.scenes.embedded import export
 from tokenprune.scenes.model import build_model
 from tokenprune.scenes.muon import Muon
+from tokenprune.scenes.positions import POSITIONS, position_table, read_positions
 from tokenprune.scenes.stages import STAGES, Group, Stage, parameter_groups, stage_loss, text_loss
 from tokenprune.scenes.texts import LAGS, texts
 
@@ -43,6 +44,7 @@ class Plan:
     steps: dict[str, int]
     precision: str
     lags: str
+    positions: str = "raster"
 
 
 class Optimisers:
@@ -87,6 +89,8 @@ class Trainer:
         self.plan, self.device = plan, device
         self.model = build_model(seed=plan.seed).to(device).train()
         text, vision = self.model.config.text_config, self.model.config.vision_config
+        if plan.positions != "raster":
+            read_positions(self.model, position_table(plan.positions, text.max_position_embeddings))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed + 1)
             self.teacher = Teacher(width=text.hidden_size, vision_width=vision.hidden_size).to(device)
@@ -208,13 +212,15 @@ class Log:
         self._clear()
 
 
-def make_plan(seed: int, precision: str, lags: str = "recent", steps: int | None = None) -> Plan:
+def make_plan(
+    seed: int, precision: str, lags: str = "recent", steps: int | None = None, positions: str = "raster"
+) -> Plan:
     """The steps of the shipped run, or `steps` in its proportions; without texts their stage has none."""
     factor = steps / sum(stage.steps for stage in STAGES) if steps else 1.0
     planned = {stage.name: max(1, round(stage.steps * factor)) for stage in STAGES}
     if lags == "none":
         planned |= {stage.name: 0 for stage in STAGES if not stage.batch}
-    return Plan(seed, planned, precision, lags)
+    return Plan(seed, planned, precision, lags, positions)
 
 
 def seconds_per_step(seed: int, precision: str, device: torch.device) -> float:
@@ -270,6 +276,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 only where hardware has it")
     parser.add_argument("--text", choices=LAGS, default="recent", help="how far back the text stage repeats words")
+    parser.add_argument("--positions", choices=POSITIONS, default="raster", help="position ids of vision tokens")
     parser.add_argument("--export", action="store_true", help="only write the weights of the latest checkpoint")
     return parser.parse_args(arguments)
 
@@ -282,12 +289,12 @@ def main(arguments: list[str] | None = None) -> None:
     plan_file, checkpoint = options.out / "training.json", options.out / "checkpoint.pt"
     if plan_file.exists():
         stored = json.loads(plan_file.read_text())
-        plan = Plan(*(stored[field.name] for field in fields(Plan)))
+        plan = Plan(**{field.name: stored[field.name] for field in fields(Plan) if field.name in stored})
     else:
         steps = options.steps
         if options.minutes:
             steps = round(options.minutes * 60 / seconds_per_step(options.seed, options.precision, device))
-        plan = make_plan(options.seed, options.precision, options.text, steps)
+        plan = make_plan(options.seed, options.precision, options.text, steps, options.positions)
         plan_file.write_text(json.dumps({**asdict(plan), "stages": [asdict(s) for s in STAGES]}, indent=1) + "\n")
     trainer = Trainer(plan, device)
     if checkpoint.exists():
