@@ -81,17 +81,24 @@ def feather(scores: Array, keep: int, height: int, width: int, stride: int) -> l
     return sorted(grid | set(best(scores, keep)))
 
 
+def prominences(x: Array, neighbours: int, divide: bool = True) -> list[float]:
+    """Log-density plus log-separation of the rows of `x`; density is that of the `neighbours` nearest."""
+    n = len(x)
+    apart = [[float(np.linalg.norm(a - b)) / (x.shape[1] ** 0.5 if divide else 1) for b in x] for a in x]
+    density = [-float(np.mean(np.sort(apart[i])[:neighbours] ** 2)) for i in range(n)]
+    found = []
+    for i in range(n):
+        denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]
+        separation = min(apart[i][j] for j in denser) if denser else max(apart[i])
+        found.append(density[i] + np.log(separation) if separation > 0 else -np.inf)
+    return found
+
+
 def density_peaks(x: Array, clusters: int, cosine: bool = False, divide: bool = True) -> dict[int, list[int]]:
     """Centre to members (itself included) of the rows of `x`, clustered by density peaks with k = `clusters`."""
     n = len(x)
-    apart = [[float(np.linalg.norm(a - b)) / (x.shape[1] ** 0.5 if divide else 1) for b in x] for a in x]
-    density = [-float(np.mean(np.sort(apart[i])[:clusters] ** 2)) for i in range(n)]
-    prominence = []
-    for i in range(n):
-        denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]
-        separation = min(apart[i][j] for j in denser) if denser else max(map(max, apart))
-        prominence.append(density[i] + np.log(separation) if separation > 0 else -np.inf)
-    centres = best(prominence, clusters)
+    apart = [[float(np.linalg.norm(a - b)) for b in x] for a in x]
+    centres = best(prominences(x, clusters, divide), clusters)
     members: dict[int, list[int]] = {c: [] for c in centres}
     for i in range(n):
         if cosine:

@@ -22,7 +22,7 @@ from tokenprune.parts.schedulers import (
     RankRatioScheduler,
     TableScheduler,
 )
-from tokenprune.parts.scorers import AttentionScorer, NormScorer, RandomScorer
+from tokenprune.parts.scorers import AttentionScorer, DensityPeaksScorer, NormScorer, RandomScorer
 from tokenprune.tokens import Tokens
 
 WITH_ARGUMENTS: list[Part] = [
@@ -31,6 +31,7 @@ WITH_ARGUMENTS: list[Part] = [
     AttentionScorer(heads=2),
     RandomScorer(seed=7),
     NormScorer(order="low"),
+    DensityPeaksScorer(neighbours=2),
     FixedScheduler(keep=3),
     FixedScheduler(keep=0.5),
     TableScheduler(rows={4: 2, 20: 5}),

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tokenprune.parts.density import prominence
 from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
 from tokenprune.parts.samplers import TopKSampler
 from tokenprune.tokens import Tokens
@@ -110,7 +111,7 @@ def test_clusters_are_plain_pythons(size, clusters, cosine, divide, seed):
     expected = plain.density_peaks(x[0].double().numpy(), clusters, cosine, divide)
     assert centres[0].tolist() == list(expected)
     assert [column.nonzero().flatten().tolist() for column in member[0].T] == list(expected.values())
-    densest = recycler._prominence(x, valid, [1]).argmax().item()  # one neighbour, itself: all equally dense
+    densest = prominence(x, valid, [1]).argmax().item()  # one neighbour, itself: all equally dense
     assert densest == recycler.clusters(x, valid, [1])[0].item()
 
 

@@ -78,7 +78,7 @@ def test_every_role_has_its_parts():
     assert registry.ROLES == ("raters", "scorer", "scheduler", "sampler", "recycler")
     assert {role: list(registry.parts(role)) for role in registry.ROLES} == {
         "raters": ["above_mean", "all_text", "last_text"],
-        "scorer": ["attention", "constant", "norm", "random", "raster"],
+        "scorer": ["attention", "constant", "density_peaks", "norm", "random", "raster"],
         "scheduler": ["fixed", "lattice", "pyramid", "rank_ratio", "solved", "table"],
         "sampler": ["random", "top_k", "uniform", "union"],
         "recycler": ["cluster", "drop"],

@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from tokenprune.errors import InputError
 from tokenprune.parts.raters import AllTextRaters, LastTextRaters
-from tokenprune.parts.scorers import AttentionScorer, ConstantScorer, NormScorer, RandomScorer, RasterScorer
+from tokenprune.parts.scorers import (
+    AttentionScorer,
+    ConstantScorer,
+    DensityPeaksScorer,
+    NormScorer,
+    RandomScorer,
+    RasterScorer,
+)
 from tokenprune.tokens import Tokens
 
 
@@ -110,3 +117,27 @@ def test_plain_scorers_by_hand():
     assert NormScorer(order="low")(tokens).tolist() == [[-5, -1, -10]]
     assert RasterScorer()(tokens).tolist() == [[2, 5, 9]]
     assert ConstantScorer()(tokens).tolist() == [[0, 0, 0]]
+
+
+@settings(max_examples=25)
+@given(strategies.batches(), st.integers(1, 7))
+def test_density_peaks_are_those_of_the_definition(batch, neighbours):
+    tokens = strategies.collate(batch)
+    scores = DensityPeaksScorer(neighbours=neighbours)(dataclasses.replace(tokens, aux={}))
+    for i, size in enumerate(tokens.sizes):
+        expected = plain.prominences(tokens.hidden[i, :size].double().numpy(), neighbours)
+        np.testing.assert_allclose(scores[i, :size], expected, rtol=1e-3, atol=1e-3)
+    assert (scores[~tokens.valid] == -torch.inf).all()
+
+
+def test_density_peaks_read_the_tokens_as_they_entered_the_model():
+    generator = torch.Generator().manual_seed(0)
+    entered = torch.randn(1, 9, 4, generator=generator)
+    whole = Tokens.from_hidden(entered)
+    later = dataclasses.replace(
+        whole, hidden=torch.randn(1, 9, 4, generator=generator), aux={"vision_embedding": entered}
+    )
+    assert torch.equal(DensityPeaksScorer()(later), DensityPeaksScorer()(whole))
+    index = torch.tensor([[1, 4, 8]])
+    fewer = DensityPeaksScorer()(later.take(index, (3,)))
+    assert torch.equal(fewer, DensityPeaksScorer()(Tokens.from_hidden(entered[:, [1, 4, 8]])))

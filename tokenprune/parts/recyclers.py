@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune import ops
+from tokenprune.parts.density import prominence
 from tokenprune.parts.limits import Share
 from tokenprune.parts.part import Part
 from tokenprune.parts.work import Work
@@ -132,7 +133,8 @@ class ClusterRecycler(Recycler):
             token in exactly one cluster, each centre in its own.
         """
         x = x.float()
-        centres = ops.top_k(self._prominence(x, valid, counts), counts, valid)
+        prominent = prominence(x, valid, counts, by_width=self.distance_scale == "width")
+        centres = ops.top_k(prominent, counts, valid)
         real = centres >= 0
         at = centres.clamp(min=0)
         if self.metric == "cosine":  # between unit vectors the nearest is the one of highest cosine
@@ -143,27 +145,6 @@ class ClusterRecycler(Recycler):
         own = (at.unsqueeze(1) == torch.arange(x.shape[1], device=x.device).unsqueeze(-1)) & real.unsqueeze(1)
         joins = apart.masked_fill(own, -1.0).argmin(-1, keepdim=True)
         return centres, (joins == number) & valid.unsqueeze(-1)
-
-    def _prominence(self, x: Tensor, valid: Tensor, counts: list[int]) -> Tensor:
-        """Logarithm of density times separation, ``[B, R]``: what makes a token a centre.
-
-        The separation of the densest token is its own largest distance (paper). The released code takes the largest of
-        all distances; that token is the first centre either way, since no other is denser or farther from a denser one.
-        """
-        apart = ops.distances(x, x)
-        if self.distance_scale == "width":
-            apart = apart / x.shape[-1] ** 0.5
-        pair = valid.unsqueeze(1) & valid.unsqueeze(2)
-        neighbours = max(counts)
-        nearest = apart.masked_fill(~pair, torch.inf).topk(neighbours, dim=-1, largest=False, sorted=True).values
-        counted = ops.first(counts, neighbours, x.device).unsqueeze(1) & valid.unsqueeze(-1)
-        density = -nearest.square().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
-        index = torch.arange(x.shape[1], device=x.device)
-        ours, theirs = density.unsqueeze(2), density.unsqueeze(1)
-        denser = pair & ((theirs > ours) | ((theirs == ours) & (index < index.unsqueeze(1))))
-        separation = apart.masked_fill(~denser, torch.inf).amin(-1)
-        largest = apart.masked_fill(~pair, 0.0).amax(-1)
-        return density + torch.where(denser.any(-1), separation, largest).log()
 
     def _write(
         self, taken: Tokens, index: Tensor, anchors: Tensor, tokens: Tokens, candidates: Tensor, member: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenprune import ops
 from tokenprune.errors import InputError
+from tokenprune.parts.density import prominence
 from tokenprune.parts.limits import Seed
 from tokenprune.parts.part import Part
 from tokenprune.parts.work import Work
@@ -147,6 +148,33 @@ class NormScorer(Scorer):
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         length = tokens.hidden.float().norm(dim=-1)
         return (length if self.order == "high" else -length).masked_fill(~tokens.valid, -torch.inf)
+
+
+class DensityPeaksScorer(Scorer):
+    """Tokens that stand for many alike: dense, and far from any denser one (FEATHER's φ_KNN).
+
+    Looks at the vision tokens as they entered the language model, whichever layer it is asked before, and not at the
+    question. FEATHER reads the vision tower, one projection earlier, and adds noise against ties; of equals the first
+    is the denser one here. Compares all pairs of tokens, in time and in memory.
+
+    Args:
+        neighbours: nearest tokens that density counts, the token itself among them; higher smooths it.
+    """
+
+    def __init__(self, *, neighbours: Annotated[int, Field(ge=1, le=1024)] = 5) -> None:
+        super().__init__()
+        self.neighbours = neighbours
+        self.check()
+
+    def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
+        features = tokens.hidden
+        if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no features any more
+            features = ops.take_rows(tokens.aux["vision_embedding"], tokens.origin)
+        counted = [min(self.neighbours, size) for size in tokens.sizes]
+        return prominence(features.float(), tokens.valid, counted).masked_fill(~tokens.valid, -torch.inf)
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens**2 * work.width
 
 
 class RasterScorer(Scorer):
