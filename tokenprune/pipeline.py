@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from hashlib import sha256
 from typing import cast
 
 import torch
@@ -77,6 +78,11 @@ class Pipeline(nn.Module):
     def static(self) -> bool:
         """Whether every count is known from shapes alone, before any layer runs."""
         return self.budget is not None or all(stage.scheduler.static for stage in self)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits for its stages and budget as `repr` tells them."""
+        return sha256(f"{self!r} {self.budget}".encode()).hexdigest()[:12]
 
     def layers(self, depth: int | None = None) -> tuple[int, ...]:
         """The 0-based layer before which each stage acts in a model of `depth` layers (0 for ``after_vision``)."""

@@ -76,6 +76,9 @@ class Stage(nn.Module):
         """Whose attention its parts read: of the ``"previous"`` layer, of the ``"next"`` one, of both or none."""
         return frozenset(which for which in (self.scorer.needs_attention, self.scheduler.needs_attention) if which)
 
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}"
+
     def forward(self, tokens: Tokens, count: Count | None = None) -> StageResult:
         """Reduce `tokens`.
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from tokenprune.budget import Prices
-from tokenprune.builder import build
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.flops.prefill import Prefill
 from tokenprune.flops.shape import ModelShape
@@ -30,13 +29,15 @@ from tokenprune.tokens import Grid
 class Attached:
     """A recipe on a model, until `detach` or the end of its ``with`` block. Made by `attach`."""
 
-    def __init__(self, parts: Anatomy, recipe: Recipe, compile: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, parts: Anatomy, recipe: Recipe | Pipeline, compile: Mapping[str, Any] | None = None) -> None:
         self._anatomy = parts
         self.recipe = recipe
         prices = None
         if recipe.budget is not None and recipe.budget.kind == "flops":
             prices = partial(_prices, model_shape(parts.model))
-        pipeline = build(recipe, depth=len(parts.layers), prices=prices).to(next(parts.text.parameters()).device)
+        stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
+        pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
+        pipeline.to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
         self._engine = Engine(parts, pipeline, self.report)
         self._compiled: Compiled | None = None
@@ -115,7 +116,7 @@ class Attached:
 
 def attach(
     model: nn.Module,
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe | Pipeline,
     *,
     keep: float | None = None,
     average: float | None = None,
@@ -130,7 +131,7 @@ def attach(
 
     Args:
         model: a supported model (docs/models.md); its weights and class stay as they are.
-        recipe: a recipe's name, path, dict or `Recipe`.
+        recipe: a recipe's name, path, dict or `Recipe`; or a `Pipeline` of stages made in Python, as they are.
         keep: budget that replaces the recipe's: vision tokens per layer from the recipe's first place on, a share
             (float) or a count (int) of each sample's original ones.
         average: the same, averaged over all layers.
@@ -141,13 +142,18 @@ def attach(
             such as ``{"mode": "reduce-overhead"}``. `generate` then takes a static cache, unless it is told otherwise.
 
     Raises:
-        InputError: an option of torch.compile that is decided here, or that it does not take.
+        InputError: an option of torch.compile that is decided here, or that it does not take; a second budget for a
+            `Pipeline`.
         RecipeError: the recipe is not valid, or does not fit the model's depth.
         BudgetError: the budget is out of range.
         UnsupportedModelError: no adapter knows the model, a recipe is attached to it already, or `flops` is asked of a
             model whose shape the ledger does not know.
     """
-    loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
+    if isinstance(recipe, Pipeline):
+        _refuse_budget(keep=keep, average=average, final=final, flops=flops)
+        loaded: Recipe | Pipeline = recipe
+    else:
+        loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
     parts = anatomy(model)
     for hook in parts.text._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), Engine):
@@ -159,6 +165,15 @@ def attach(
     _forget_compiled()
     attached._mount()
     return attached
+
+
+def _refuse_budget(**given: float | None) -> None:
+    for kind, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"attach(pipeline, {kind}={value}): a Pipeline has the budget that it was made with; "
+                f"make it with budget=Budget({kind!r}, {value})"
+            )
 
 
 def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
