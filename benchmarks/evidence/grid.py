@@ -18,7 +18,16 @@ COUNTS = (108, 72, 36, 14)
 MAIN_COUNT = 36
 AVERAGES = (72, 48, 29)
 DRAWS = 3
-WHOLE = ("fastv", "feather", "pyramiddrop", "pyramiddrop-code", "sparsevlm", "sparsevlm-v1.5", "sparsevlm-plus")
+WHOLE = (
+    "fastv",
+    "feather",
+    "pyramiddrop",
+    "pyramiddrop-code",
+    "pyramiddrop:feather",
+    "sparsevlm",
+    "sparsevlm-v1.5",
+    "sparsevlm-plus",
+)
 
 ATTENTION: dict[str, Any] = {"type": "attention"}
 ATTENTION_VISION = {"type": "attention", "normalise": "vision"}
@@ -35,6 +44,7 @@ def criteria(count: int) -> dict[str, dict[str, Any]]:
         "no-rope": last_text | {"scorer": NO_ROPE, "sampler": "top_k"},
         "attention-vision+grid": last_text | {"scorer": ATTENTION_VISION, "sampler": grid},
         "no-rope+grid": last_text | {"scorer": NO_ROPE, "sampler": grid},
+        "density-peaks": {"scorer": "density_peaks", "sampler": "top_k"},
         "uniform": {"sampler": "uniform"},
         "random": {"scorer": {"type": "random", "seed": 0}, "sampler": "top_k"},
         "last": {"scorer": "raster", "sampler": "top_k"},

@@ -17,7 +17,7 @@ import verdict
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-ORDER = ("seed-0", "seed-1", "seed-2", "no-text")
+ORDER = ("seed-0", "seed-1", "seed-2", *verdict.CONTROLS)
 
 
 def results() -> list[dict[str, Any]]:
@@ -37,11 +37,12 @@ def percent(value: float) -> str:
 
 def models(found: list[dict[str, Any]]) -> str:
     tasks = list(found[0]["whole"][0]["tasks"])
-    head = ["model", "text stage", "seed", "steps", *tasks]
+    head = ["model", "text stage", "position ids", "seed", "steps", *tasks]
     body = [
         [
             each["name"],
             each["training"]["lags"],
+            each["training"]["positions"],
             str(each["training"]["seed"]),
             str(sum(each["training"]["steps"].values())),
         ]
@@ -52,13 +53,15 @@ def models(found: list[dict[str, Any]]) -> str:
 
 
 def rules(found: list[dict[str, Any]]) -> str:
-    judged = [verdict.findings(each) for each in found]
+    """Every rule, model by model; rules of controls come last."""
+    judged = {each["name"]: verdict.findings(each) for each in found}
+    names = dict.fromkeys(name for findings in judged.values() for name in findings)
     body = []
-    for name, (text, _) in {**verdict.RULES, **verdict.CONTROL}.items():
-        for each, findings in zip(found, judged, strict=True):
+    for name in names:
+        for model, findings in judged.items():
             if name in findings:
-                finding = findings[name]
-                body.append([name, text, each["name"], "yes" if finding.holds else "no", finding.numbers])
+                text, finding = findings[name]
+                body.append([name, text, model, "yes" if finding.holds else "no", finding.numbers])
     return table(["", "prediction", "model", "holds", "numbers"], body)
 
 
@@ -93,6 +96,19 @@ def thirds(each: dict[str, Any]) -> str:
         shares = {name: each["thirds"][f"{name}.{layer}"]["thirds"] for name in chosen}
         body += [[name, str(layer), *map(percent, share)] for name, share in shares.items()]
     return table(["criterion", "K", "top", "middle", "bottom"], body)
+
+
+def blind(each: dict[str, Any]) -> str:
+    """Blind tests and the oracle, with the untouched model and the pruned ones that they compare with."""
+    budget = str(grid.Budget("keep", grid.MAIN_COUNT))
+    rows = {"untouched": "", **{f"attention.{layer}": budget for layer in grid.EARLY}}
+    body = [
+        [name, *(percent(verdict.task_accuracy(each, name, task, at)) for task in grid.GRID_TASKS)]
+        for name, at in rows.items()
+    ]
+    for name, tasks in each["blind"].items():
+        body.append([name, *(percent(tasks[task]["value"]) if task in tasks else "" for task in grid.GRID_TASKS)])
+    return table(["", *grid.GRID_TASKS], body)
 
 
 def whole(each: dict[str, Any]) -> str:
@@ -131,7 +147,6 @@ def every_cell(each: dict[str, Any]) -> str:
 
 def evidence(found: list[dict[str, Any]]) -> str:
     """The page: models, verdicts, then the numbers behind them."""
-    with_text = [each for each in found if each["training"]["lags"] != "none"]
     gridded = [each for each in found if each["grid"]]
     shipped = found[0]
     missing = [name for name in ORDER if name not in {each["name"] for each in found}]
@@ -139,12 +154,13 @@ def evidence(found: list[dict[str, Any]]) -> str:
     return template.format(
         scenes=shipped["scenes"],
         audited=grid.AUDITED,
-        outcome=verdict.outcome(with_text),
+        outcome=verdict.outcome(gridded),
         missing=f"Not run for lack of time: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         models=models(found),
         rules=rules(found),
         biases=biases(found),
         localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in gridded),
+        blind="\n".join(f"`{each['name']}`:\n\n{blind(each)}" for each in gridded),
         thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in gridded),
         whole=whole(shipped),
         recency_indented=textwrap.indent(recency(found), "    "),
@@ -168,7 +184,10 @@ def write() -> None:
     found = results()
     (DOCS / "evidence.md").write_text(evidence(found), encoding="utf-8")
     (DOCS / "evidence-grid.md").write_text(cells(found), encoding="utf-8")
-    pictures.rows_kept(found).savefig(DOCS / "images" / "evidence-rows.png")
+    gridded = [each for each in found if each["grid"]]
+    pictures.rows_kept(gridded).savefig(DOCS / "images" / "evidence-rows.png")
+    controls = [each for each in found if each["name"] in verdict.CONTROLS]
+    pictures.rows_kept(controls, ("attention",)).savefig(DOCS / "images" / "evidence-controls.png")
     pictures.accuracy_by_count(found).savefig(DOCS / "images" / "evidence-localisation.png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grid
@@ -23,12 +24,13 @@ def _panel(figure: Figure, rows: int, columns: int, number: int) -> Any:
     return axes
 
 
-def rows_kept(found: list[dict[str, Any]]) -> Figure:
+def rows_kept(found: list[dict[str, Any]], criteria: Sequence[str] = CRITERIA) -> Figure:
     """Share of each row's tokens that is kept, top row first: a line per model, a panel per criterion and layer."""
-    figure = Figure(figsize=(8.4, 5.4), dpi=150, layout="constrained", facecolor="white")
-    for row, criterion in enumerate(CRITERIA):
+    height = 0.6 + 1.6 * len(criteria)
+    figure = Figure(figsize=(8.4, height), dpi=150, layout="constrained", facecolor="white")
+    for row, criterion in enumerate(criteria):
         for column, layer in enumerate(grid.LAYERS):
-            axes = _panel(figure, len(CRITERIA), len(grid.LAYERS), row * len(grid.LAYERS) + column + 1)
+            axes = _panel(figure, len(criteria), len(grid.LAYERS), row * len(grid.LAYERS) + column + 1)
             axes.axhline(0.25, color=INK, linewidth=0.7, linestyle=":")
             for each, colour in zip(found, COLOURS, strict=False):
                 for audit in each["audits"]:
@@ -38,7 +40,7 @@ def rows_kept(found: list[dict[str, Any]]) -> Figure:
             axes.set_ylim(0, 1)
             axes.set_xticks([1, 4, 8, 12])
             axes.set_title(f"{criterion}, K = {layer}", loc="left", fontsize=8, color=INK)
-            if row == len(CRITERIA) - 1:
+            if row == len(criteria) - 1:
                 axes.set_xlabel("row of vision tokens, top first", fontsize=7, color=SOFT_INK)
             if column == 0:
                 axes.set_ylabel("share kept", fontsize=7, color=SOFT_INK)

@@ -8,6 +8,7 @@ import torch
 
 from tokenprune.scenes.generate import TEST_SEEDS
 from tokenprune.scenes.texts import LENGTH, texts
+from tokenprune.scenes.vocabulary import VISION_TOKENS
 
 BINS = ((1, 8), (9, 32), (33, 88))
 
@@ -16,13 +17,16 @@ BINS = ((1, 8), (9, 32), (33, 88))
 def recency(model: Any, size: int = 32) -> list[dict[str, float]]:
     """For each layer, attention at distances 1-8, 9-32 and 33-88 over what even attention would give.
 
-    Held-out texts without a picture, queries in their second half, mean over heads; the first token is left out.
+    Held-out texts without a picture, at the positions that texts have in training; queries in their second half, mean
+    over heads; the first token is left out.
     """
     ids = torch.from_numpy(texts(TEST_SEEDS[0], 0, size, "recent"))
+    positions = VISION_TOKENS + 1 + torch.arange(ids.shape[1])[None]
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        maps = model.model.language_model(input_ids=ids, output_attentions=True, use_cache=False).attentions
+        decoder = model.model.language_model
+        maps = decoder(input_ids=ids, position_ids=positions, output_attentions=True, use_cache=False).attentions
     finally:
         model.set_attn_implementation(before)
     queries = torch.arange(LENGTH // 2 + 1, LENGTH + 1)

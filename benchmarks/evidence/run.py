@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import blind
 import grid
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import transformers
 from numpy.typing import NDArray
 from recency import recency
 from rich.progress import Progress
+from targets import target
 
 from tokenprune.audit import Audit
 from tokenprune.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate, scene_cases
@@ -28,6 +30,7 @@ from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
 from tokenprune.scenes.fingerprint import fingerprint
 from tokenprune.scenes.generate import UNITS
+from tokenprune.scenes.positions import position_table, read_positions
 
 HERE = Path(__file__).parent
 Scores = dict[tuple[str, str], NDArray[np.float64]]
@@ -38,6 +41,7 @@ CONTRASTS = (
     ("uniform", "attention"),
     ("no-rope", "attention"),
     ("attention", "random"),
+    ("density-peaks", "uniform"),
 )
 
 
@@ -76,13 +80,8 @@ def contrasts_of_grid(result: Evaluation) -> list[dict[str, Any]]:
 def thirds(result: Evaluation, count: int) -> dict[str, Any]:
     """Localisation by the third of the picture that the target lies in, and bottom minus top, for every criterion."""
     made = scores(result)
-    where = {}
-    for number in range(grid.SCENES):
-        for question in make_scene(number).questions:
-            if question.task == "localisation" and question.box is not None:
-                where[question.question, number] = min(int((question.box[1] + question.box[3]) / 2 / UNITS * 3), 2)
-    cases = [case for case in result.cases if case.task == "localisation"]
-    third = np.array([where[case.question, int(case.picture_id.split()[1])] for case in cases])
+    boxes = [target(case) for case in result.cases if case.task == "localisation"]
+    third = np.array([min(int((top + bottom) / 2 / UNITS * 3), 2) for _, top, _, bottom in boxes])
     chosen = np.array([case.task == "localisation" for case in result.cases])
     rng = np.random.default_rng(0)
     found = {}
@@ -161,6 +160,8 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
         average = round(own.rows[-1].average)
         fixed = ask("fixed", grid.adaptive(average), None)
         single = ask("grid", grid.grid(counts), grid.GRID_TASKS)
+        bar = progress.add_task(f"{name}: blind", total=len(blind.TESTS) + len(blind.ORACLES))
+        unseen = blind.run(model, processor, lambda: progress.advance(bar))
     merged = scores(own) | scores(fixed)
     adaptive, budgeted = (("sparsevlm", budget) for budget in ("", str(grid.Budget("average", average))))
     return {
@@ -174,6 +175,7 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
             for first, second in (
                 ("feather", "fastv"),
                 ("feather", "uniform"),
+                ("feather", "pyramiddrop:feather"),
                 ("sparsevlm", "sparsevlm.all-text"),
                 ("sparsevlm", "sparsevlm.no-recycling"),
                 ("sparsevlm", "random"),
@@ -189,6 +191,7 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
         "grid": rows(single),
         "grid_contrasts": contrasts_of_grid(single),
         "thirds": thirds(single, grid.MAIN_COUNT),
+        "blind": unseen,
         "audits": audits(model, processor),
     }
 
@@ -204,11 +207,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, processor = load_embedded(options.model)
+    training = json.loads((options.model.parent / "training.json").read_text(encoding="utf-8"))
+    positions = training.get("positions", "raster")
+    if positions != "raster":
+        read_positions(model, position_table(positions, model.config.text_config.max_position_embeddings))
     work = options.work or options.model.parent / "evidence"
     facts = {
         "name": options.name,
         "weights": fingerprint(options.model / "model.safetensors"),
-        "training": json.loads((options.model.parent / "training.json").read_text(encoding="utf-8")),
+        "training": training | {"positions": positions},
         "scenes": grid.SCENES,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
