@@ -48,11 +48,27 @@ def test_the_first_results_are_those_of_the_shipped_weights(page: ModuleType) ->
 
 
 def test_every_run_of_the_grid_is_in_the_results(page: ModuleType) -> None:
-    with_text = [each for each in page.results() if each["training"]["lags"] != "none"]
-    for each in with_text:
+    seeds = [each for each in page.results() if each["name"] not in page.verdict.CONTROLS]
+    for each in seeds:
         assert tuple(each["counts"]) in (page.grid.COUNTS, (page.grid.MAIN_COUNT,))
         wanted = {condition.group for condition in page.grid.grid(each["counts"])}
         assert {(row["condition"], row["budget"]) for row in each["grid"]} == wanted
+        assert {row["condition"] for row in each["whole"]} >= {
+            *page.grid.WHOLE,
+            "sparsevlm.no-recycling",
+            "smaller-image",
+        }
+        tests = [
+            "grey",
+            "text only",
+            "shuffled ids",
+            "chosen.1",
+            "chosen.2",
+            *(f"oracle.{k}" for k in page.grid.LAYERS),
+        ]
+        assert list(each["blind"]) == tests
+    for each in page.results():
+        assert len(each["audits"]) == len(page.grid.LAYERS) * 3 * 2
 
 
 def result(page: ModuleType) -> dict[str, Any]:
@@ -69,12 +85,20 @@ def result(page: ModuleType) -> dict[str, Any]:
         found["difference"] = {"value": 0.1, "low": 0.05, "high": 0.15}
     for third in made["thirds"].values():
         third["bottom-top"] = {"value": 0.1, "low": 0.05, "high": 0.15}
+    for name, tasks in made["blind"].items():
+        for task, cell in tasks.items():
+            lost = name in ("grey", "text only") or (name, task) == ("shuffled ids", "localisation")
+            cell["value"] = 0.3 if lost else 0.95
     return made
+
+
+def holds(page: ModuleType, made: dict[str, Any]) -> dict[str, bool]:
+    return {name: finding.holds for name, (_, finding) in page.verdict.findings(made).items()}
 
 
 def test_rules_hold_where_all_predictions_come_true(page: ModuleType) -> None:
     made = result(page)
-    assert all(finding.holds for finding in page.verdict.findings(made).values())
+    assert all(holds(page, made).values())
     assert page.verdict.outcome([made, made]) == "reproduced"
 
 
@@ -83,7 +107,7 @@ def test_one_line_that_fails_on_one_model_makes_it_partly(page: ModuleType) -> N
     for found in bad["grid_contrasts"]:
         if (found["first"], found["second"], found["layer"]) == ("no-rope+grid", "no-rope", 2):
             found["difference"]["low"] = -0.01
-    assert not page.verdict.findings(bad)["F7"].holds
+    assert not holds(page, bad)["F7"]
     assert page.verdict.outcome([good, bad]) == "partly (F1, F2, F3, F4, F5, F6)"
 
 
@@ -94,7 +118,7 @@ def test_no_bias_anywhere_is_not_seen(page: ModuleType) -> None:
     assert page.verdict.outcome([made]) == "not seen at this scale"
     for found in made["audits"]:
         found["rows"]["bias"]["low"] = 0.101
-    assert page.verdict.findings(made)["F1"].holds and not page.verdict.findings(made)["F5"].holds
+    assert holds(page, made)["F1"] and not holds(page, made)["F5"]
 
 
 def test_a_model_below_the_gate_reproduces_nothing(page: ModuleType) -> None:
@@ -105,7 +129,7 @@ def test_a_model_below_the_gate_reproduces_nothing(page: ModuleType) -> None:
     for row in made["grid"]:
         if row["condition"].startswith("attention."):
             row["tasks"]["localisation"]["accuracy"]["value"] = 0.1
-    assert all(finding.holds for finding in page.verdict.findings(made).values())
+    assert all(holds(page, made).values())
     assert page.verdict.outcome([made]).startswith("partly")
 
 
@@ -114,7 +138,7 @@ def test_collapse_needs_the_other_tasks_to_stay(page: ModuleType) -> None:
     for row in made["grid"]:
         if row["condition"].startswith("attention."):
             row["tasks"]["existence"]["accuracy"]["value"] = 0.8
-    assert not page.verdict.findings(made)["F3"].holds
+    assert not holds(page, made)["F3"]
 
 
 def test_sparsevlm_needs_two_budgets_of_three(page: ModuleType) -> None:
@@ -122,6 +146,38 @@ def test_sparsevlm_needs_two_budgets_of_three(page: ModuleType) -> None:
     chosen = [f for f in made["whole_contrasts"] if (f["second"], f["task"]) == ("sparsevlm.all-text", "ranked")]
     assert len(chosen) == 3
     chosen[0]["difference"]["low"] = -0.01
-    assert page.verdict.findings(made)["S1"].holds
+    assert holds(page, made)["S1"]
     chosen[1]["difference"]["low"] = -0.01
-    assert not page.verdict.findings(made)["S1"].holds
+    assert not holds(page, made)["S1"]
+
+
+def test_blind_tests_are_judged_as_planned(page: ModuleType) -> None:
+    for name, task, value, rule in (
+        ("shuffled ids", "localisation", 0.4, "B1"),
+        ("shuffled ids", "ground", 0.85, "B1"),
+        ("chosen.2", "existence", 0.89, "B2"),
+        ("grey", "counting", 0.48, "B3"),
+        ("text only", "code", 0.48, "B3"),
+    ):
+        made = result(page)
+        made["blind"][name][task]["value"] = value
+        assert [rule for rule, held in holds(page, made).items() if not held] == [rule]
+
+
+def test_a_control_is_judged_by_its_own_rule(page: ModuleType) -> None:
+    biases = {
+        "half": 0.5,
+        "no-text": 0.0,
+        "uniform-text": 0.0,
+        "no-rotary": 0.0,
+        "reversed-ids": -0.5,
+        "equal-ids": 0.0,
+    }
+    assert list(page.verdict.CONTROLS) == list(biases)
+    for name, value in biases.items():
+        made = result(page) | {"name": name}
+        for expected, off in ((True, 0.0), (False, 0.45)):
+            for found in made["audits"]:
+                at = value + off if value <= 0 else value - off
+                found["rows"]["bias"] = {"value": at, "low": at - 0.05, "high": at + 0.05}
+            assert list(holds(page, made).values()) == [expected], (name, off)
