@@ -40,23 +40,24 @@ def cpu() -> str:
     lines = [
         f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {settings['rounds']} rounds.",
         "",
-        "| recipe | run | vision tokens | prefill faster | ceiling | reached | decoder faster | lengths allow "
+        "| recipe | batch | run | vision tokens | prefill faster | ceiling | reached | decoder faster | lengths allow "
         "| reached | method |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    possible = (read("lengths") or {"possible": {}})["possible"]
+    lengths = (read("lengths") or {"batches": {}})["batches"]
     for cell, kept in found["cells"].items():
-        how, name = cell.split("/")
+        how, batch, name = cell.split("/")
         if "skipped" in kept:
-            lines.append(f"| `{name}` | {how} | | {kept['skipped']} | | | | | | |")
+            lines.append(f"| `{name}` | {batch} | {how} | | {kept['skipped']} | | | | | | |")
         for row in kept.get("rows", [])[1:]:
+            possible = lengths.get(batch, {"possible": {}})["possible"]
             most = 1.0 if name == "keep 1.0" else possible.get(f"{name}/{row['name']}")
             recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
             numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.2f}"
             decoder = row["speedup"]["language"]["value"]
-            allowed = "unknown | unknown" if most is None else f"{most:.2f} | {decoder / most:.2f}"
+            allowed = "– | –" if most is None else f"{most:.2f} | {decoder / most:.2f}"
             more = f"{decoder:.2f} | {allowed} | {method(row)}"
-            lines.append(f"| {recipe} | {how} | {row['tokens']:.4g} | {numbers} | {more} |")
+            lines.append(f"| {recipe} | {batch} | {how} | {row['tokens']:.4g} | {numbers} | {more} |")
     return "\n".join(lines) + "\n"
 
 

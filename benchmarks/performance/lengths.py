@@ -1,6 +1,6 @@
 """Does the machine run shorter prompts at the same rate? The untouched decoder alone, at every length recipes make.
 
-    python benchmarks/performance/lengths.py         # writes lengths.json beside it; two minutes, two quiet cores
+    python benchmarks/performance/lengths.py         # writes lengths.json beside it; six minutes, two quiet cores
 
 The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks
 for them. So each layer of a recipe is given the time of an untouched layer on a prompt of that length, measured here
@@ -27,7 +27,8 @@ from tokenprune.recipe import load_recipe
 
 HERE = Path(__file__).parent
 LAYERS, WIDTH, VISION, TEXT = 10, 1024, 576, 64
-ROUNDS = 9
+ROUNDS = {1: 9, 4: 4}
+"""By batch size."""
 
 
 def lengths(name: str, keep: int) -> list[int]:
@@ -38,11 +39,11 @@ def lengths(name: str, keep: int) -> list[int]:
 
 
 @torch.inference_mode()
-def seconds(text: Any, wanted: list[int]) -> dict[int, float]:
-    """Median time of the whole decoder on prompts of each length; lengths take turns."""
-    prompts = {n: torch.randn(1, n, WIDTH) for n in wanted}
+def seconds(text: Any, wanted: list[int], batch: int) -> dict[int, float]:
+    """Median time of the whole decoder on `batch` prompts of each length; lengths take turns."""
+    prompts = {n: torch.randn(batch, n, WIDTH) for n in wanted}
     taken: dict[int, list[float]] = {n: [] for n in wanted}
-    for number in range(ROUNDS + 1):
+    for number in range(ROUNDS[batch] + 1):
         for n in wanted if number % 2 else reversed(wanted):
             start = time.perf_counter()
             text(inputs_embeds=prompts[n], use_cache=True)
@@ -58,15 +59,23 @@ def main() -> None:
     model = sketch_model(config, dtype=torch.float32, device=torch.device("cpu"))
     made = {f"{name}/{keep}": lengths(name, keep) for name in RECIPES for keep in KEEPS}
     whole = VISION + TEXT
-    taken = seconds(model.model.language_model, sorted({whole, *(n for each in made.values() for n in each)}))
-    rate = {n: taken[whole] / whole / (taken[n] / n) for n in taken}
-    possible = {name: taken[whole] / (sum(taken[n] for n in each) / LAYERS) for name, each in made.items()}
-    facts = {"machine": machine(), "seconds": taken, "rate": rate, "lengths": made, "possible": possible}
-    (HERE / "lengths.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    for n in taken:
-        print(f"{n:>4} tokens: {taken[n]:.3f} s, {rate[n]:.2f} of the rate at {whole}")
-    for name, ratio in possible.items():
-        print(f"{name:<20} decoder at most {ratio:.2f} times as fast on this machine")
+    out = HERE / "lengths.json"
+    found = json.loads(out.read_text(encoding="utf-8"))["batches"] if out.exists() else {}
+    for batch in ROUNDS:
+        if str(batch) not in found:
+            taken = seconds(
+                model.model.language_model, sorted({whole, *(n for each in made.values() for n in each)}), batch
+            )
+            rate = {n: taken[whole] / whole / (taken[n] / n) for n in taken}
+            possible = {name: taken[whole] / (sum(taken[n] for n in each) / LAYERS) for name, each in made.items()}
+            found[str(batch)] = {"seconds": taken, "rate": rate, "possible": possible}
+    facts = {"machine": machine(), "lengths": made, "batches": found}
+    out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for batch, each in found.items():
+        for n, rate in each["rate"].items():
+            print(f"batch {batch}, {n:>4} tokens: {each['seconds'][n]:.3f} s, {rate:.2f} of the rate at {whole}")
+        for name, ratio in each["possible"].items():
+            print(f"batch {batch}, {name:<20} decoder at most {ratio:.2f} times as fast on this machine")
 
 
 if __name__ == "__main__":
