@@ -22,6 +22,8 @@ def read(name: str) -> dict[str, Any] | None:
 
 def faster(row: dict[str, Any], phase: str = "prefill") -> str:
     speed = row["speedup"][phase]
+    if speed is None:
+        return "–"
     return f"{speed['value']:.2f} ({speed['low']:.2f} … {speed['high']:.2f})"
 
 

@@ -274,8 +274,6 @@ class Engine:
                     forward.store(store)
                 if index == self.depth - 1:
                     self._prefill = None
-            if adjusted is kwargs:
-                return None
             if args:
                 return (hidden, *args[1:]), adjusted
             return args, {**adjusted, "hidden_states": hidden}
