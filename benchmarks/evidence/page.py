@@ -52,12 +52,21 @@ def models(found: list[dict[str, Any]]) -> str:
     return table(head, body)
 
 
-def rules(found: list[dict[str, Any]]) -> str:
-    """Every rule, model by model; rules of controls come last."""
+def verdicts(seeds: list[dict[str, Any]]) -> str:
+    """Every prediction, and whether it holds on each seed."""
+    judged = [verdict.findings(each) for each in seeds]
+    body = [
+        [name, text, *("yes" if findings[name][1].holds else "no" for findings in judged)]
+        for name, (text, _) in verdict.RULES.items()
+    ]
+    return table(["", "prediction", *(each["name"] for each in seeds)], body)
+
+
+def numbers(found: list[dict[str, Any]]) -> str:
+    """The numbers behind each verdict; rules of several models stand together."""
     judged = {each["name"]: verdict.findings(each) for each in found}
-    names = dict.fromkeys(name for findings in judged.values() for name in findings)
     body = []
-    for name in names:
+    for name in dict.fromkeys(name for findings in judged.values() for name in findings):
         for model, findings in judged.items():
             if name in findings:
                 text, finding = findings[name]
@@ -148,6 +157,7 @@ def every_cell(each: dict[str, Any]) -> str:
 def evidence(found: list[dict[str, Any]]) -> str:
     """The page: models, verdicts, then the numbers behind them."""
     gridded = [each for each in found if each["grid"]]
+    controls = [each for each in found if each["name"] in verdict.CONTROLS]
     shipped = found[0]
     missing = [name for name in ORDER if name not in {each["name"] for each in found}]
     template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
@@ -157,7 +167,9 @@ def evidence(found: list[dict[str, Any]]) -> str:
         outcome=verdict.outcome(gridded),
         missing=f"Not run for lack of time: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
         models=models(found),
-        rules=rules(found),
+        verdicts=verdicts(gridded),
+        controls=numbers(controls),
+        numbers_indented=textwrap.indent(numbers(gridded), "    "),
         biases=biases(found),
         localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in gridded),
         blind="\n".join(f"`{each['name']}`:\n\n{blind(each)}" for each in gridded),
