@@ -181,3 +181,6 @@ def test_a_control_is_judged_by_its_own_rule(page: ModuleType) -> None:
                 at = value + off if value <= 0 else value - off
                 found["rows"]["bias"] = {"value": at, "low": at - 0.05, "high": at + 0.05}
             assert list(holds(page, made).values()) == [expected], (name, off)
+        made["whole"][0]["tasks"]["localisation"]["accuracy"]["value"] = 0.84
+        made["grid"] = []
+        assert list(holds(page, made).values()) == [None]

@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 ORDER = ("seed-0", "seed-1", "seed-2", *verdict.CONTROLS)
 
+WORDS = {True: "yes", False: "no", None: "not judged"}
+
 
 def results() -> list[dict[str, Any]]:
     """Results of all models that were run, in the order of plan.md."""
@@ -56,7 +58,7 @@ def verdicts(seeds: list[dict[str, Any]]) -> str:
     """Every prediction, and whether it holds on each seed."""
     judged = [verdict.findings(each) for each in seeds]
     body = [
-        [name, text, *("yes" if findings[name][1].holds else "no" for findings in judged)]
+        [name, text, *(WORDS[findings[name][1].holds] for findings in judged)]
         for name, (text, _) in verdict.RULES.items()
     ]
     return table(["", "prediction", *(each["name"] for each in seeds)], body)
@@ -70,7 +72,7 @@ def numbers(found: list[dict[str, Any]]) -> str:
         for model, findings in judged.items():
             if name in findings:
                 text, finding = findings[name]
-                body.append([name, text, model, "yes" if finding.holds else "no", finding.numbers])
+                body.append([name, text, model, WORDS[finding.holds], finding.numbers])
     return table(["", "prediction", "model", "holds", "numbers"], body)
 
 

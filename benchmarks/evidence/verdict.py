@@ -16,7 +16,7 @@ NEAR = 0.1
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out for one prediction: whether it holds (None: nothing to judge by), and the numbers behind it."""
+    """What came out for one prediction: whether it holds (None: below the gate), and the numbers behind it."""
 
     holds: bool | None
     numbers: str
@@ -217,10 +217,14 @@ CONTROLS: dict[str, tuple[str, str, Callable[[Result], Finding]]] = {
 
 
 def findings(result: Result) -> dict[str, tuple[str, Finding]]:
-    """Prediction and finding of every rule that applies to this model."""
+    """Prediction and finding of every rule that applies to this model; a control below the gate is not judged."""
     if result["name"] in CONTROLS:
         name, text, judge = CONTROLS[result["name"]]
-        return {name: (text, judge(result))}
+        finding = judge(result)
+        if not passes_gate(result):
+            share = task_accuracy(result, "untouched", "localisation")
+            finding = Finding(None, f"{finding.numbers}; localises {100 * share:.1f} %, below the gate")
+        return {name: (text, finding)}
     return {name: (text, judge(result)) for name, (text, judge) in RULES.items()}
 
 
