@@ -8,7 +8,7 @@ neither asked nor disturbed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -88,16 +88,19 @@ class RaterAttention:
         """
         rows, raters = self._rated(raters)
         source = self._source(raters, layer, rope, rows)
+        # A row that nobody rates must not count even if its numbers are not finite.
+        source = replace(source, q=source.q.masked_fill((raters <= 0)[:, None, :, None], 0.0))
         kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
-        total = raters.new_zeros(source.q.shape[0], source.q.shape[1], self.columns.shape[1], dtype=torch.float32)
+        total = raters.new_zeros(*source.q.shape[:2], 1, self.columns.shape[1], dtype=torch.float32)
         for start, block in self._blocks(source, normalise):
             stop = start + block.shape[2]
+            weight = raters[:, None, start:stop, None].float()
             if kernel is not None:
-                block = block / self._gravity(kernel, start, stop, source.scaling)
-            weight = raters[:, start:stop].float()[:, None, :, None]
-            # Where, not just a product: a row that nobody rates must not count even if its numbers are not finite.
-            total = total + torch.where(weight > 0, block * weight, 0.0).sum(2)
-        return total
+                block = self._vision(block, source, normalise) / self._gravity(kernel, start, stop, source.scaling)
+            mean = (block * weight).sum(2, keepdim=True)
+            # Gathering last leaves one row to gather the vision tokens of.
+            total = total + (mean if kernel is not None else self._vision(mean, source, normalise))
+        return total.squeeze(2)
 
     def matrix(
         self, raters: Tensor, *, rope: bool = True, normalise: Normalise = "all", layer: Layer = "previous"
@@ -109,7 +112,8 @@ class RaterAttention:
         rows, rated = self._rated(raters)
         source = self._source(rated, layer, rope, rows)
         empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
-        blocks = [block.mean(1) for _, block in self._blocks(source, normalise)]
+        means = (block.mean(1, keepdim=True) for _, block in self._blocks(source, normalise))
+        blocks = [self._vision(mean, source, normalise).squeeze(1) for mean in means]
         if not blocks:
             return empty
         matrix = torch.cat(blocks, dim=1).masked_fill((rated <= 0).unsqueeze(-1), 0.0)
@@ -136,7 +140,7 @@ class RaterAttention:
         return source
 
     def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor]]:
-        """First text token and attention ``[B, H, rows, N]``, a few rows at a time; 0 on padding and hidden tokens."""
+        """First text token and attention over the softmax's keys ``[B, H, rows, L or N]``, a few rows at a time."""
         batch, heads, texts, _ = source.q.shape
         k = source.k.float()
         columns = self._columns(source)
@@ -152,8 +156,13 @@ class RaterAttention:
                 logits = logits.masked_fill(~self.columns_valid[:, None, None, :], -torch.inf)
                 yield start, _softmax(logits)
             else:
-                rated = _at(_softmax(_hide(logits, mask)), columns)
-                yield start, rated.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
+                yield start, _softmax(_hide(logits, mask))
+
+    def _vision(self, rows: Tensor, source: Projection, normalise: Normalise) -> Tensor:
+        """The vision tokens' entries ``[B, H, rows, N]`` of what `_blocks` gives; 0 on padding."""
+        if normalise == "vision":
+            return rows
+        return _at(rows, self._columns(source)).masked_fill(~self.columns_valid[:, None, None, :], 0.0)
 
     def _columns(self, source: Projection) -> Tensor:
         return self.columns if source.columns is None else source.columns
@@ -244,10 +253,10 @@ def _at(rows: Tensor, columns: Tensor) -> Tensor:
 
 def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     """Scaled dot products ``[B, H, rows, L]``, float32. Query heads are grouped by key head; keys are not repeated."""
-    q = source.q[:, :, rows].float()
+    q = source.q[:, :, rows].float() * source.scaling
     batch, heads, texts, width = q.shape
     grouped = q.reshape(batch, k.shape[1], -1, width)
-    logits = (grouped @ k.mT).view(batch, heads, texts, k.shape[2]) * source.scaling
+    logits = (grouped @ k.mT).view(batch, heads, texts, k.shape[2])
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 
 
@@ -262,4 +271,6 @@ def _hide(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def _softmax(logits: Tensor) -> Tensor:
     """Softmax over the last axis; rows that see nothing are 0, not NaN."""
-    return logits.softmax(-1).masked_fill(logits.isneginf().all(-1, keepdim=True), 0.0)
+    if not logits.shape[-1]:
+        return logits
+    return logits.softmax(-1).masked_fill(logits.amax(-1, keepdim=True).isneginf(), 0.0)

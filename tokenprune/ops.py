@@ -16,6 +16,7 @@ from torch import Tensor
 Number = TypeVar("Number", int, Tensor)
 
 _INDEX = 1 << 24  # room for a token's index in a sort key
+_EQUAL = 2.0**-40  # squared, relative: above the rounding of a float64 dot product, below that of float32 rows
 _TIER = 1 << 57  # above every key of a float32 score: 32 bits of score and 24 of index
 
 
@@ -62,8 +63,11 @@ def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` ``[B, N, D]`` at `index` ``[B, K]``; what stands at padded places (-1) is meaningless."""
-    return x.gather(1, index.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    """Rows of `x` ``[B, N, D]`` at `index` ``[B, K]``; what stands at padded places (-1) is meaningless.
+
+    Whole rows are copied at once, which a gather of single numbers is not.
+    """
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index.clamp(min=0)]
 
 
 def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, prefer: Tensor | None = None) -> Tensor:
@@ -128,10 +132,13 @@ def hashed(index: Tensor, seed: int) -> Tensor:
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """Euclidean distances ``[B, R, C]`` between rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]``, float32.
 
-    Each pair is computed by itself: equal rows are at distance 0 and at bit-equal distances from all others, in any
-    batch, which the faster expansion through dot products does not give. Memory is R·C, never R·C·D.
+    From dot products in float64: what their order of summation leaves is far below float32, so equal rows are at
+    distance 0 and at equal distances from all others, in any batch. Memory is R·C, never R·C·D.
     """
-    return torch.cdist(x.float(), y.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    x, y = x.double(), y.double()
+    scale = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
+    squares = scale - 2 * x @ y.mT
+    return squares.masked_fill(squares <= scale * _EQUAL, 0.0).sqrt().float()
 
 
 def numerical_rank(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.errors import InputError
 
 Grid = tuple[int, int, int]
@@ -147,14 +148,13 @@ class Tokens:
         """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); other fields follow, text is untouched."""
         valid = index >= 0
         at = index.clamp(min=0)
-        wide = at.unsqueeze(-1)
         return replace(
             self,
-            hidden=self.hidden.gather(1, wide.expand(-1, -1, self.hidden.shape[-1])),
+            hidden=ops.take_rows(self.hidden, at),
             valid=valid,
             origin=self.origin.gather(1, at).masked_fill(~valid, -1),
             slot=self.slot.gather(1, at).masked_fill(~valid, 0),
-            cell=self.cell.gather(1, wide.expand(-1, -1, 3)),
+            cell=ops.take_rows(self.cell, at),
             position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
             mass=self.mass.gather(1, at).masked_fill(~valid, 0.0),
             sizes=sizes,
@@ -162,8 +162,7 @@ class Tokens:
 
     def at_place(self, hidden: Tensor, attention: Attention | None) -> Tokens:
         """The same tokens with their hidden states out of the sequence ``[B, L, D]`` that stands at another place."""
-        states = hidden.gather(1, self.slot.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
-        return replace(self, hidden=states, attention=attention)
+        return replace(self, hidden=ops.take_rows(hidden, self.slot.to(hidden.device)), attention=attention)
 
     def moved(self, index: Tensor) -> Tokens:
         """The same tokens after their sequence was shortened: slot `s` of it became ``index[:, s]``."""
