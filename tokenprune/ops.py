@@ -135,6 +135,8 @@ def distances(x: Tensor, y: Tensor) -> Tensor:
     From dot products in float64: what their order of summation leaves is far below float32, so equal rows are at
     distance 0 and at equal distances from all others, in any batch. Memory is R·C, never R·C·D.
     """
+    if x.device.type == "mps":  # no float64 there: each pair by itself, which gives the same and takes longer
+        return torch.cdist(x.float(), y.float(), compute_mode="donot_use_mm_for_euclid_dist")
     x, y = x.double(), y.double()
     scale = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
     squares = scale - 2 * x @ y.mT
