@@ -52,7 +52,8 @@ def cpu() -> str:
         if "skipped" in kept:
             lines.append(f"| `{name}` | {batch} | {how} | | {kept['skipped']} | | | | | | |")
         for row in kept.get("rows", [])[1:]:
-            possible = lengths.get(batch, {"possible": {}})["possible"]
+            key = f"{batch} prepacked" if how == "prepacked" else batch
+            possible = lengths.get(key, {"possible": {}})["possible"]
             most = 1.0 if name == "keep 1.0" else possible.get(f"{name}/{row['name']}")
             recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
             numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.2f}"

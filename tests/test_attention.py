@@ -63,7 +63,7 @@ def test_blocks_of_any_size_give_the_same(rows, normalise):
         columns_valid=whole.columns_valid,
         block_bytes=rows * 4 * 4 * wide,
     )
-    blocks = [block for _, block in small._blocks(small.project("previous", True, None), normalise)]
+    blocks = [block for _, block, _ in small._blocks(small.project("previous", True, None), normalise)]
     assert [block.shape[2] for block in blocks] == [min(rows, TEXT - i) for i in range(0, TEXT, rows)]
     assert torch.allclose(small.scores(raters, normalise=normalise), whole.scores(raters, normalise=normalise))
     assert torch.allclose(small.matrix(raters, normalise=normalise), whole.matrix(raters, normalise=normalise))

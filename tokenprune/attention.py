@@ -92,9 +92,9 @@ class RaterAttention:
         source = replace(source, q=source.q.masked_fill((raters <= 0)[:, None, :, None], 0.0))
         kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
         total = raters.new_zeros(*source.q.shape[:2], 1, self.columns.shape[1], dtype=torch.float32)
-        for start, block in self._blocks(source, normalise):
+        for start, block, sees in self._blocks(source, normalise):
             stop = start + block.shape[2]
-            weight = raters[:, None, start:stop, None].float()
+            weight = raters[:, None, start:stop, None].float() * sees
             if kernel is not None:
                 block = self._vision(block, source, normalise) / self._gravity(kernel, start, stop, source.scaling)
             mean = (block * weight).sum(2, keepdim=True)
@@ -112,7 +112,7 @@ class RaterAttention:
         rows, rated = self._rated(raters)
         source = self._source(rated, layer, rope, rows)
         empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
-        means = (block.mean(1, keepdim=True) for _, block in self._blocks(source, normalise))
+        means = ((block * sees).mean(1, keepdim=True) for _, block, sees in self._blocks(source, normalise))
         blocks = [self._vision(mean, source, normalise).squeeze(1) for mean in means]
         if not blocks:
             return empty
@@ -139,8 +139,10 @@ class RaterAttention:
             )
         return source
 
-    def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor]]:
-        """First text token and attention over the softmax's keys ``[B, H, rows, L or N]``, a few rows at a time."""
+    def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """A few rows at a time: the first one's text token, their attention over the softmax's keys
+        ``[B, H, rows, L or N]``, and ``[B or 1, H or 1, rows, 1]`` 0 for rows that see nothing, whose attention is
+        meaningless."""
         batch, heads, texts, _ = source.q.shape
         k = source.k.float()
         columns = self._columns(source)
@@ -152,11 +154,10 @@ class RaterAttention:
             logits = _logits(source, k, rows)
             mask = None if source.visible is None else source.visible[..., rows, :]
             if normalise == "vision":
-                logits = _hide(logits, None if mask is None else _at(mask, columns))
-                logits = logits.masked_fill(~self.columns_valid[:, None, None, :], -torch.inf)
-                yield start, _softmax(logits)
+                mask = None if mask is None else _at(mask, columns)
+                yield start, *_softmax(logits, mask, ~self.columns_valid[:, None, None, :])
             else:
-                yield start, _softmax(_hide(logits, mask))
+                yield start, *_softmax(logits, mask)
 
     def _vision(self, rows: Tensor, source: Projection, normalise: Normalise) -> Tensor:
         """The vision tokens' entries ``[B, H, rows, N]`` of what `_blocks` gives; 0 on padding."""
@@ -260,17 +261,23 @@ def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 
 
-def _hide(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """-inf where `mask` hides; an additive mask is added elsewhere (its lowest numbers stand for -inf)."""
-    if mask is None:
-        return logits
-    if mask.dtype == torch.bool:
-        return logits.masked_fill(~mask, -torch.inf)
-    return (logits + mask.float()).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf)
+def _softmax(logits: Tensor, mask: Tensor | None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis of `logits`, and 1 or 0 for each row: whether it sees anything.
 
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Softmax over the last axis; rows that see nothing are 0, not NaN."""
-    if not logits.shape[-1]:
-        return logits
-    return logits.softmax(-1).masked_fill(logits.amax(-1, keepdim=True).isneginf(), 0.0)
+    Args:
+        mask: bool, True where seen; or numbers to add, of which the lowest stand for hidden.
+        padding: True where hidden, too.
+    """
+    hidden = padding
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            unseen = ~mask
+        else:
+            logits, unseen = logits + mask.float(), mask <= torch.finfo(mask.dtype).min / 2
+        hidden = unseen if padding is None else unseen | padding
+    if hidden is None:
+        return logits.softmax(-1), logits.new_ones(1, 1, 1, 1)
+    blind = hidden.all(-1, keepdim=True)
+    # A row of -inf alone would be NaN; the softmax of zeros is a number, and counts 0.
+    fill = torch.zeros_like(blind, dtype=logits.dtype).masked_fill(~blind, -torch.inf)
+    return torch.where(hidden, fill, logits).softmax(-1), (~blind).float()

@@ -32,6 +32,8 @@ class StageResult:
     """``[B, M]`` original indices of the anchors of merged tokens, -1 where padded."""
     scores: Tensor | None
     """``[B, N]`` float32 scores of the tokens that came in; None when all were kept and nothing was scored."""
+    weights: Tensor | None = None
+    """``[B, T]`` rater weights; None without raters, and where nothing was scored."""
 
 
 class Stage(nn.Module):
@@ -72,6 +74,11 @@ class Stage(nn.Module):
         self._nan = f"{name} ({place}): scorer {type(scorer).name()!r} gave NaN scores"  # one graph cannot format it
 
     @property
+    def shared_raters(self) -> str | None:
+        """Equal for stages whose rater weights are the same throughout a prompt; None where they are not."""
+        return None if self.raters is None or not self.raters.per_prompt else repr(self.raters)
+
+    @property
     def reads_attention(self) -> frozenset[str]:
         """Whose attention its parts read: of the ``"previous"`` layer, of the ``"next"`` one, of both or none."""
         return frozenset(which for which in (self.scorer.needs_attention, self.scheduler.needs_attention) if which)
@@ -79,12 +86,13 @@ class Stage(nn.Module):
     def extra_repr(self) -> str:
         return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}"
 
-    def forward(self, tokens: Tokens, count: Count | None = None) -> StageResult:
+    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
         """Reduce `tokens`.
 
         Args:
             tokens: N vision tokens.
             count: tokens to keep, when a budget for the whole recipe has fixed it; else the scheduler decides.
+            weights: what `raters` would say, ``[B, T]``, where an earlier stage has asked the same ones.
 
         Raises:
             InputError: a count beyond the tokens at hand, or scores that are not numbers.
@@ -93,20 +101,21 @@ class Stage(nn.Module):
             count = self.scheduler(tokens, tokens.hidden)
         if count is not None and tokens.counts(count) == tokens.sizes:
             return self._untouched(tokens)
-        raters = None if self.raters is None else self.raters(tokens)
-        scores = self.scorer(tokens, raters)
+        if weights is None and self.raters is not None:
+            weights = self.raters(tokens)
+        scores = self.scorer(tokens, weights)
         self._refuse_nan(scores)
         if count is None:
-            count = tuple(self.scheduler(tokens, scores, raters).tolist())
+            count = tuple(self.scheduler(tokens, scores, weights).tolist())
             if count == tokens.sizes:
-                return self._untouched(tokens)
+                return self._untouched(tokens, weights)
         counts = tokens.counts(count)
         kept = self.sampler(tokens, scores, counts)
         reduced, merged = self.recycler(tokens, kept, scores, counts)
-        return StageResult(reduced, _origins(tokens, kept), _origins(tokens, merged), scores)
+        return StageResult(reduced, _origins(tokens, kept), _origins(tokens, merged), scores, weights)
 
-    def _untouched(self, tokens: Tokens) -> StageResult:
-        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None)
+    def _untouched(self, tokens: Tokens, weights: Tensor | None = None) -> StageResult:
+        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None, weights)
 
     def _refuse_nan(self, scores: Tensor) -> None:
         """NaN sorts above everything, so one would be kept in silence. The check never waits for an accelerator."""

@@ -205,7 +205,7 @@ RULES: dict[str, tuple[str, Callable[[Result], Finding]]] = {
     "B2": ("what is left of other tasks was not passed on before", b2),
     "B3": ("the scenes cannot be answered blind", b3),
 }
-CONTROLS: dict[str, tuple[str, str, Callable[[Result], Finding]]] = {
+_SHORT: dict[str, tuple[str, str, Callable[[Result], Finding]]] = {
     "half": ("H", "half of the steps are enough for the bias", f1),
     "no-text": ("C1", "without text there is no bias", _no_bias("attention")),
     "uniform-text": ("C2", "without a recency prior there is no bias", _no_bias("attention")),
@@ -213,7 +213,8 @@ CONTROLS: dict[str, tuple[str, str, Callable[[Result], Finding]]] = {
     "reversed-ids": ("C4", "with reversed ids the bias flips to the top", c4),
     "equal-ids": ("C5", "without distances between vision tokens there is no bias", _no_bias("attention")),
 }
-"""By model: the one rule that a control is there for."""
+CONTROLS = _SHORT | {f"{name}-full": rule for name, rule in _SHORT.items() if name != "half"}
+"""By model: the one rule that a control is there for. `-full`: trained as long as the shipped weights, not half."""
 
 
 def findings(result: Result) -> dict[str, tuple[str, Finding]]:

@@ -5,9 +5,9 @@
 
 LLaVA-1.5's shape at 10 layers and width 1024, random weights, float32, 576 vision and 64 other tokens, two threads.
 Three recipes at 192, 128 and 64 vision tokens from their first place on, for one picture and for four, eager and
-compiled, each in the same rounds as the untouched model; and a recipe that keeps everything. What is there is not
-measured again: the command goes on where it stopped. Nothing else may run meanwhile: with a core taken, these numbers
-mean nothing.
+compiled, each in the same rounds as the untouched model; and a recipe that keeps everything. For one picture also with
+weights that are laid out beforehand (prepack.py), in all models of the round. What is there is not measured again: the
+command goes on where it stopped. Nothing else may run meanwhile: with a core taken, these numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from tempfile import mkdtemp
 
 import torch
 from cells import Results, compare
+from prepack import prepack
 
 from tokenprune.models.load import quiet
 from tokenprune.models.sketch import sketch_config, sketch_model
-from tokenprune.recipe import load_recipe
+from tokenprune.recipe import Recipe, load_recipe
 
 RECIPES = ("sparsevlm-v1.5", "feather", "fastv")
 KEEPS = (192, 128, 64)
@@ -54,9 +55,16 @@ def main() -> None:
             everything = {"keep 1.0": load_recipe("sparsevlm-v1.5", keep=1.0)}
             results.add(f"{how}/{batch}/keep 1.0", partial(measured, everything, rounds=still))
         for name in RECIPES:
-            sides = {str(keep): load_recipe(name, keep=keep) for keep in KEEPS}
-            results.add(f"{how}/{batch}/{name}", partial(measured, sides, rounds=rounds))
+            results.add(f"{how}/{batch}/{name}", partial(measured, _sides(name), rounds=rounds))
+    prepack(model)
+    for name in RECIPES:
+        measured = partial(compare, model, _sides(name), tokens=576, text=64)
+        results.add(f"prepacked/1/{name}", partial(measured, rounds=rounds))
     _report(results)
+
+
+def _sides(name: str) -> dict[str, Recipe]:
+    return {str(keep): load_recipe(name, keep=keep) for keep in KEEPS}
 
 
 def _report(results: Results) -> None:

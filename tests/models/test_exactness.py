@@ -157,14 +157,19 @@ def test_prompt_lookup_decoding_gives_the_greedy_answer(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_image_in_the_second_turn_is_pruned_too(family: str) -> None:
-    """On the cache of the first turn, which keeps what it holds."""
+def test_a_new_image_in_the_second_turn_is_pruned_too(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the cache of the first turn, which keeps what it holds; raters read their own turn's keys out of it."""
     model = build(family)
     size = sizes(family)[0]
     one = inputs(family, model, rows=[Row(images=(size,))])
     both = inputs(family, model, rows=[Row(images=(size, size), between=7)])
     length = one["input_ids"].shape[1]
-    stages = recipe("two-images", stage(2, fixed(0.5), scorer="random"), stage(4, fixed(0.2), scorer="norm"))
+    stages = recipe(
+        "two-images",
+        stage(2, fixed(0.5), scorer="random"),
+        stage(4, fixed(0.4), raters="above_mean", scorer="attention"),
+        stage(6, fixed(0.2), scorer="norm"),
+    )
 
     def turns(first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
         cache = model(**first, use_cache=True).past_key_values
@@ -195,7 +200,12 @@ def test_a_new_image_in_the_second_turn_is_pruned_too(family: str) -> None:
         kept = [s.kept for s in attached.report.stages]
     with torch.no_grad(), tp.attach(model, stages) as attached:
         turns(first, second)
+        judged = attached.report.stages[1].scores
         kept = [torch.cat([a, b.kept + n], dim=1) for a, b in zip(kept, attached.report.stages, strict=True)]
-    with torch.no_grad(), masked_reference(model, vision, list(zip([2, 4], kept, strict=True))):
+    with monkeypatch.context() as patch, torch.no_grad(), tp.attach(model, stages) as attached:
+        patch.setattr("tokenprune.models.projections.written_keys", lambda *_: None)
+        turns(first, second)
+        assert torch.equal(judged, attached.report.stages[1].scores), "as from keys that are turned once more"
+    with torch.no_grad(), masked_reference(model, vision, list(zip([2, 4, 6], kept, strict=True))):
         expected = turns(first, second)
     assert (logits[:, -1] - expected[:, -1]).abs().max() < TOLERANCE

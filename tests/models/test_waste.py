@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import tokenprune as tp
 from tokenprune.models.projections import LayerInput, rater_attention, rotary
+from tokenprune.parts.raters import AboveMeanRaters
 from tokenprune.tokens import Tokens
 
 STATIC = ["after_vision", "attention", "merging", "deep"]
@@ -63,6 +64,66 @@ def test_of_the_next_layer_only_raters_are_projected(raters: str, queries: int) 
     left = rows["q_proj 4"][0]
     assert left < length
     assert (rows["q_proj 3"], rows["k_proj 3"]) == ([queries, left], [length, left])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_stand_in_the_cache_are_not_turned_again(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[int] = []
+
+    def recording(attention: Any) -> Any:
+        turn = rotary(attention)
+        return lambda x, rope: (turned.append(x.shape[2]), turn(x, rope))[1]
+
+    monkeypatch.setattr("tokenprune.models.taps.rotary", recording)
+    model = build(family)
+    batch = inputs(family, model)
+    asked = recipe(
+        "rope",
+        stage(1, fixed(0.7), raters="above_mean", scorer=ATTENTION),
+        stage(3, fixed(0.4), raters="above_mean", scorer=ATTENTION),
+    )
+    scores = []
+    for cached in (True, False):
+        with tp.attach(model, asked) as attached, torch.no_grad():
+            model(**batch, use_cache=cached)
+        scores.append([each.scores for each in attached.report.stages])
+        raters, length = 9, batch["input_ids"].shape[1]
+        shorter = length - attached.report.total[0] + attached.report.stages[0].sizes[0]
+        assert turned == ([raters, raters] if cached else [raters, length, raters, shorter])
+        turned.clear()
+    assert all(torch.equal(*each) for each in zip(*scores, strict=True))
+
+
+def test_stages_with_the_same_raters_ask_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    forward = AboveMeanRaters.forward
+
+    def recording(self: AboveMeanRaters, tokens: Tokens) -> Tensor:
+        asked.append(self.threshold)
+        return forward(self, tokens)
+
+    monkeypatch.setattr(AboveMeanRaters, "forward", recording)
+    model = build("llava")
+    strict = {"type": "above_mean", "threshold": "above"}
+    chain = recipe(
+        "chain",
+        stage(1, fixed(1.0), raters="above_mean", scorer=ATTENTION),
+        stage(2, fixed(0.8), raters="above_mean", scorer=ATTENTION),
+        stage(3, fixed(0.7), raters=strict, scorer=ATTENTION),
+        stage(5, fixed(0.5), raters="above_mean", scorer=ATTENTION),
+    )
+    reports = []
+    for shared, expected in ((True, 2), (False, 3)):
+        monkeypatch.setattr(AboveMeanRaters, "per_prompt", shared)
+        with tp.attach(model, chain) as attached, torch.no_grad():
+            for _ in range(2):  # another prompt, other raters
+                model(**inputs("llava", model))
+        assert asked == ["at_least", "above", "at_least"][:expected] * 2
+        reports.append(attached.report.stages)
+        asked.clear()
+    for once, again in zip(*reports, strict=True):
+        assert torch.equal(once.kept, again.kept)
+        assert once.scores is again.scores is None or torch.equal(once.scores, again.scores)
 
 
 WAITS = {
@@ -172,6 +233,7 @@ def peak(layer: Any, normalise: Any, texts: int, *, n: int, block: int) -> int:
         hidden=hidden if layer == "next" else None,
         rope=decoder.rotary_emb(hidden, torch.arange(n + texts)[None]),
         mask=None,
+        store=None,
         stored=0,
         text=torch.arange(n, n + texts)[None],
         columns=torch.arange(n)[None],

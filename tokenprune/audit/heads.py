@@ -135,15 +135,15 @@ class _Listening(Stage):
         )
         self._heard = heard
 
-    def forward(self, tokens: Tokens, count: Count | None = None) -> StageResult:
+    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
         scorer: Any = self.scorer
         assert self.raters is not None and tokens.attention is not None  # the engine brings it to every layer
-        raters = self.raters(tokens)
+        weights = self.raters(tokens) if weights is None else weights
         heads = tokens.attention.scores(
-            raters, rope=scorer.rope, normalise=scorer.normalise, layer="next", gravity=scorer.gravity
+            weights, rope=scorer.rope, normalise=scorer.normalise, layer="next", gravity=scorer.gravity
         )
-        self._heard(scorer(tokens, raters), heads, tokens)
-        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None)
+        self._heard(scorer(tokens, weights), heads, tokens)
+        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None, weights)
 
 
 class _Ear:

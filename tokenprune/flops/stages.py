@@ -53,6 +53,7 @@ def stage_rows(
     """
     steps = pipeline.steps(decoder.layers)
     before, rows = total, []
+    asked: set[str | None] = set()
     sizes = survivors(steps, counts, total)
     for stage, step, planned, kept, after in zip(
         pipeline, steps, counts if plan is None else plan, counts, sizes, strict=True
@@ -69,16 +70,20 @@ def stage_rows(
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
         )
-        parts = {} if planned == before else _parts(stage, work, counted=planned is None)
+        parts = {}
+        if planned != before:
+            parts = _parts(stage, work, known=stage.shared_raters in asked - {None}, counted=planned is None)
+            asked.add(stage.shared_raters)
         rows.append(StageRow(stage.name, step.layer, kept, after, parts))
         before = after
     return tuple(rows)
 
 
-def _parts(stage: Stage, work: Work, *, counted: bool) -> dict[str, int]:
-    """Multiply-adds of each role; the scheduler runs only where no plan has fixed the count."""
+def _parts(stage: Stage, work: Work, *, known: bool, counted: bool) -> dict[str, int]:
+    """Multiply-adds of each role; raters run where an earlier stage has not asked the same ones, the scheduler where no
+    plan has fixed the count."""
     costs = {
-        "raters": 0 if stage.raters is None else stage.raters.multiply_adds(work),
+        "raters": 0 if stage.raters is None or known else stage.raters.multiply_adds(work),
         "scorer": stage.scorer.multiply_adds(work),
         "scheduler": stage.scheduler.multiply_adds(work) if counted else 0,
         "sampler": stage.sampler.multiply_adds(work),

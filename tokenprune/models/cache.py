@@ -135,6 +135,15 @@ def slots_of(layer: Any | None) -> Slots | None:
     return layer.slots if isinstance(layer, VirtualLength) else None
 
 
+def written_keys(layer: Any | None, length: int) -> Tensor | None:
+    """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward of `length` tokens, as its attention
+    reads them; None without a cache, or from a static one, whose buffer has them anywhere."""
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
+        return None
+    keys: Tensor = layer.keys
+    return keys[:, :, keys.shape[2] - length :]
+
+
 def check_cache(cache: Cache | None) -> None:
     """Raise `UnsupportedModelError` unless every layer of `cache` can hold a shortened sequence."""
     for layer in getattr(cache, "layers", ()):

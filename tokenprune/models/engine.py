@@ -9,36 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.budget import survivors
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
-from tokenprune.models.prompt import Prompt, read_prompt, real_tokens
+from tokenprune.models.prefill import Prefill, planned
+from tokenprune.models.prompt import read_prompt, real_tokens
 from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
 from tokenprune.stage import Stage
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """What the stages of one forward share."""
-
-    prompt: Prompt
-    counts: tuple[tuple[int | None, ...], ...]
-    """For each stage, tokens to keep of each sample; None where the scores decide."""
-    lengths: list[int]
-    """Real length of each row of the present sequence."""
-    text: Tensor
-    """``[B, T]`` index of the rating text tokens in the present sequence."""
 
 
 class Engine:
@@ -68,7 +55,7 @@ class Engine:
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
         self._forward: Forward | None = None
-        self._prefill: _Prefill | None = None
+        self._prefill: Prefill | None = None
         self._ran: list[StageReport] | None = None
 
     # ---------------------------------------------------------------- mounting
@@ -156,16 +143,9 @@ class Engine:
     def dropped(self) -> list[int]:
         """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
         assert self._prefill is not None and self.pipeline.static
-        steps, gone = self.pipeline.steps(self.depth), [0] * self.depth
-        rows = []
-        for row, total in enumerate(self._prefill.prompt.tokens.total):
-            counts = [c for c in (stage[row] for stage in self._prefill.counts) if c is not None]
-            rows.append([total - size for size in survivors(steps, counts, total)])
-        for step, each in zip(steps, zip(*rows, strict=True), strict=True):
-            gone[step.layer :] = [min(each)] * (self.depth - step.layer)
-        return gone
+        return self._prefill.dropped(self.pipeline, self.depth)
 
-    def _open_prefill(self, embeddings: Tensor, forward: Forward) -> _Prefill | None:
+    def _open_prefill(self, embeddings: Tensor, forward: Forward) -> Prefill | None:
         vision = self._vision
         if vision is None:
             if self._input_ids is None:
@@ -187,17 +167,12 @@ class Engine:
         )
         if prompt is None:
             return None
-        tokens = prompt.tokens
-        plans = [
-            self.pipeline.plan(total, grids, self.depth, text=text, question=question)
-            for total, grids, text, question in zip(
-                tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True
-            )
-        ]
-        self.report.begin(tokens.total, tokens.grids)
+        prefill = planned(prompt, self.pipeline, self.depth, forward.length)
+        total = prompt.tokens.total
+        self.report.begin(total, prompt.tokens.grids)
         if self.buckets is not None and not self.pipeline.static:
-            forward.bucket = -(-max(tokens.total) // self.buckets)
-        return _Prefill(prompt, tuple(zip(*plans, strict=True)), [forward.length] * forward.batch, prompt.text)
+            forward.bucket = -(-max(total) // self.buckets)
+        return prefill
 
     def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
         try:
@@ -292,9 +267,7 @@ class Engine:
             tokens = prompt.tokens
             attention = self.taps.attention(stage, index, hidden, kwargs, forward, store, tokens, prefill.text)
             before = tokens.at_place(hidden, attention)
-            counts = prefill.counts[number]
-            count = None if None in counts else tuple(c for c in counts if c is not None)
-            result = stage(before, count)
+            result = prefill.run(number, stage, before)
             if result.tokens.sizes != before.sizes or result.merged.shape[1]:
                 hidden, moved = forward.keep(before, result, hidden, prefill.lengths)
                 tokens = result.tokens.moved(moved)

@@ -106,8 +106,6 @@ class Forward:
         """
         after = result.tokens
         batch, n = hidden.shape[:2]
-        if result.merged.shape[1]:
-            hidden = _write(hidden, after)
         alive = self.alive or Alive(torch.arange(n, device=hidden.device).expand(batch, n), None)
         stays = _scatter(alive.real(), before.slot, before.valid, False)
         stays = _scatter(stays, after.slot, after.valid, True)
@@ -122,7 +120,8 @@ class Forward:
         moved = stays.cumsum(1) - 1
         if valid is not None:
             moved = moved + (m - ops.ints(lengths, hidden.device))[:, None]
-        return take(hidden, keep, 1), moved.clamp(min=0)
+        hidden, moved = take(hidden, keep, 1), moved.clamp(min=0)
+        return (_write(hidden, after.moved(moved)) if result.merged.shape[1] else hidden), moved
 
     def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), from where the cache ends, skipping padding.

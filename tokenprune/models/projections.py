@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
+from tokenprune.models.cache import written_keys
 from tokenprune.models.gather import take, take_rope
 from tokenprune.models.masks import Mask, rater_rows
 from tokenprune.tokens import Tokens
@@ -34,8 +35,10 @@ class LayerInput:
     rope: Rope
     """cos and sin, ``[B, L, d]``."""
     mask: Mask | None
+    store: Any | None
+    """The layer's cache."""
     stored: int
-    """Tokens of earlier forwards that this layer's cache holds."""
+    """Tokens of earlier forwards that it holds."""
     text: Tensor
     """``[B, T]`` index in this sequence of the text tokens that may rate."""
     columns: Tensor
@@ -77,7 +80,8 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     Bias and q/k norms are the layer's own; with `rope` off, both stay as they are before the rotary embedding.
 
     Args:
-        source: the layer. If it has run, what it projected is used, and nothing is projected twice.
+        source: the layer. If it has run, what it projected is used, and nothing is projected twice; nor are keys turned
+            twice that stand in its cache.
         rope: with rotary embedding.
         rows: ``[B, R]`` which of the text tokens; None is all of them.
 
@@ -101,7 +105,8 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
     if rope:
         q = source.turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
-        k = source.turn(k, source.rope)
+        written = None if source.keys is None else written_keys(source.store, source.length)
+        k = source.turn(k, source.rope) if written is None or written.device != k.device else written
     return q, k
 
 

@@ -144,6 +144,7 @@ class Taps:
             hidden=hidden,
             rope=kwargs["position_embeddings"],
             mask=kwargs.get("attention_mask"),
+            store=store,
             stored=forward.stored(store),
             text=text,
             columns=columns.scatter(1, place, tokens.slot),

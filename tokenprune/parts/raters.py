@@ -24,6 +24,9 @@ class RaterSelector(Part):
     most: ClassVar[int | None] = None
     """Text tokens of a sample that may have weight at once, known without data: attention is computed for so many rows.
     None where all may."""
+    per_prompt: ClassVar[bool] = False
+    """Whether settings and prompt alone decide: its text, and its vision tokens as they entered the language model.
+    The weights are then the same at every place, and computed once for all stages of a prefill."""
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tensor:
@@ -43,6 +46,8 @@ class AboveMeanRaters(RaterSelector):
         threshold: ``at_least`` the mean share is the paper's rule; ``above`` it is the released code's, which selects
             nobody when all shares are equal.
     """
+
+    per_prompt = True
 
     def __init__(self, *, threshold: Literal["at_least", "above"] = "at_least") -> None:
         super().__init__()
@@ -80,6 +85,7 @@ class LastTextRaters(RaterSelector):
     """The last text token of the prompt is the only rater (FastV, FEATHER, PyramidDrop)."""
 
     most = 1
+    per_prompt = True
 
     def forward(self, tokens: Tokens) -> Tensor:
         return _last(tokens.text_valid).float()
@@ -87,6 +93,8 @@ class LastTextRaters(RaterSelector):
 
 class AllTextRaters(RaterSelector):
     """All text tokens after the image rate, with equal weight."""
+
+    per_prompt = True
 
     def forward(self, tokens: Tokens) -> Tensor:
         return _weights(tokens.text_valid)
