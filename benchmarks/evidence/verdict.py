@@ -213,8 +213,10 @@ _SHORT: dict[str, tuple[str, str, Callable[[Result], Finding]]] = {
     "reversed-ids": ("C4", "with reversed ids the bias flips to the top", c4),
     "equal-ids": ("C5", "without distances between vision tokens there is no bias", _no_bias("attention")),
 }
-CONTROLS = _SHORT | {f"{name}-full": rule for name, rule in _SHORT.items() if name != "half"}
-"""By model: the one rule that a control is there for. `-full`: trained as long as the shipped weights, not half."""
+FULL = "-full"
+"""Ending of the names of controls that were trained as long as the shipped weights; the others half as long."""
+CONTROLS = _SHORT | {f"{name}{FULL}": rule for name, rule in _SHORT.items() if name != "half"}
+"""By model: the one rule that a control is there for."""
 
 
 def findings(result: Result) -> dict[str, tuple[str, Finding]]:

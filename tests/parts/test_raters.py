@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune import ops
 from tokenprune.parts.raters import AboveMeanRaters, AllTextRaters, LastTextRaters
 from tokenprune.tokens import Tokens
 
@@ -33,6 +34,22 @@ def test_weights_sum_to_one_on_valid_text(raters, batch, left, dtype):
     has_text = tokens.text_valid.any(1)
     assert torch.allclose(weights.sum(1)[has_text], torch.ones(int(has_text.sum())))
     assert (weights[~tokens.text_valid] == 0).all()
+
+
+@pytest.mark.parametrize("raters", RATERS, ids=repr)
+@settings(max_examples=25)
+@given(strategies.batches(least=1), st.data())
+def test_weights_of_a_prompt_are_the_same_at_every_place(raters, batch, data):
+    """Which is what `per_prompt` says: the engine then asks once."""
+    assert raters.per_prompt
+    tokens = strategies.collate(batch)
+    entered = {"vision_embedding": tokens.hidden, "vision_embedding_valid": tokens.valid}
+    first = dataclasses.replace(tokens, aux=entered)
+    counts = tokens.counts([data.draw(st.integers(0, size)) for size in tokens.sizes])
+    later = first.take(ops.top_k(torch.rand(tokens.valid.shape), counts, tokens.valid), counts)
+    later = dataclasses.replace(later, hidden=later.hidden + 1, attention=None)
+    assert torch.equal(raters(later), raters(first))
+    assert torch.equal(raters(first), raters(tokens))
 
 
 @settings(max_examples=50)
