@@ -161,13 +161,13 @@ def evidence(found: list[dict[str, Any]]) -> str:
     gridded = [each for each in found if each["grid"]]
     controls = [each for each in found if each["name"] in verdict.CONTROLS]
     shipped = found[0]
-    missing = [name for name in ORDER if name not in {each["name"] for each in found}]
+    missing = ", ".join(f"`{name}`" for name in ORDER if name not in {each["name"] for each in found})
     template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
     return template.format(
         scenes=shipped["scenes"],
         audited=grid.AUDITED,
         outcome=verdict.outcome(gridded),
-        missing=f"Not finished when this page was made: {', '.join(f'`{name}`' for name in missing)}." if missing else "",
+        missing=f"Not finished when this page was made: {missing}." if missing else "",
         models=models(found),
         verdicts=verdicts(gridded),
         controls=numbers(controls),
