@@ -198,3 +198,10 @@ def test_no_page_names_a_machine_or_a_package_index() -> None:
     for path in [*PAGES, *files, ROOT / ".ci" / "run"]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(root|home|work|opt|Users)/|index-url|find-links|pypi\.|download\.pytorch", text), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """Every number links to the script that made it."""
+    named = re.findall(r"\b(?:benchmarks|scripts|tests)/[\w/-]+\.(?:py|md|json)\b", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -17,14 +17,12 @@ import verdict
 
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
-ORDER = ("seed-0", "seed-1", "seed-2", *verdict.CONTROLS)
-
 WORDS = {True: "yes", False: "no", None: "not judged"}
 
 
 def results() -> list[dict[str, Any]]:
     """Results of all models that were run, in the order of plan.md."""
-    found = [HERE / "results" / f"{name}.json" for name in ORDER]
+    found = [HERE / "results" / f"{name}.json" for name in verdict.MODELS]
     return [json.loads(path.read_text(encoding="utf-8")) for path in found if path.exists()]
 
 
@@ -161,7 +159,7 @@ def evidence(found: list[dict[str, Any]]) -> str:
     gridded = [each for each in found if each["grid"]]
     controls = [each for each in found if each["name"] in verdict.CONTROLS]
     shipped = found[0]
-    missing = ", ".join(f"`{name}`" for name in ORDER if name not in {each["name"] for each in found})
+    missing = ", ".join(f"`{name}`" for name in verdict.MODELS if name not in {each["name"] for each in found})
     template = (HERE / "evidence.template.md").read_text(encoding="utf-8")
     return template.format(
         scenes=shipped["scenes"],

@@ -18,6 +18,7 @@ import grid
 import numpy as np
 import torch
 import transformers
+import verdict
 from numpy.typing import NDArray
 from recency import recency
 from rich.progress import Progress
@@ -199,12 +200,14 @@ def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the experiment of plan.md on one model.")
     parser.add_argument("--model", type=Path, required=True, help="folder of weights, as training exports them")
-    parser.add_argument("--name", required=True, help="name of the model in plan.md")
+    parser.add_argument("--name", required=True, choices=verdict.MODELS, help="name of the model in plan.md")
     parser.add_argument("--work", type=Path, help="folder of finished answers; default: evidence/ beside the weights")
     parser.add_argument("--main", action="store_true", help="the grid only at the count that the rules look at")
     parser.add_argument("--bias", action="store_true", help="only the untouched accuracy and the position bias")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if not (options.model / "model.safetensors").exists():
+        parser.error(f"--model: no model.safetensors in {options.model}; give embedded/ of a training run")
     torch.set_num_threads(options.threads)
     model, processor = load_embedded(options.model)
     training = json.loads((options.model.parent / "training.json").read_text(encoding="utf-8"))

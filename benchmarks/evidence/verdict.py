@@ -217,6 +217,8 @@ FULL = "-full"
 """Ending of the names of controls that were trained as long as the shipped weights; the others half as long."""
 CONTROLS = _SHORT | {f"{name}{FULL}": rule for name, rule in _SHORT.items() if name != "half"}
 """By model: the one rule that a control is there for."""
+MODELS = ("seed-0", "seed-1", "seed-2", *CONTROLS)
+"""All models of plan.md, in its order."""
 
 
 def findings(result: Result) -> dict[str, tuple[str, Finding]]:

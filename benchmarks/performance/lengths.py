@@ -4,8 +4,8 @@
 
 The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks
 for them. So each layer of a recipe is given the time of an untouched layer on a prompt of that length, measured here
-without tokenprune. Their sum is the best that any method could do on this machine; with weights laid out beforehand
-(prepack.py) it is another best.
+without tokenprune. Their sum is what the machine allows: with weights as PyTorch's own product takes them, and, for one
+prompt, laid out beforehand (prepack.py).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
         for n, rate in each["rate"].items():
             print(f"batch {batch}, {n:>4} tokens: {each['seconds'][n]:.3f} s, {rate:.2f} of the rate at {whole}")
         for name, ratio in each["possible"].items():
-            print(f"batch {batch}, {name:<20} decoder at most {ratio:.2f} times as fast on this machine")
+            print(f"batch {batch}, {name:<20} the machine allows a decoder {ratio:.2f} times as fast")
 
 
 if __name__ == "__main__":
