@@ -42,25 +42,24 @@ def cpu() -> str:
     lines = [
         f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {settings['rounds']} rounds.",
         "",
-        "| recipe | batch | run | vision tokens | prefill faster | ceiling | reached | decoder faster | lengths allow "
+        "| recipe | pictures | weights | run | vision tokens | prefill faster | ceiling | reached | machine allows "
         "| reached | method |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lengths = (read("lengths") or {"batches": {}})["batches"]
     for cell, kept in found["cells"].items():
-        how, batch, name = cell.split("/")
+        weights, how, batch, name = cell.split("/")
         if "skipped" in kept:
-            lines.append(f"| `{name}` | {batch} | {how} | | {kept['skipped']} | | | | | | |")
+            lines.append(f"| `{name}` | {batch} | {weights} | {how} | | {kept['skipped']} | | | | | |")
         for row in kept.get("rows", [])[1:]:
-            key = f"{batch} prepacked" if how == "prepacked" else batch
-            possible = lengths.get(key, {"possible": {}})["possible"]
-            most = 1.0 if name == "keep 1.0" else possible.get(f"{name}/{row['name']}")
+            # What an untouched layer takes at each length was measured eager.
+            possible = lengths.get(f"{weights}/{batch}", {"possible": {}})["possible"] if how == "eager" else {}
+            most = possible.get(f"{name}/{row['name']}")
             recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
             numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.2f}"
-            decoder = row["speedup"]["language"]["value"]
-            allowed = "– | –" if most is None else f"{most:.2f} | {decoder / most:.2f}"
-            more = f"{decoder:.2f} | {allowed} | {method(row)}"
-            lines.append(f"| {recipe} | {batch} | {how} | {row['tokens']:.4g} | {numbers} | {more} |")
+            allowed = "– | –" if most is None else f"{most:.2f} | {row['speedup']['prefill']['value'] / most:.2f}"
+            where = f"{batch} | {weights} | {how} | {row['tokens']:.4g}"
+            lines.append(f"| {recipe} | {where} | {numbers} | {allowed} | {method(row)} |")
     return "\n".join(lines) + "\n"
 
 

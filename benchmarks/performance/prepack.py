@@ -6,25 +6,45 @@ short prompts pay more for it; with it done beforehand every side is faster, the
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+PACKED: list[Tensor] = []
+"""Weights in oneDNN's own layout. They have no storage that PyTorch could read, so torch.compile cannot trace them: a
+graph holds the number of one."""
+
+
+LIBRARY = torch.library.Library("tokenprune_benchmarks", "DEF")
+LIBRARY.define("linear(Tensor x, int number, int width, Tensor? bias) -> Tensor")
+
+
+def linear(x: Tensor, number: int, width: int, bias: Tensor | None) -> Tensor:
+    """The operator that torch.compile itself takes for frozen weights."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, PACKED[number], bias, "none", [], "")
+    return out
+
+
+LIBRARY.impl("linear", linear, "CPU")
+
+
+@torch.library.register_fake("tokenprune_benchmarks::linear")
+def _(x: Tensor, number: int, width: int, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], width)
+
 
 class Prepacked(nn.Module):
-    """A linear layer in inference. The operator is the one that torch.compile takes for frozen weights."""
+    """A linear layer in inference, of the packed weight of this number."""
 
-    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
+    def __init__(self, number: int, width: int, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.weight = weight  # in oneDNN's own layout: no storage that PyTorch could read
+        self.number = number
+        self.width = width
         self.bias = bias
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Prepacked:
-        return Prepacked(self.weight, self.bias)
-
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        traced = torch.compiler.is_compiling()
+        product = torch.ops.tokenprune_benchmarks.linear if traced else linear
+        out: Tensor = product(x, self.number, self.width, self.bias)
         return out
 
 
@@ -33,5 +53,5 @@ def prepack(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                weight = torch.ops.mkldnn._reorder_linear_weight(child.weight.detach(), None)
-                setattr(module, name, Prepacked(weight, child.bias))
+                PACKED.append(torch.ops.mkldnn._reorder_linear_weight(child.weight.detach(), None))
+                setattr(module, name, Prepacked(len(PACKED) - 1, child.out_features, child.bias))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from kinds import ATTENTION, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
 from torch._dynamo.utils import counters
-from transformers import CompileConfig
+from transformers import AutoConfig, CompileConfig
 
 import tokenprune as tp
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -23,6 +24,8 @@ from tokenprune.report import Graphs
 TRACED = {"backend": "eager"}
 """Dynamo traces and guards as ever; what it traced is run as it is, which takes no time to compile."""
 LAYERS = 4
+TOWERS = ("llava", "llava_next")
+"""Families whose vision tower is a graph, too."""
 STATIC = recipe(
     "static",
     stage(1, fixed(0.7), raters="last_text", scorer=ATTENTION, recycler={"type": "cluster", "per_cluster": 3}),
@@ -75,16 +78,18 @@ def same_choice(first: Any, second: Any) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_static_recipe(family: str) -> None:
-    """One graph for the prefill, one for all decode steps; none for the same shapes again, on other pictures."""
+    """One graph for the prefill, one for all decode steps, one for a tower of fixed size; none for the same shapes
+    again, on other pictures."""
+    tower = family in TOWERS
     model = build(family, layers=LAYERS)
     batch, other = (inputs(family, model, seed=seed) for seed in (0, 1))
     expected, others = eager(model, batch, STATIC), eager(model, other, STATIC)
     with tp.attach(model, STATIC, compile=TRACED) as attached:
         sequences, logits = generate_logits(model, batch)
-        assert attached.report.graphs == Graphs(compiled=2, calls=6)
+        assert attached.report.graphs == Graphs(compiled=2 + tower, calls=6 + tower)
         assert same_choice(attached.report, expected[2])
         again, again_logits = generate_logits(model, other)
-        assert attached.report.graphs == Graphs(compiled=2, calls=12)
+        assert attached.report.graphs == Graphs(compiled=2 + tower, calls=2 * (6 + tower))
         assert same_choice(attached.report, others[2])
     assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
     assert torch.equal(again, others[0]) and worst(again_logits, others[1]) < TOLERANCE
@@ -92,14 +97,15 @@ def test_static_recipe(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adaptive_recipe(family: str) -> None:
-    """One graph a layer, one for all decode steps; the counts stay exact, whatever the buckets."""
+    """One graph a layer, one for all decode steps, one for the tower; the counts stay exact, whatever the buckets."""
+    tower = family in TOWERS
     model = build(family, layers=LAYERS)
     batch = inputs(family, model)
     expected = eager(model, batch, ADAPTIVE)
     with tp.attach(model, ADAPTIVE, compile=TRACED) as attached:
         for calls in (1, 2):
             sequences, logits = generate_logits(model, batch)
-            assert attached.report.graphs == Graphs(compiled=LAYERS + 1, calls=calls * (LAYERS + 5))
+            assert attached.report.graphs == Graphs(compiled=LAYERS + 1 + tower, calls=calls * (LAYERS + 5 + tower))
             assert same_choice(attached.report, expected[2])
             assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
 
@@ -121,7 +127,7 @@ def test_buckets_bound_the_graphs_of_an_adaptive_recipe(monkeypatch: pytest.Monk
             assert attached.report.stages[0].sizes == (count,)
             assert logits.shape[1] == batch["input_ids"].shape[1] - (25 - count) // 7 * 7
         graphs = attached.report.graphs
-    assert graphs == Graphs(compiled=1 + len(lengths), calls=2 * len(batches))
+    assert graphs == Graphs(compiled=2 + len(lengths), calls=3 * len(batches))
 
 
 def test_a_new_shape_is_a_graph_and_no_recompile() -> None:
@@ -129,7 +135,7 @@ def test_a_new_shape_is_a_graph_and_no_recompile() -> None:
     with tp.attach(model, UNIFORM, compile=TRACED) as attached:
         for graphs, after in enumerate((4, 6, 4, 6), start=1):
             logits_of(model, inputs("llava", model, rows=[Row(after=after)]))
-            assert attached.report.graphs == Graphs(compiled=min(graphs, 2), calls=graphs)
+            assert attached.report.graphs == Graphs(compiled=1 + min(graphs, 2), calls=2 * graphs)
 
 
 def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +144,7 @@ def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPat
     with tp.attach(model, asked, compile=TRACED) as attached:
         for after in range(1, 11):
             logits_of(model, inputs("llava", model, rows=[Row(after=after)]))
-        assert attached.report.graphs == Graphs(compiled=10, calls=10)
+        assert attached.report.graphs == Graphs(compiled=11, calls=20)
         monkeypatch.setattr(compiled, "SHAPES", 10)
         with pytest.raises(UnsupportedModelError, match="more than 10 shapes of prompts"):
             logits_of(model, inputs("llava", model, rows=[Row(after=12)]))
@@ -154,7 +160,7 @@ def test_ways_to_generate(options: dict[str, Any]) -> None:
         expected = generate_logits(model, batch, **options)
     with tp.attach(model, UNIFORM, compile=TRACED) as attached:
         got = generate_logits(model, batch, **options)
-        assert attached.report.graphs.compiled == (1 if "cache_implementation" in options else 2)
+        assert attached.report.graphs.compiled == (2 if "cache_implementation" in options else 3)
         assert (attached.report.graphs.breaks, attached.report.graphs.recompiles) == (0, 0)
     assert torch.equal(got[0], expected[0]) and worst(got[1], expected[1]) < TOLERANCE
 
@@ -199,7 +205,7 @@ def test_the_default_backend() -> None:
     with tp.attach(model, early, compile=True) as attached:
         got = logits_of(model, batch, use_cache=False)
     assert (got - expected).abs().max() < TOLERANCE
-    assert attached.report.graphs == Graphs(compiled=1, calls=1)
+    assert attached.report.graphs == Graphs(compiled=2, calls=2)
 
 
 def test_transformers_own_compiled_decoding_does_not_break() -> None:
@@ -229,24 +235,24 @@ def test_text_without_pictures_passes_through() -> None:
 def test_detach_restores_the_forward() -> None:
     model = build("llava", layers=2)
     batch = inputs("llava", model)
-    text = model.get_decoder()
-    plain, before = logits_of(model, batch), sorted(vars(text))
+    text, tower = model.get_decoder(), model.model.vision_tower
+    plain, before, of_tower = logits_of(model, batch), sorted(vars(text)), sorted(vars(tower))
     for asked in (UNIFORM, recipe("lattice", ADAPTIVE["stages"][0])):
         with tp.attach(model, asked, compile=TRACED):
             assert not torch.equal(logits_of(model, batch)[:, -1], plain[:, -1])
-            assert sorted(vars(text)) != before
-        assert sorted(vars(text)) == before
+            assert sorted(vars(text)) != before and sorted(vars(tower)) != of_tower
+        assert sorted(vars(text)) == before and sorted(vars(tower)) == of_tower
         assert all("forward" not in vars(layer) for layer in text.layers)
         assert torch.equal(logits_of(model, batch), plain)
 
 
 def test_somebody_elses_forward_comes_back() -> None:
     model = build("llava", layers=2)
-    text = model.get_decoder()
-    text.forward = own = text.forward
-    with tp.attach(model, UNIFORM, compile=TRACED):
-        assert text.forward is not own
-    assert text.forward is own
+    for module in (model.get_decoder(), model.model.vision_tower):
+        module.forward = own = module.forward
+        with tp.attach(model, UNIFORM, compile=TRACED):
+            assert module.forward is not own
+        assert module.forward is own
 
 
 def test_the_report_says_what_was_compiled() -> None:
@@ -255,9 +261,9 @@ def test_the_report_says_what_was_compiled() -> None:
     with tp.attach(model, UNIFORM, compile=TRACED) as attached:
         logits_of(model, batch)
     report = attached.report
-    assert report.to_dict()["graphs"] == {"compiled": 1, "breaks": 0, "recompiles": 0, "calls": 1}
+    assert report.to_dict()["graphs"] == {"compiled": 2, "breaks": 0, "recompiles": 0, "calls": 2}
     assert report.to_dict()["seconds"] is None, "one graph has no clock inside"
-    assert "compiled: 1 graphs, 0 breaks, 0 recompiles" in str(report)
+    assert "compiled: 2 graphs, 0 breaks, 0 recompiles" in str(report)
     with tp.attach(model, UNIFORM) as attached:
         logits_of(model, batch)
     assert attached.report.to_dict()["graphs"] is None
@@ -297,3 +303,23 @@ def test_options_that_torch_does_not_take_leave_the_model_alone(options: dict[st
     with pytest.raises(InputError, match=message):
         tp.attach(model, UNIFORM, compile=options)
     tp.attach(model, UNIFORM).detach()
+
+
+@pytest.mark.parametrize(("tower", "graphs"), [("siglip_vision_model", 2), ("pixtral", 1)])
+def test_towers_of_other_types(tower: str, graphs: int) -> None:
+    """Towers that are known to be one graph are compiled, others run as they are."""
+    plain = build("llava", layers=2)
+    sizes = {name: getattr(plain.config.vision_config, name) for name in ("hidden_size", "num_attention_heads")}
+    config = copy.deepcopy(plain.config)
+    config.vision_config = AutoConfig.for_model(
+        tower, **sizes, intermediate_size=32, num_hidden_layers=2, image_size=20, patch_size=4
+    )
+    config.vision_feature_select_strategy = "full"
+    model = type(plain)(config).eval()
+    batch = inputs("llava", model, rows=[Row()])
+    options = {"image_sizes": torch.tensor([[20, 20]])} if tower == "pixtral" else {}
+    with tp.attach(model, UNIFORM):
+        expected = model(**batch, **options).logits
+    with tp.attach(model, UNIFORM, compile=TRACED) as attached:
+        assert (model(**batch, **options).logits - expected).abs().max() < TOLERANCE
+    assert attached.report.graphs == Graphs(compiled=graphs, calls=graphs)

@@ -56,7 +56,7 @@ def bench(
         rounds: how often each side runs, an odd number.
         warmup: rounds before them that do not count, at least 1.
         baselines: run random, uniform and a smaller image beside.
-        compile: run the language model of all sides under torch.compile, as in `attach`; `warmup` rounds pay for it.
+        compile: run all sides under torch.compile, as in `attach`; `warmup` rounds pay for it.
         on_run: called with 1 behind every run, for a progress bar.
 
     Raises:

@@ -138,8 +138,9 @@ def attach(
         final: the same, after the last stage.
         flops: budget that replaces the recipe's: a share of the multiply-adds of the untouched prefill, from the pixels
             to the first token, the recipe's own included. It is solved for each sample when its prompt comes.
-        compile: run the language model under torch.compile, stages included (docs/compile.md); a mapping is passed on,
-            such as ``{"mode": "reduce-overhead"}``. `generate` then takes a static cache, unless it is told otherwise.
+        compile: run the language model under torch.compile, stages included, and a vision tower of fixed-size pictures
+            (docs/compile.md); a mapping is passed on, such as ``{"mode": "reduce-overhead"}``. `generate` then takes a
+            static cache, unless it is told otherwise.
 
     Raises:
         InputError: an option of torch.compile that is decided here, or that it does not take; a second budget for a

@@ -1,9 +1,9 @@
 """`Compiled`: the language model of an attached recipe under torch.compile, its stages in the same graph.
 
-The text model is compiled, not the whole model: vision towers break graphs, since transformers reads counts of
-placeholders and grids on the host (huggingface/transformers#45816). Hooks of the base and the text model stay outside,
-so that all sizes are Python numbers before the graph begins; hooks of the decoder layers, and the stages in them, are
-traced with the layers.
+The text model is compiled, not the whole model: between tower and text model transformers reads counts of placeholders
+on the host, and inside Qwen's towers the grids too (huggingface/transformers#45816), which breaks graphs. A tower of
+fixed-size pictures is a graph of its own. Hooks of the base and the text model stay outside, so that all sizes are
+Python numbers before the graph begins; hooks of the decoder layers, and the stages in them, are traced with the layers.
 
 A static recipe: one graph for the prefill, one for a decode step on a static cache. An adaptive recipe reads its counts
 between two layers, so there each layer of the prefill is a graph of its own, at lengths that are rounded up to buckets.
@@ -22,6 +22,7 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch._dynamo.utils import counters
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
 from tokenprune.models.cache import allocate, layer_of, virtualise
@@ -31,12 +32,15 @@ from tokenprune.report import Graphs
 BUCKETS = 16
 """Lengths at which an adaptive stage may leave a prompt: its exact count is padded to the next of them."""
 
+TOWERS = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers that are one graph for each number of pictures."""
+
 SHAPES = 64
 """Shapes that may be compiled before `Compiled` gives up. torch.compile itself would at the ninth."""
 
 
 class Compiled:
-    """Runs the text model of `engine` compiled, until `unmount`.
+    """Runs the text model of `engine` compiled, and its vision tower if it is of `TOWERS`, until `unmount`.
 
     Args:
         engine: mounted before.
@@ -55,18 +59,33 @@ class Compiled:
         self._seen: set[Hashable] = set()
         self._text: Any = engine.anatomy.text
         self._layers: Any = engine.anatomy.layers
+        tower = getattr(engine.anatomy.base, "vision_tower", None)
+        self._tower: Any = tower if tower is not None and tower.config.model_type in TOWERS else None
+        self._given: list[tuple[Any, Any]] = []
 
     def mount(self) -> None:
         """Let the text model run through `run`. An attribute of this one module stands before the class's forward."""
-        self._given = self._text.__dict__.get("forward")
+        self._given = [
+            (module, module.__dict__.get("forward")) for module in (self._text, self._tower) if module is not None
+        ]
         self._plain = self._text.forward
         self._whole = torch.compile(self._plain, **self._options)
         self._single: list[Any] = []
         self._text.forward = self.run
+        if self._tower is not None:
+            self._seeing = torch.compile(self._tower.forward, **self._options)
+            self._tower.forward = self.see
 
     def unmount(self) -> None:
         """Put back what was there."""
-        _restore(self._text, self._given)
+        for module, given in self._given:
+            _restore(module, given)
+
+    def see(self, *args: Any, **kwargs: Any) -> Any:
+        """The vision tower's forward."""
+        maybe_install_capturing_hooks(self._tower)  # as its forward would, in the first call, under a lock: no graph
+        described = _described({**kwargs, **{str(place): value for place, value in enumerate(args)}})
+        return self._call(self._seeing, ("tower", *described), args, kwargs)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The text model's forward: compiled where that pays, else as it is."""
@@ -120,8 +139,9 @@ class Compiled:
 
         return forward
 
-    def _call(self, compiled: Callable[..., Any], signature: Hashable, args: Any, kwargs: Any) -> Any:
-        signature = (signature, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+    def _call(self, compiled: Callable[..., Any], signature: tuple[Hashable, ...], args: Any, kwargs: Any) -> Any:
+        module = self._tower if signature[0] == "tower" else self._text
+        signature = (*signature, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
         limit = SHAPES * len(self._layers)
         known = signature in self._seen
         before = _counted()
@@ -137,7 +157,7 @@ class Compiled:
         except TorchDynamoException as error:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnsupportedModelError(
-                f"compile: torch.compile cannot trace {type(self._text).__name__} in one graph: {reason.strip()}; "
+                f"compile: torch.compile cannot trace {type(module).__name__} in one graph: {reason.strip()}; "
                 "attach without compile"
             ) from error
         except RuntimeError as error:
