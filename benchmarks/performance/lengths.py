@@ -1,6 +1,6 @@
 """Does the machine run shorter prompts at the same rate? The untouched model alone, at every length recipes make.
 
-    python benchmarks/performance/lengths.py         # writes lengths.json beside it; a quarter of an hour, two quiet cores
+    python benchmarks/performance/lengths.py         # writes lengths.json beside it; 15 minutes, two quiet cores
 
 The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate on most machines, whoever asks
 for them; reading `lm_head` and the host's work in `generate` take the same time for any prompt. So each layer of a
