@@ -42,6 +42,8 @@ def cpu() -> str:
     lines = [
         f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {settings['rounds']} rounds.",
         "",
+        *targets(found["cells"]),
+        "",
         "| recipe | pictures | weights | run | vision tokens | prefill faster | ceiling | reached | machine allows "
         "| reached | method |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -61,6 +63,21 @@ def cpu() -> str:
             where = f"{batch} | {weights} | {how} | {row['tokens']:.4g}"
             lines.append(f"| {recipe} | {where} | {numbers} | {allowed} | {method(row)} |")
     return "\n".join(lines) + "\n"
+
+
+def targets(cells: dict[str, Any]) -> list[str]:
+    """How many rows reach 0.95 of the ceiling, by weights, run and number of pictures."""
+    reached: dict[tuple[str, str, str], list[float]] = {}
+    for cell, kept in cells.items():
+        weights, how, batch, name = cell.split("/")
+        if name != "keep 1.0":
+            rows = kept.get("rows", [])[1:]
+            reached.setdefault((weights, how, batch), []).extend(row["reached"]["prefill"] for row in rows)
+    lines = ["| weights | run | pictures | rows at 0.95 or more | lowest |", "|---|---|---|---|---|"]
+    for (weights, how, batch), shares in reached.items():
+        met = sum(share >= 0.95 for share in shares)
+        lines.append(f"| {weights} | {how} | {batch} | {met} of {len(shares)} | {min(shares, default=0):.2f} |")
+    return lines
 
 
 def method(row: Any) -> str:

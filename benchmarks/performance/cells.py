@@ -92,6 +92,7 @@ class Quiet:
         """Runs that began without it."""
 
     def wait(self, runs: int = 1) -> None:
+        """`measure` calls it behind every run, with the number of runs."""
         start = time.perf_counter()
         while self._seconds() > self.tolerance * self.usual:
             if time.perf_counter() - start > self.patience:

@@ -13,7 +13,6 @@ PACKED: list[Tensor] = []
 """Weights in oneDNN's own layout. They have no storage that PyTorch could read, so torch.compile cannot trace them: a
 graph holds the number of one."""
 
-
 LIBRARY = torch.library.Library("tokenprune_benchmarks", "DEF")
 LIBRARY.define("linear(Tensor x, int number, int width, Tensor? bias) -> Tensor")
 
@@ -42,7 +41,7 @@ class Prepacked(nn.Module):
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
-        traced = torch.compiler.is_compiling()
+        traced = torch.compiler.is_compiling()  # else the way through the operator only costs time
         product = torch.ops.tokenprune_benchmarks.linear if traced else linear
         out: Tensor = product(x, self.number, self.width, self.bias)
         return out
