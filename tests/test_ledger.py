@@ -137,7 +137,7 @@ def test_method_by_hand() -> None:
     assert cluster.parts["scorer"] == 100 * 676 * 4096
     recycled, clusters = 83, 9  # of 276 dropped tokens
     assert cluster.parts["raters"] == 576 * 100 * 4096
-    assert cluster.parts["recycler"] == recycled * 4096 * (recycled + 2 * clusters) + recycled * clusters
+    assert cluster.parts["recycler"] == recycled * 4096 * (recycled + clusters) + recycled * clusters
 
 
 def test_views_add_up() -> None:

@@ -15,9 +15,7 @@ from torch import Tensor
 
 Number = TypeVar("Number", int, Tensor)
 
-_INDEX = 1 << 24  # room for a token's index in a sort key
 _EQUAL = 2.0**-40  # squared, relative: above the rounding of a float64 dot product, below that of float32 rows
-_TIER = 1 << 57  # above every key of a float32 score: 32 bits of score and 24 of index
 
 
 def rational(value: float) -> Fraction:
@@ -44,10 +42,22 @@ def first(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     return torch.arange(width, device=device) < ints(counts, device).unsqueeze(-1)
 
 
-def mask_of(index: Tensor, width: int) -> Tensor:
-    """``[B, width]`` bool: True at the places named in `index` ``[B, K]``, where -1 is padding."""
-    mask = torch.zeros(index.shape[0], width + 1, dtype=torch.bool, device=index.device)
-    return mask.scatter(1, index.masked_fill(index < 0, width), True)[:, :width]
+def put(x: Tensor, index: Tensor, value: Tensor | bool, valid: Tensor | None = None) -> Tensor:
+    """`x` ``[B, N]`` with `value`, one or ``[B, K]``, at the places named in `index` ``[B, K]``.
+
+    Args:
+        valid: ``[B, K]`` bool, False where `index` is padding and nothing is written; None without padding.
+    """
+    n = x.shape[1]
+    if valid is not None:  # padding is written to a last column of its own
+        x, index = torch.nn.functional.pad(x, (0, 1)), index.masked_fill(~valid, n)
+    return x.scatter(1, index, value)[:, :n]
+
+
+def mask_of(index: Tensor, width: int, *, padded: bool = True) -> Tensor:
+    """``[B, width]`` bool: True at the places named in `index` ``[B, K]``, where -1 is padding (if it is `padded`)."""
+    mask = torch.zeros(index.shape[0], width, dtype=torch.bool, device=index.device)
+    return put(mask, index, True, index >= 0 if padded else None)
 
 
 def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
@@ -59,42 +69,54 @@ def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
     n = mask.shape[1]
     index = torch.where(mask, torch.arange(n, device=mask.device), n)
     index = index.sort(dim=1).values[:, : max(counts, default=0)]
-    return index.masked_fill(index == n, -1)
+    return index.masked_fill(index == n, -1) if ragged(counts) else index
+
+
+def ragged(counts: Sequence[int]) -> bool:
+    """Whether rows of so many entries need padding."""
+    return len(set(counts)) > 1
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of `x` ``[B, N, D]`` at `index` ``[B, K]``; what stands at padded places (-1) is meaningless.
+    """Slices of `x` ``[B, N, ...]`` at `index` ``[B, K]`` (at least 0 each): ``[B, K, ...]``.
 
     Whole rows are copied at once, which a gather of single numbers is not.
     """
-    return x[torch.arange(x.shape[0], device=x.device)[:, None], index.clamp(min=0)]
+    if x.shape[0] == 1:
+        return x[0].index_select(0, index[0])[None]
+    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
+
+
+def put_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """`x` ``[B, N, D]`` with `rows` ``[B, K, D]`` at `index` ``[B, K]``, whole rows at once."""
+    if x.shape[0] == 1:
+        return x[0].index_copy(0, index[0], rows[0])[None]
+    return x.index_put((torch.arange(x.shape[0], device=x.device)[:, None], index), rows)
 
 
 def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, prefer: Tensor | None = None) -> Tensor:
     """Indices of the highest scores of each row, ascending: ``[B, max(counts)]`` int64, -1 padded on the right.
 
-    Scores and indices are packed into unique integer keys, so that one `topk` decides ties by the lower index.
+    A stable sort puts the lower index first among equals.
 
     Args:
         scores: ``[B, N]``, compared in float32; no NaN.
         counts: how many of each row, at most its valid entries.
-        valid: ``[B, N]`` bool, entries that may be taken.
+        valid: ``[B, N]`` bool, entries that may be taken; None: all.
         prefer: ``[B, N]`` bool, entries that come before all others, whatever their scores.
     """
     n = scores.shape[1]
-    bits = scores.float().contiguous().view(torch.int32).long()
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # the order of the floats; -0.0 equals 0.0
-    backwards = torch.arange(n - 1, -1, -1, device=scores.device)
-    keys = ordered * _INDEX + backwards
-    if prefer is not None:
-        keys = keys + prefer.long() * _TIER
-    if valid is not None:
-        keys = torch.where(valid, keys, backwards - 2 * _TIER)
+    exact = scores.float() + 0.0  # -0.0 becomes 0.0, its equal: a sort by bits would tell them apart
+    order = exact.sort(dim=1, descending=True, stable=True).indices
+    for first_of in (prefer, valid):
+        if first_of is not None:
+            flags = first_of.gather(1, order).byte()
+            order = order.gather(1, flags.sort(dim=1, descending=True, stable=True).indices)
     most = max(counts, default=0)
-    index = keys.topk(most, dim=1).indices
-    if len(set(counts)) > 1:
-        index = index.masked_fill(~first(counts, most, scores.device), n)
-    index = index.sort(dim=1).values
+    index = order[:, :most]
+    if not ragged(counts):
+        return index.sort(dim=1).values
+    index = index.masked_fill(~first(counts, most, scores.device), n).sort(dim=1).values
     return index.masked_fill(index == n, -1)
 
 
@@ -129,17 +151,26 @@ def hashed(index: Tensor, seed: int) -> Tensor:
     return (mixed >> 8).float() * 2.0**-24
 
 
-def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean distances ``[B, R, C]`` between rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]``, float32.
+def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Euclidean distances ``[B, R, C]`` between rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]`` (None: `x`), float32.
 
     From dot products in float64: what their order of summation leaves is far below float32, so equal rows are at
     distance 0 and at equal distances from all others, in any batch. Memory is R·C, never R·C·D.
     """
     if x.device.type == "mps":  # no float64 there: each pair by itself, which gives the same and takes longer
-        return torch.cdist(x.float(), y.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    x, y = x.double(), y.double()
-    scale = x.square().sum(-1).unsqueeze(-1) + y.square().sum(-1).unsqueeze(-2)
-    squares = scale - 2 * x @ y.mT
+        x = x.float()
+        other = x if y is None else y.float()
+        return torch.cdist(x, other, compute_mode="donot_use_mm_for_euclid_dist")
+    x = x.double()
+    if y is None:
+        products = x @ x.mT
+        ours = theirs = products.diagonal(dim1=1, dim2=2)
+    else:
+        y = y.double()
+        products = x @ y.mT
+        ours, theirs = x.square().sum(-1), y.square().sum(-1)
+    scale = ours.unsqueeze(-1) + theirs.unsqueeze(-2)
+    squares = torch.sub(scale, products, alpha=2)
     return squares.masked_fill(squares <= scale * _EQUAL, 0.0).sqrt().float()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune import ops
 from tokenprune.errors import InputError
 from tokenprune.parts.raters import RaterSelector
 from tokenprune.parts.recyclers import Recycler
@@ -71,12 +73,9 @@ class Stage(nn.Module):
         self.scheduler = scheduler
         self.sampler = sampler
         self.recycler = recycler
-        self._nan = f"{name} ({place}): scorer {type(scorer).name()!r} gave NaN scores"  # one graph cannot format it
-
-    @property
-    def shared_raters(self) -> str | None:
+        self.shared_raters = None if raters is None or not raters.per_prompt else repr(raters)
         """Equal for stages whose rater weights are the same throughout a prompt; None where they are not."""
-        return None if self.raters is None or not self.raters.per_prompt else repr(self.raters)
+        self._nan = f"{name} ({place}): scorer {type(scorer).name()!r} gave NaN scores"  # one graph cannot format it
 
     @property
     def reads_attention(self) -> frozenset[str]:
@@ -112,14 +111,15 @@ class Stage(nn.Module):
         counts = tokens.counts(count)
         kept = self.sampler(tokens, scores, counts)
         reduced, merged = self.recycler(tokens, kept, scores, counts)
-        return StageResult(reduced, _origins(tokens, kept), _origins(tokens, merged), scores, weights)
+        clusters = [size - k for size, k in zip(reduced.sizes, counts, strict=True)]
+        return StageResult(reduced, _origins(tokens, kept, counts), _origins(tokens, merged, clusters), scores, weights)
 
     def _untouched(self, tokens: Tokens, weights: Tensor | None = None) -> StageResult:
         return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None, weights)
 
     def _refuse_nan(self, scores: Tensor) -> None:
         """NaN sorts above everything, so one would be kept in silence. The check never waits for an accelerator."""
-        numbers = ~scores.isnan().any()
+        numbers = (scores == scores).all()  # NaN alone differs from itself
         if torch.compiler.is_compiling() or scores.device.type != "cpu":
             torch._assert_async(numbers, self._nan)
             return
@@ -135,5 +135,7 @@ class Stage(nn.Module):
             raise InputError(f"{self._nan}; are there NaN values in the model's activations?") from None
 
 
-def _origins(tokens: Tokens, index: Tensor) -> Tensor:
+def _origins(tokens: Tokens, index: Tensor, counts: Sequence[int]) -> Tensor:
+    if not ops.ragged(counts):
+        return tokens.origin.gather(1, index)
     return tokens.origin.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1)

@@ -144,20 +144,52 @@ class Tokens:
                 raise InputError(f"sample {row}: cannot keep {want} of {have} vision tokens")
         return rows
 
-    def take(self, index: Tensor, sizes: tuple[int, ...]) -> Tokens:
-        """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); other fields follow, text is untouched."""
-        valid = index >= 0
-        at = index.clamp(min=0)
-        return replace(
+    @property
+    def padded(self) -> bool:
+        """Whether there is padding: known on the host."""
+        return min(self.sizes, default=0) < self.valid.shape[1]
+
+    @property
+    def valid_if_padded(self) -> Tensor | None:
+        """`valid`; None where it is True throughout, so that nobody need look at it."""
+        return self.valid if self.padded else None
+
+    def only_valid(self, scores: Tensor) -> Tensor:
+        """Scores ``[B, N]`` with -inf on padding."""
+        return scores.masked_fill(~self.valid, -torch.inf) if self.padded else scores
+
+    def take(
+        self, index: Tensor, sizes: tuple[int, ...], *, hidden: Tensor | None = None, mass: Tensor | None = None
+    ) -> Tokens:
+        """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); other fields follow, text is untouched.
+
+        Args:
+            sizes: entries of each row of `index` that are no padding.
+            hidden: ``[B, K, D]`` of the tokens taken, where it is not what they had.
+            mass: ``[B, K]`` of them, likewise.
+        """
+        at, valid = index, self.valid[:, : index.shape[1]]
+        if self.padded or min(sizes, default=0) < index.shape[1]:
+            at, valid = index.clamp(min=0), index >= 0
+        taken = replace(
             self,
-            hidden=ops.take_rows(self.hidden, at),
+            hidden=ops.take_rows(self.hidden, at) if hidden is None else hidden,
             valid=valid,
-            origin=self.origin.gather(1, at).masked_fill(~valid, -1),
-            slot=self.slot.gather(1, at).masked_fill(~valid, 0),
+            origin=self.origin.gather(1, at),
+            slot=self.slot.gather(1, at),
             cell=ops.take_rows(self.cell, at),
             position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
-            mass=self.mass.gather(1, at).masked_fill(~valid, 0.0),
+            mass=self.mass.gather(1, at) if mass is None else mass,
             sizes=sizes,
+        )
+        if not taken.padded:
+            return taken
+        gone = ~valid
+        return replace(
+            taken,
+            origin=taken.origin.masked_fill(gone, -1),
+            slot=taken.slot.masked_fill(gone, 0),
+            mass=taken.mass.masked_fill(gone, 0.0),
         )
 
     def at_place(self, hidden: Tensor, attention: Attention | None) -> Tokens:

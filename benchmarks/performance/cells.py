@@ -14,11 +14,18 @@ from typing import Any
 import torch
 import transformers
 
+from cut import cut, lengths
+
+from tokenprune.bench.result import Row
 from tokenprune.bench.run import measure
 from tokenprune.bench.sides import UNTOUCHED, check_kernels, open_side
+from tokenprune.bench.statistics import ratio
 from tokenprune.errors import TokenPruneError
 from tokenprune.models.noise import usual_pictures
 from tokenprune.recipe import Recipe
+
+CUT = "cut like {}"
+"""Name of the side that tells what the machine allows a recipe."""
 
 
 class Results:
@@ -118,14 +125,34 @@ def compare(
     rounds: int,
     compile: bool = False,
     quiet: Quiet | None = None,
+    limits: bool = False,
 ) -> list[dict[str, Any]]:
-    """Rows of the untouched model and of every recipe, all in the same rounds."""
+    """Rows of the untouched model and of every recipe, all in the same rounds.
+
+    With `limits`, each recipe's row also tells what the machine allows (cut.py), measured in these rounds, too.
+    """
     pictures = usual_pictures(model.config, tokens)
     with ExitStack() as stack:
         running = [open_side(stack, UNTOUCHED, model, pictures, compile=compile)]
         for name, recipe in recipes.items():
             running.append(open_side(stack, name, model, pictures, recipe, compile=compile))
+        for name, recipe in recipes.items() if limits else ():
+            side = open_side(stack, CUT.format(name), model, pictures, compile=compile)
+            cut(side.model, lengths(recipe, len(side.model.model.language_model.layers), pictures, text))
+            running.append(side)
         check_kernels(running, model)
         on_run = None if quiet is None else quiet.wait
         rows = measure(running, text, batch, new_tokens, rounds, warmup=2 if compile else 1, on_run=on_run)
-    return [row.to_dict() for row in rows]
+    found = {row.name: row for row in rows}
+    return [{**found[name].to_dict(), **_limit(found, name)} for name in (UNTOUCHED, *recipes)]
+
+
+def _limit(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
+    """What the machine allows, and how fast the recipe is beside it; paired by round. Empty where nobody asked."""
+    simply = rows.get(CUT.format(name))
+    if simply is None:
+        return {}
+    times = [[sample.prefill for sample in side.samples] for side in (simply, rows[name])]
+    allowed = simply.speedup("prefill")
+    assert allowed is not None
+    return {"machine": {"allows": allowed.to_dict(), "reached": ratio(*times).to_dict()}}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs
+from families import FAMILIES, Row, build, inputs, sizes
 from kinds import ATTENTION, KINDS, fixed, recipe, stage
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tokenprune as tp
+from tokenprune.models.engine import Engine
 from tokenprune.models.projections import LayerInput, rater_attention, rotary
 from tokenprune.parts.raters import AboveMeanRaters
 from tokenprune.tokens import Tokens
@@ -200,6 +201,43 @@ def test_decode_steps_read_nothing(implementation: str) -> None:
 
     with tp.attach(model, KINDS["attention"]):
         assert answer(2)["tokenprune"] == answer(6)["tokenprune"] == 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations of stages: on an accelerator, each is a kernel that the host launches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.count = 0
+        self.inside = False
+        run = Engine._run
+
+        def watched(*args: Any) -> Any:
+            self.inside = True
+            try:
+                return run(*args)
+            finally:
+                self.inside = False
+
+        monkeypatch.setattr(Engine, "_run", watched)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += self.inside and not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("fastv", 80), ("feather", 72), ("sparsevlm-plus", 105), ("sparsevlm-v1.5", 170)]
+)
+def test_a_stage_takes_few_operations(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder layer takes some forty. Samples of one size need no masks against padding."""
+    model = build("llava")
+    batch = inputs("llava", model, rows=[Row(before=3, images=(max(sizes("llava")),), after=9)])
+    with tp.attach(model, name, keep=0.3) as attached, torch.no_grad(), Operations(monkeypatch) as counted:
+        model(**batch)
+    ran = sum(stage.scores is not None for stage in attached.report.stages)
+    assert ran >= 1
+    assert 0 < counted.count <= most * ran
 
 
 class Memory(TorchDispatchMode):

@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tokenprune import ops
 from tokenprune.parts.density import prominence
 from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
 from tokenprune.parts.samplers import TopKSampler
@@ -107,12 +108,14 @@ def test_clusters_are_plain_pythons(size, clusters, cosine, divide, seed):
     x = torch.randn(1, size, 5, generator=torch.Generator().manual_seed(seed))
     recycler = ClusterRecycler(metric="cosine" if cosine else "l2", distance_scale="width" if divide else "none")
     valid = torch.ones(1, size, dtype=torch.bool)
-    centres, member = recycler.clusters(x, valid, [clusters])
+    centres, member = recycler.clusters(x, None, [clusters])
     expected = plain.density_peaks(x[0].double().numpy(), clusters, cosine, divide)
     assert centres[0].tolist() == list(expected)
     assert [column.nonzero().flatten().tolist() for column in member[0].T] == list(expected.values())
-    densest = prominence(x, valid, [1]).argmax().item()  # one neighbour, itself: all equally dense
-    assert densest == recycler.clusters(x, valid, [1])[0].item()
+    padded = recycler.clusters(x, valid, [clusters])
+    assert torch.equal(padded[0], centres) and torch.equal(padded[1], member)
+    densest = prominence(ops.distances(x), None, [1]).argmax().item()  # one neighbour, itself: all equally dense
+    assert densest == recycler.clusters(x, None, [1])[0].item()
 
 
 @settings(max_examples=25)

@@ -269,8 +269,7 @@ class Engine:
             before = tokens.at_place(hidden, attention)
             result = prefill.run(number, stage, before)
             if result.tokens.sizes != before.sizes or result.merged.shape[1]:
-                hidden, moved = forward.keep(before, result, hidden, prefill.lengths)
-                tokens = result.tokens.moved(moved)
+                hidden, tokens, moved = forward.keep(before, result, hidden, prefill.lengths)
                 prefill.text = moved.gather(1, prefill.text)
             else:
                 tokens = result.tokens

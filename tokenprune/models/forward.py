@@ -34,10 +34,6 @@ class Alive:
     shift: Tensor | None = None
     """``[B]`` by how much later position ids move down."""
 
-    def real(self) -> Tensor:
-        """``[B, n]`` bool."""
-        return torch.ones_like(self.index, dtype=torch.bool) if self.valid is None else self.valid
-
     def pick(self, keep: Tensor, valid: Tensor | None) -> Alive:
         """The same after keeping the entries `keep` ``[B, m]`` of the present sequence."""
         return Alive(
@@ -92,7 +88,9 @@ class Forward:
     ids: Last = field(default_factory=lambda: Last())
     slots: Last = field(default_factory=lambda: Last())
 
-    def keep(self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    def keep(
+        self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]
+    ) -> tuple[Tensor, Tokens, Tensor]:
         """Shorten the sequence to what a stage left.
 
         Args:
@@ -102,26 +100,28 @@ class Forward:
             lengths: real length of each row of the present sequence; updated in place.
 
         Returns:
-            Hidden states ``[B, m, D]``, and ``[B, n]`` new index of every old slot (meaningful where it was kept).
+            Hidden states ``[B, m, D]``; the vision tokens in their new slots; ``[B, n]`` new index of every old slot
+            (meaningful where it was kept).
         """
-        after = result.tokens
+        after, alive = result.tokens, self.alive
         batch, n = hidden.shape[:2]
-        alive = self.alive or Alive(torch.arange(n, device=hidden.device).expand(batch, n), None)
-        stays = _scatter(alive.real(), before.slot, before.valid, False)
-        stays = _scatter(stays, after.slot, after.valid, True)
+        real = None if alive is None else alive.valid
+        stays = torch.ones(batch, n, dtype=torch.bool, device=hidden.device) if real is None else real
+        stays = ops.put(stays, before.slot, False, before.valid_if_padded)
+        stays = ops.put(stays, after.slot, True, after.valid_if_padded)
         for row in range(batch):
             lengths[row] += after.sizes[row] - before.sizes[row]
         m = self.length - (self.length - max(lengths)) // self.bucket * self.bucket
-        keep = true_indices(stays, m, pad="left")
-        valid = keep >= 0 if min(lengths) < m or self.bucket > 1 else None
-        keep = keep.clamp(min=0)
-        self.alive = alive.pick(keep, valid)
-        self._forget_shared()
+        keep, valid = true_indices(stays, m), None
         moved = stays.cumsum(1) - 1
-        if valid is not None:
+        if min(lengths) < m or self.bucket > 1:
+            keep, valid = keep.clamp(min=0), keep >= 0
             moved = moved + (m - ops.ints(lengths, hidden.device))[:, None]
-        hidden, moved = take(hidden, keep, 1), moved.clamp(min=0)
-        return (_write(hidden, after.moved(moved)) if result.merged.shape[1] else hidden), moved
+        self.alive = Alive(keep, valid) if alive is None else alive.pick(keep, valid)
+        self._forget_shared()
+        moved = moved.clamp(min=0)
+        hidden, tokens = take(hidden, keep, 1), after.moved(moved)
+        return (_write(hidden, tokens) if result.merged.shape[1] else hidden), tokens, moved
 
     def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), from where the cache ends, skipping padding.
@@ -139,7 +139,8 @@ class Forward:
         start = first.masked_fill(~real, int(1e9)).amin(1)
         if slots is not None and slots.shift is not None:
             start = start - slots.shift.to(start.device)
-        counted = take(real, alive.index, 1) & alive.real()
+        counted = take(real, alive.index, 1)
+        counted = counted if alive.valid is None else counted & alive.valid
         ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
         alive.shift = flat.masked_fill(~real, -1).amax(1) + 1 - start - counted.sum(1)
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
@@ -270,15 +271,11 @@ def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat([slots.origin, tail], dim=1), valid
 
 
-def _scatter(flags: Tensor, slot: Tensor, valid: Tensor, value: bool) -> Tensor:
-    """`flags` ``[B, n]`` with `value` at the valid slots."""
-    n = flags.shape[1]
-    padded = torch.nn.functional.pad(flags, (0, 1))
-    return padded.scatter(1, slot.masked_fill(~valid, n), value)[:, :n]
-
-
 def _write(hidden: Tensor, tokens: Tokens) -> Tensor:
     """Hidden states with those of `tokens` in their slots: kept ones are unchanged, anchors get the merged token."""
-    n = hidden.shape[1]
-    at = tokens.slot.masked_fill(~tokens.valid, n)[..., None].expand_as(tokens.hidden)
-    return torch.nn.functional.pad(hidden, (0, 0, 0, 1)).scatter(1, at, tokens.hidden.to(hidden.dtype))[:, :n]
+    rows = tokens.hidden.to(hidden.dtype)
+    if not tokens.padded:
+        return ops.put_rows(hidden, tokens.slot, rows)
+    n = hidden.shape[1]  # padding is written to a last row of its own
+    hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
+    return ops.put_rows(hidden, tokens.slot.masked_fill(~tokens.valid, n), rows)[:, :n]

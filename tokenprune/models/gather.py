@@ -5,15 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokenprune import ops
+
 
 def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Slices of `x` along `dim` at `index` ``[B, n]``, sample by sample. `x` may have batch 1, and live elsewhere."""
-    index = index.to(x.device)
+    if index.device != x.device:
+        index = index.to(x.device)
     if x.shape[0] != index.shape[0]:
         x = x.expand(index.shape[0], *x.shape[1:])
     dim %= x.dim()
-    if dim == 1 and x.dim() > 2:  # whole rows are copied at once, which a gather of single numbers is not
-        return x[torch.arange(index.shape[0], device=x.device)[:, None], index]
+    if dim == 1 and x.dim() > 2:
+        return ops.take_rows(x, index)
     shape = [1] * x.dim()
     shape[0], shape[dim] = index.shape
     return x.gather(dim, index.view(shape).expand(*x.shape[:dim], index.shape[1], *x.shape[dim + 1 :]))
@@ -33,14 +36,11 @@ def take_rope(table: Tensor, index: Tensor) -> Tensor:
     return take(table, index, 1)
 
 
-def true_indices(mask: Tensor, count: int, *, pad: str) -> Tensor:
-    """Indices of the True entries of `mask` ``[B, L]``, ascending, ``[B, count]``; shorter rows get -1 on side `pad`.
+def true_indices(mask: Tensor, width: int) -> Tensor:
+    """Indices of the True entries of `mask` ``[B, L]``, ascending: ``[B, width]`` int64, -1 padded on the left.
 
-    `count` is the largest number of True entries of a row, known to the caller, so that nothing waits for the device.
+    `width`, at least the largest number of True entries of a row, is known to the caller: nothing waits for the device.
     """
     length = mask.shape[1]
-    index = torch.arange(length, device=mask.device).expand_as(mask)
-    if pad == "left":
-        return torch.where(mask, index, -1).sort(dim=1).values[:, length - count :]
-    ordered = torch.where(mask, index, length).sort(dim=1).values[:, :count]
-    return ordered.masked_fill(ordered == length, -1)
+    index = torch.where(mask, torch.arange(length, device=mask.device), -1)
+    return index.sort(dim=1).values[:, length - width :]

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenprune import ops
 from tokenprune.errors import InputError
 from tokenprune.models.adapter import Anatomy, VisionRow
-from tokenprune.models.gather import take, take_positions, true_indices
+from tokenprune.models.gather import take, take_positions
 from tokenprune.tokens import Grid, Tokens
 
 
@@ -74,7 +74,7 @@ def read_prompt(
                 f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
                 "put the question after the image, or use a recipe without raters"
             )
-    slot = true_indices(vision, max(total), pad="right")
+    slot = ops.places(vision, total)
     valid, at = slot >= 0, slot.clamp(min=0)
     if positions.dim() == 3:
         position = take_positions(positions.expand(3, *vision.shape), at)
@@ -82,7 +82,7 @@ def read_prompt(
         position = take_positions(positions.expand(*vision.shape), at)
     hidden = take(embeddings, at, 1)
     grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
-    text_slot = true_indices(text, max(texts), pad="right")
+    text_slot = ops.places(text, texts)
     index = torch.arange(max(total), device=vision.device).expand_as(slot)
     tokens = Tokens(
         hidden=hidden,

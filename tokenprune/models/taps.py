@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.forward import Forward
@@ -135,9 +136,7 @@ class Taps:
         tokens: Tokens,
         text: Tensor,
     ) -> LayerInput:
-        columns = torch.zeros(forward.batch, max(tokens.total) + 1, dtype=torch.int64, device=tokens.slot.device)
-        # Padding is written to a last column of its own.
-        place = tokens.origin.masked_fill(~tokens.valid, max(tokens.total))
+        columns = torch.zeros(forward.batch, max(tokens.total), dtype=torch.int64, device=tokens.slot.device)
         return LayerInput(
             layer=self.layers[index],
             turn=turn,
@@ -147,5 +146,5 @@ class Taps:
             store=store,
             stored=forward.stored(store),
             text=text,
-            columns=columns.scatter(1, place, tokens.slot),
+            columns=ops.put(columns, tokens.origin, tokens.slot, tokens.valid_if_padded),
         )

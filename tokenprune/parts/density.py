@@ -10,32 +10,34 @@ from torch import Tensor
 from tokenprune import ops
 
 
-def prominence(x: Tensor, valid: Tensor, neighbours: Sequence[int], *, by_width: bool = True) -> Tensor:
+def prominence(apart: Tensor, valid: Tensor | None, neighbours: Sequence[int]) -> Tensor:
     """Logarithm of density times separation, ``[B, R]``: what makes a token the centre of a cluster.
 
     Density is that of the nearest neighbours, the token itself included; of equals the lower index is the denser one.
     The separation of the densest token is its own largest distance (SparseVLM's paper). Released code takes the largest
     of all distances; that token is the first centre either way, since no other is denser or farther from a denser one.
-    In logarithms, as densities underflow. Takes R x R distances of memory.
+    In logarithms, as densities underflow.
 
     Args:
-        x: ``[B, R, D]`` float32; `valid` ``[B, R]`` bool.
+        apart: ``[B, R, R]`` float32 distances between tokens. Their scale weighs density against separation.
+        valid: ``[B, R]`` bool, False on padding; None without.
         neighbours: of each sample, at most its valid tokens.
-        by_width: divide distances by the square root of D, which weighs density against separation.
     """
-    if not x.shape[1]:
-        return x.new_zeros(x.shape[:2])
-    apart = ops.distances(x, x)
-    if by_width:
-        apart = apart / x.shape[-1] ** 0.5
-    pair = valid.unsqueeze(1) & valid.unsqueeze(2)
+    if not apart.shape[1]:
+        return apart.new_zeros(apart.shape[:2])
+    pair = None if valid is None else valid.unsqueeze(1) & valid.unsqueeze(2)
+    known = apart if pair is None else apart.masked_fill(~pair, torch.inf)
     most = max(neighbours)
-    nearest = apart.masked_fill(~pair, torch.inf).topk(most, dim=-1, largest=False, sorted=True).values
-    counted = ops.first(neighbours, most, x.device).unsqueeze(1) & valid.unsqueeze(-1)
-    density = -nearest.square().masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
-    index = torch.arange(x.shape[1], device=x.device)
-    ours, theirs = density.unsqueeze(2), density.unsqueeze(1)
-    denser = pair & ((theirs > ours) | ((theirs == ours) & (index < index.unsqueeze(1))))
-    separation = apart.masked_fill(~denser, torch.inf).amin(-1)
-    largest = apart.masked_fill(~pair, 0.0).amax(-1)
-    return density + torch.where(denser.any(-1), separation, largest).log()
+    squares = known.topk(most, dim=-1, largest=False, sorted=True).values.square()
+    if pair is None and not ops.ragged(neighbours):
+        density = squares.sum(-1) / -most
+    else:
+        counted = ops.first(neighbours, most, apart.device).unsqueeze(1)
+        counted = counted if valid is None else counted & valid.unsqueeze(-1)
+        density = -squares.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
+    # Of equals the lower index is the denser one: in a stable sort it comes first.
+    rank = density.sort(dim=1, descending=True, stable=True).indices.argsort(dim=1)
+    denser = rank.unsqueeze(1) < rank.unsqueeze(2)
+    separation = known.where(denser, torch.inf).amin(-1)
+    largest = (apart if pair is None else apart.masked_fill(~pair, 0.0)).amax(-1)
+    return density + torch.minimum(separation, largest).log()  # of the densest, the separation is infinite

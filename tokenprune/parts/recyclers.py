@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -102,68 +102,88 @@ class ClusterRecycler(Recycler):
         return min(recycled, max(1, recycled // self.per_cluster + self.plus_one))
 
     def multiply_adds(self, work: Work) -> int:
-        """Distances of the recycled tokens from each other and from the centres, and the sums over the clusters."""
+        """Distances of recycled tokens from each other (by cosine, from centres too), and sums over the clusters."""
         recycled, clusters = self.recycled(work.dropped), self.added(work.dropped)
-        return recycled * work.width * (recycled + 2 * clusters) + recycled * clusters
+        compared = recycled + clusters * (self.metric == "cosine")
+        return recycled * work.width * (compared + clusters) + recycled * clusters
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
         counts = tokens.counts(count)
         dropped = [size - k for size, k in zip(tokens.sizes, counts, strict=True)]
+        recycled = [self.recycled(p) for p in dropped]
         clusters = [self.added(p) for p in dropped]
         if not any(clusters):
             return tokens.take(kept, counts), kept[:, :0]
-        n = scores.shape[1]
-        survives = ops.mask_of(kept, n)
-        candidates = ops.top_k(scores, [self.recycled(p) for p in dropped], tokens.valid & ~survives)
-        centres, member = self.clusters(ops.take_rows(tokens.hidden, candidates), candidates >= 0, clusters)
-        anchors = candidates.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
-        sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
-        index = ops.places(survives | ops.mask_of(anchors, n), sizes)
-        return self._write(tokens.take(index, sizes), index, anchors, tokens, candidates, member), anchors
+        left = ~ops.mask_of(kept, scores.shape[1], padded=ops.ragged(counts))
+        candidates = ops.top_k(scores, recycled, left & tokens.valid if tokens.padded else left)
+        valid = candidates >= 0 if ops.ragged(recycled) else None
+        at = candidates if valid is None else candidates.clamp(min=0)
+        x = ops.take_rows(tokens.hidden, at).float()
+        centres, member = self.clusters(x, valid, clusters)
+        if ops.ragged(clusters):
+            anchors = candidates.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
+        else:
+            anchors = candidates.gather(1, centres)
+        weight = member.float().mT  # [B, C, R], 0 for padding
+        merged, mass = weight @ x, weight @ tokens.mass.gather(1, at).unsqueeze(-1)
+        if self.reduce == "mean":
+            merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
+        return _join(tokens, kept, counts, anchors, clusters, merged, mass.squeeze(-1)), anchors
 
-    def clusters(self, x: Tensor, valid: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    def clusters(self, x: Tensor, valid: Tensor | None, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Clusters of the rows of `x` by density peaks.
 
         Args:
-            x: ``[B, R, D]`` tokens; `valid` ``[B, R]`` bool.
+            x: ``[B, R, D]`` tokens.
+            valid: ``[B, R]`` bool, False on padding; None without.
             counts: clusters of each sample, at most its valid tokens.
 
         Returns:
             Centres ``[B, C]``, ascending indices into R, -1 where padded; and membership ``[B, R, C]`` bool: each valid
             token in exactly one cluster, each centre in its own.
         """
-        x = x.float()
-        prominent = prominence(x, valid, counts, by_width=self.distance_scale == "width")
-        centres = ops.top_k(prominent, counts, valid)
-        real = centres >= 0
-        at = centres.clamp(min=0)
+        apart = ops.distances(x)
+        scaled = apart / x.shape[-1] ** 0.5 if self.distance_scale == "width" else apart
+        centres = ops.top_k(prominence(scaled, valid, counts), counts, valid)
+        real = centres >= 0 if ops.ragged(counts) else None
+        at = centres if real is None else centres.clamp(min=0)
         if self.metric == "cosine":  # between unit vectors the nearest is the one of highest cosine
-            x = torch.nn.functional.normalize(x, dim=-1)
-        apart = ops.distances(x, ops.take_rows(x, at)).masked_fill(~real.unsqueeze(1), torch.inf)
+            unit = torch.nn.functional.normalize(x.float(), dim=-1)
+            apart = ops.distances(unit, ops.take_rows(unit, at))
+        else:
+            apart = apart.gather(2, at.unsqueeze(1).expand(-1, x.shape[1], -1))
+        if real is not None:
+            apart = apart.masked_fill(~real.unsqueeze(1), torch.inf)
         number = torch.arange(centres.shape[1], device=x.device)
         # A centre joins itself, even where an equal token is the centre of a cluster before it.
-        own = (at.unsqueeze(1) == torch.arange(x.shape[1], device=x.device).unsqueeze(-1)) & real.unsqueeze(1)
-        joins = apart.masked_fill(own, -1.0).argmin(-1, keepdim=True)
-        return centres, (joins == number) & valid.unsqueeze(-1)
+        joins = ops.put(apart.argmin(-1), at, number.expand_as(at), real)
+        member = joins.unsqueeze(-1) == number
+        return centres, member if valid is None else member & valid.unsqueeze(-1)
 
-    def _write(
-        self, taken: Tokens, index: Tensor, anchors: Tensor, tokens: Tokens, candidates: Tensor, member: Tensor
-    ) -> Tokens:
-        """`taken`, the tokens at `index`, with merged tokens written where the anchors stand."""
-        weight = member.float().mT  # [B, C, R], 0 for padding
-        merged = weight @ ops.take_rows(tokens.hidden, candidates).float()
-        if self.reduce == "mean":
-            merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
-        mass = weight @ tokens.mass.gather(1, candidates.clamp(min=0)).unsqueeze(-1)
-        # Which cluster stands at a token, -1 for none; padded anchors are written to a column that is never read.
-        n = tokens.valid.shape[1]
-        cluster = torch.arange(anchors.shape[1], device=anchors.device).expand_as(anchors)
-        owner = torch.full_like(tokens.origin[:, :1], -1).repeat(1, n + 1)
-        owner = owner.scatter(1, anchors.masked_fill(anchors < 0, n), cluster).gather(1, index.clamp(min=0))
-        owner = owner.masked_fill(index < 0, -1)
-        here = owner >= 0
-        return replace(
-            taken,
-            hidden=torch.where(here.unsqueeze(-1), ops.take_rows(merged, owner).to(taken.hidden.dtype), taken.hidden),
-            mass=torch.where(here, mass.squeeze(-1).gather(1, owner.clamp(min=0)), taken.mass),
-        )
+
+def _join(
+    tokens: Tokens,
+    kept: Tensor,
+    counts: Sequence[int],
+    anchors: Tensor,
+    clusters: Sequence[int],
+    merged: Tensor,
+    mass: Tensor,
+) -> Tokens:
+    """The tokens `kept` ``[B, K]`` and, at the `anchors` ``[B, C]``, those `merged` ``[B, C, D]``, of `mass` ``[B, C]``,
+    in raster order; -1 pads both."""
+    sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
+    n, padded = tokens.valid.shape[1], ops.ragged(counts) or ops.ragged(clusters)
+    both = torch.cat([kept, anchors], dim=1)
+    if padded:
+        both, kept = both.masked_fill(both < 0, n), kept.clamp(min=0)
+    index, order = both.sort(dim=1)
+    index, order = index[:, : max(sizes)], order[:, : max(sizes)]
+    hidden = torch.cat([ops.take_rows(tokens.hidden, kept), merged.to(tokens.hidden.dtype)], dim=1)
+    mass = torch.cat([tokens.mass.gather(1, kept), mass], dim=1)
+    return tokens.take(
+        index.masked_fill(index == n, -1) if padded else index,
+        sizes,
+        hidden=ops.take_rows(hidden, order),
+        mass=mass.gather(1, order),
+    )

@@ -34,7 +34,7 @@ class TopKSampler(Sampler):
     """The tokens with the highest scores."""
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
-        return ops.top_k(scores, tokens.counts(count), tokens.valid)
+        return ops.top_k(scores, tokens.counts(count), tokens.valid_if_padded)
 
 
 class RandomSampler(Sampler):
@@ -50,7 +50,7 @@ class RandomSampler(Sampler):
         self.check()
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
-        return ops.top_k(ops.hashed(tokens.origin, self.seed), tokens.counts(count), tokens.valid)
+        return ops.top_k(ops.hashed(tokens.origin, self.seed), tokens.counts(count), tokens.valid_if_padded)
 
 
 class UniformSampler(Sampler):
@@ -110,7 +110,7 @@ class UnionSampler(Sampler):
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
         points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
-        return ops.top_k(scores, tokens.counts(count), tokens.valid, prefer=points)
+        return ops.top_k(scores, tokens.counts(count), tokens.valid_if_padded, prefer=points)
 
 
 def _layout(tokens: Tokens, counts: tuple[int, ...], phase: int) -> Tensor:

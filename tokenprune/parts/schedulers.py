@@ -207,7 +207,7 @@ class LatticeScheduler(StaticScheduler):
         if self.static:
             return super().forward(tokens, scores, raters)
         best = [min(n, count_of(self.keep, total)) for n, total in zip(tokens.sizes, tokens.total, strict=True)]
-        chosen = ops.mask_of(ops.top_k(scores, best, tokens.valid), scores.shape[1])
+        chosen = ops.mask_of(ops.top_k(scores, best, tokens.valid_if_padded), scores.shape[1])
         return (chosen | ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)).sum(1)
 
     def _points(self, total: int, grids: Sequence[Grid]) -> int:

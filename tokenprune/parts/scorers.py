@@ -94,7 +94,7 @@ class AttentionScorer(Scorer):
                 f"scorer 'attention': the attention covers {heads.shape[2]} vision tokens of {heads.shape[0]} samples, "
                 f"the stage has {tokens.valid.shape[1]} of {tokens.valid.shape[0]}; is it from before another stage?"
             )
-        return self._over_heads(heads.float()).masked_fill(~tokens.valid, -torch.inf)
+        return tokens.only_valid(self._over_heads(heads.float()))
 
     def multiply_adds(self, work: Work) -> int:
         return work.rater_rows(normalise=self.normalise, layer=self.layer, gravity=self.gravity)
@@ -123,14 +123,14 @@ class RandomScorer(Scorer):
         self.check()
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        return ops.hashed(tokens.origin, self.seed).masked_fill(~tokens.valid, -torch.inf)
+        return tokens.only_valid(ops.hashed(tokens.origin, self.seed))
 
 
 class ConstantScorer(Scorer):
     """The same score for all: for samplers that do not look at scores. With top_k the first tokens survive."""
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        return torch.zeros_like(tokens.mass, dtype=torch.float32).masked_fill(~tokens.valid, -torch.inf)
+        return tokens.only_valid(torch.zeros_like(tokens.mass, dtype=torch.float32))
 
 
 class NormScorer(Scorer):
@@ -147,7 +147,7 @@ class NormScorer(Scorer):
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         length = tokens.hidden.float().norm(dim=-1)
-        return (length if self.order == "high" else -length).masked_fill(~tokens.valid, -torch.inf)
+        return tokens.only_valid(length if self.order == "high" else -length)
 
 
 class DensityPeaksScorer(Scorer):
@@ -169,9 +169,10 @@ class DensityPeaksScorer(Scorer):
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         features = tokens.hidden
         if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no features any more
-            features = ops.take_rows(tokens.aux["vision_embedding"], tokens.origin)
+            features = ops.take_rows(tokens.aux["vision_embedding"], tokens.origin.clamp(min=0))
         counted = [min(self.neighbours, size) for size in tokens.sizes]
-        return prominence(features.float(), tokens.valid, counted).masked_fill(~tokens.valid, -torch.inf)
+        apart = ops.distances(features.float()) / features.shape[-1] ** 0.5
+        return tokens.only_valid(prominence(apart, tokens.valid_if_padded, counted))
 
     def multiply_adds(self, work: Work) -> int:
         return work.tokens**2 * work.width
@@ -181,4 +182,4 @@ class RasterScorer(Scorer):
     """Later tokens are worth more, so the bottom of the image survives: the position bias that FEATHER found, pure."""
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        return tokens.origin.float().masked_fill(~tokens.valid, -torch.inf)
+        return tokens.only_valid(tokens.origin.float())
