@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-
 from cut import cut, lengths
 
 from tokenprune.bench.result import Row
@@ -90,7 +89,7 @@ class Quiet:
     """
 
     tolerance = 1.15
-    patience = 60.0
+    patience = 15.0
 
     def __init__(self) -> None:
         self.rows, self.weight = torch.randn(640, 1024), torch.randn(1024, 1024)

@@ -40,12 +40,16 @@ def _slicing(length: int) -> Callable[..., Any]:
         hidden = given[:, -length:].contiguous()
         cos, sin = kwargs["position_embeddings"]
         mask, ids = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if isinstance(mask, Tensor):
+            mask = mask[:, :, -length:, mask.shape[2] - length : mask.shape[2]]
         kwargs = {
             **kwargs,
             "position_embeddings": (cos[..., -length:, :], sin[..., -length:, :]),
-            "attention_mask": mask[:, :, -length:, -length:] if isinstance(mask, Tensor) else mask,
+            "attention_mask": mask,
             "position_ids": None if ids is None else ids[..., -length:],
         }
+        if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+            kwargs["past_key_values"] = None  # a static buffer is as long as the whole prompt; without it is less work
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     return before_layer

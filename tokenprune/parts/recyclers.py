@@ -170,8 +170,10 @@ def _join(
     merged: Tensor,
     mass: Tensor,
 ) -> Tokens:
-    """The tokens `kept` ``[B, K]`` and, at the `anchors` ``[B, C]``, those `merged` ``[B, C, D]``, of `mass` ``[B, C]``,
-    in raster order; -1 pads both."""
+    """The tokens `kept` ``[B, K]``, and at the `anchors` ``[B, C]`` those of `merged` ``[B, C, D]``, with `mass`.
+
+    In raster order; -1 pads both.
+    """
     sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
     n, padded = tokens.valid.shape[1], ops.ragged(counts) or ops.ragged(clusters)
     both = torch.cat([kept, anchors], dim=1)
