@@ -55,7 +55,7 @@ def main() -> None:
     parameters = sum(weight.numel() for weight in plain.parameters())
     folder = Path(mkdtemp()) if options.quick else Path(__file__).parent
     settings = {"layers": layers, "width": width, "parameters": parameters, "tokens": 576, "text": 64, "rounds": rounds}
-    results = Results(folder / "cpu.json", {**settings, "freed memory": "kept"})
+    results = Results(folder / "cpu.json", {**settings, "freed memory": "kept", "limits": "cut"})
     calm = None if options.quick else Quiet()
     ways = (("packed", "eager"), ("plain", "eager"), ("packed", "compiled"))
     for (weights, how), batch in product(ways[:2] if options.eager else ways, BATCHES):
