@@ -179,3 +179,29 @@ def test_places_and_masks_are_inverse():
     index = ops.places(mask, [3, 1])
     assert index.tolist() == [[0, 2, 3], [2, -1, -1]]
     assert torch.equal(ops.mask_of(index, 4), mask)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_are_taken_and_put_alike_in_any_batch(batch: int) -> None:
+    generator = torch.Generator().manual_seed(batch)
+    x, rows = torch.randn(batch, 7, 4, generator=generator), torch.randn(batch, 3, 4, generator=generator)
+    index = torch.stack([torch.randperm(7, generator=generator)[:3] for _ in range(batch)])
+    taken, written = ops.take_rows(x, index), ops.put_rows(x, index, rows)
+    for b, each in enumerate(index.tolist()):
+        expected = x[b].clone()
+        expected[each] = rows[b]
+        assert torch.equal(taken[b], x[b, each])
+        assert torch.equal(written[b], expected)
+
+
+def test_nothing_is_put_where_the_index_is_padding() -> None:
+    x, index = torch.zeros(2, 4), torch.tensor([[3, 0], [1, -1]])
+    assert ops.put(x, index, torch.tensor([[5.0, 6.0], [7.0, 8.0]]), index >= 0).tolist() == [
+        [6, 0, 0, 5],
+        [0, 7, 0, 0],
+    ]
+    assert ops.put(x.bool(), index.clamp(min=0), True).tolist() == [
+        [True, False, False, True],
+        [True, True, False, False],
+    ]
+    assert torch.equal(x, torch.zeros(2, 4))

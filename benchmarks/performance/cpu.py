@@ -6,10 +6,11 @@
 LLaVA-1.5's shape at 10 layers and width 1024, random weights, float32, 576 vision and 64 other tokens, two threads.
 Three recipes at 192, 128 and 64 vision tokens from their first place on, for one picture and for four, each in the same
 rounds as the untouched model, and as that model with its sequence simply cut to the same lengths (cut.py), which is
-what the machine allows any method; and a recipe that keeps everything. With weights that are laid out beforehand
-(prepack.py) in all models of the round, eager and compiled, and with weights as PyTorch has them. What is there is not
-measured again: the command goes on where it stopped. Nothing else may run meanwhile: with a core taken, these
-numbers mean nothing. Each run waits until the machine is as quiet as it was at the start.
+what the machine allows any method; and a recipe that keeps everything, eager with the time inside its hooks too
+(hooks.py). With weights that are laid out beforehand (prepack.py) in all models of the
+round, eager and compiled, and with weights as PyTorch has them. What is there is not measured again: the command goes
+on where it stopped. Nothing else may run meanwhile: with a core taken, these numbers mean nothing. Each run waits
+until the machine is as quiet as it was at the start.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tempfile import mkdtemp
 
 import torch
 from cells import Quiet, Results, compare, keep_freed_memory
+from hooks import hook_share
 from prepack import prepack
 
 from tokenprune.models.load import quiet
@@ -67,6 +69,9 @@ def main() -> None:
         if batch == 1:
             everything = {"keep 1.0": load_recipe("sparsevlm-v1.5", keep=1.0)}
             results.add(f"{weights}/{how}/{batch}/keep 1.0", partial(measured, everything, rounds=still))
+        if batch == 1 and how == "eager":
+            clocked = partial(hook_share, model, everything["keep 1.0"], tokens=576, text=64, rounds=rounds)
+            results.add(f"{weights}/{how}/{batch}/hooks", lambda clocked=clocked: [{"share": clocked()}])
     _report(results)
     if calm is not None:
         print(f"{calm.noisy} runs of this call began although the machine was not quiet")

@@ -59,7 +59,9 @@ def command(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed runs of each side, an odd number.", metavar="N")] = 7,
     baselines: Annotated[bool, typer.Option(help="Run random, uniform and a smaller image beside.")] = True,
-    compile_: Annotated[bool, typer.Option("--compile", help="Run all sides under torch.compile.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Run all sides under torch.compile: at first minutes for each.")
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; float32 on a CPU.", metavar="NAME")
     ] = None,
@@ -92,7 +94,8 @@ def command(
     with progress(f"making {model}"):
         network = _network(model, layers, width, dtype, device, attention)
     batches = list(dict.fromkeys(batch or (1, 8)))
-    with counter("timing", _runs(resolved, batches, rounds, baselines)) as on_run:
+    doing = "compiling, minutes at first, then timing" if compile_ else "timing"
+    with counter(doing, _runs(resolved, batches, rounds, baselines)) as on_run:
         from tokenprune.bench import bench
 
         result = bench(
