@@ -58,7 +58,7 @@ def rotary(attention: nn.Module) -> Turn:
     """The family's own rotary embedding (it knows about half-RoPE and interleaving)."""
     apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
     if next(iter(inspect.signature(apply).parameters)) == "q":
-        return lambda x, rope: apply(x, x[:, :0], *rope)[0]  # of no keys
+        return lambda x, rope: apply(x, x[:, :0], *rope)[0]  # there are no keys to turn
     return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)
 
 
