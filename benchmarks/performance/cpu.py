@@ -1,16 +1,16 @@
 """CPU targets: does time go with the multiply-adds, on a LLaVA of about 200 M parameters?
 
-    python benchmarks/performance/cpu.py             # writes cpu.json beside it; an hour on two quiet cores
+    python benchmarks/performance/cpu.py             # writes cpu.json beside it; eighty minutes on two quiet cores
     python benchmarks/performance/cpu.py --quick     # a model of toy size, to see that it runs; writes nothing lasting
 
 LLaVA-1.5's shape at 10 layers and width 1024, random weights, float32, 576 vision and 64 other tokens, two threads.
 Three recipes at 192, 128 and 64 vision tokens from their first place on, for one picture and for four, each in the same
 rounds as the untouched model, and as that model with its sequence simply cut to the same lengths (cut.py), which is
 what the machine allows any method; and a recipe that keeps everything, eager with the time inside its hooks too
-(hooks.py). With weights that are laid out beforehand (prepack.py) in all models of the
-round, eager and compiled, and with weights as PyTorch has them. What is there is not measured again: the command goes
-on where it stopped. Nothing else may run meanwhile: with a core taken, these numbers mean nothing. Each run waits
-until the machine is as quiet as it was at the start.
+(hooks.py). With weights that are laid out beforehand (prepack.py) in all models of the round, eager and compiled, and
+with weights as PyTorch has them. What is there is not measured again: the command goes on where it stopped. Nothing
+else may run meanwhile: with a core taken, these numbers mean nothing. Each run waits until the machine is as quiet as
+it was at the start, but not for long (cells.py).
 """
 
 from __future__ import annotations
