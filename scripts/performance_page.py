@@ -44,7 +44,7 @@ def cpu() -> str:
         return "Not measured yet.\n"
     settings = found["settings"]
     lines = [
-        f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters, {rounds(settings['rounds'])}.",
+        f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters; {rounds(settings['rounds'])}.",
         "",
         *targets(found["cells"]),
         "",
@@ -75,7 +75,7 @@ def cpu() -> str:
 
 def rounds(of: dict[str, int]) -> str:
     """How many there were, by the number of pictures."""
-    return ", ".join(f"{n} rounds where pictures are {pictures}" for pictures, n in of.items())
+    return ", ".join(f"{n} rounds of {pictures} picture{'' if pictures == '1' else 's'}" for pictures, n in of.items())
 
 
 def verdict(row: dict[str, Any]) -> str:
@@ -126,8 +126,8 @@ def clocked(cells: dict[str, Any]) -> list[str]:
     rest = [whole - part for whole, part in zip(longer, stages, strict=True)]
     width = 1.96 * stdev(rest) / len(rest) ** 0.5
     return [
-        f"Over the {len(rows)} rows whose stages have a clock, a prefill takes {mean(longer):.2%} longer than that of the "
-        f"free method, of which the stages take {mean(stages):.2%}; the rest is {mean(rest):.2%} ± {width:.2%} "
+        f"Over the {len(rows)} rows whose stages have a clock, a prefill takes {mean(longer):.2%} longer than that of "
+        f"the free method, of which the stages take {mean(stages):.2%}; the rest is {mean(rest):.2%} ± {width:.2%} "
         "(95 % interval of the mean over rows)."
     ]
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from families import Row, build, inputs
 from kinds import ATTENTION, fixed, recipe, stage
+from transformers import StaticCache
 
 import tokenprune as tp
 from tokenprune.models.noise import noise, usual_pictures
@@ -43,6 +44,23 @@ def test_a_cut_sequence_is_what_a_recipe_leaves_that_keeps_the_last_tokens(bench
     with torch.no_grad():
         simply = other(**batch).logits
     assert (kept - simply).abs().max() < 1e-5
+
+
+def test_a_cut_sequence_writes_its_cache_into_buffers_of_its_lengths(benchmark: ModuleType) -> None:
+    """Compiled prefills write to a static cache; the logits are those without one."""
+    model = build("llava")
+    batch = inputs("llava", model)
+    length = batch["input_ids"].shape[1]
+    layers = len(model.model.language_model.layers)
+    entering = [length, *[length - 3] * (layers - 1)]
+    benchmark.cut(model, entering)
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 1)
+    with torch.no_grad():
+        expected = model(**batch).logits
+        static = model(**batch, past_key_values=cache).logits
+    assert (static - expected).abs().max() < 1e-5
+    assert [layer.keys.shape[2] for layer in cache.layers] == [n + 1 for n in entering]
+    assert [int(layer.get_seq_length()) for layer in cache.layers] == entering
 
 
 def test_lengths_are_those_that_run(benchmark: ModuleType) -> None:

@@ -3,9 +3,8 @@
 The ceiling of a recipe counts multiply-adds. Products of few rows run at a lower rate than those of many, whoever asks
 for them; weights, `lm_head` among them, are read once however short the prompt is; the vision tower and the work of
 `generate` stay. So here each decoder layer is handed the last tokens of what it would have got, as many as a recipe
-leaves it: slices in a hook of a few lines, no scores, no choice, no gather; keys and values are
-written to the cache, as any method must. No method that leaves so many tokens can
-be faster, and nothing of tokenprune's engine runs in it.
+leaves it: slices in a hook of a few lines, no scores, no choice, no gather; keys and values are written to the cache,
+as any method must. No method that leaves so many tokens can be faster, and nothing of tokenprune's engine runs in it.
 """
 
 from __future__ import annotations
@@ -31,12 +30,25 @@ def lengths(recipe: Recipe, layers: int, pictures: Pictures, text: int) -> list[
 
 def cut(model: Any, entering: list[int]) -> None:
     """Let layer i of the decoder see the last ``entering[i]`` tokens, from now on. For prefills alone."""
-    for index, layer in enumerate(model.model.language_model.layers):
-        hook = _slicing(index, entering[index], dropped=entering[0] - entering[index])
-        layer.register_forward_pre_hook(hook, with_kwargs=True)
+    text = model.model.language_model
+    text.register_forward_pre_hook(_shrinking([entering[0] - length for length in entering]), with_kwargs=True)
+    for layer, length in zip(text.layers, entering, strict=True):
+        layer.register_forward_pre_hook(_slicing(length), with_kwargs=True)
 
 
-def _slicing(index: int, length: int, dropped: int) -> Callable[..., Any]:
+def _shrinking(dropped: list[int]) -> Callable[..., None]:
+    def before_text(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Static buffers are made when they are first written to: by then they are to be as short as their layers'."""
+        cache = kwargs.get("past_key_values")
+        if getattr(cache, "is_compileable", False):
+            for store, less in zip(cache.layers, dropped, strict=True):
+                if not store.is_initialized:
+                    store.max_cache_len -= less
+
+    return before_text
+
+
+def _slicing(length: int) -> Callable[..., Any]:
     def before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = args[0] if args else kwargs["hidden_states"]
         hidden = given[:, -length:].contiguous()
@@ -50,9 +62,6 @@ def _slicing(index: int, length: int, dropped: int) -> Callable[..., Any]:
             "attention_mask": mask,
             "position_ids": None if ids is None else ids[..., -length:],
         }
-        cache = kwargs.get("past_key_values")
-        if getattr(cache, "is_compileable", False) and not cache.layers[index].is_initialized:
-            cache.layers[index].max_cache_len -= dropped  # the buffer is made when the layer writes to it
         return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
     return before_layer
