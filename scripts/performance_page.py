@@ -48,6 +48,8 @@ def cpu() -> str:
         "",
         *targets(found["cells"]),
         "",
+        *certain(found["cells"]),
+        "",
         *clocked(found["cells"]),
         "",
         *hooks(found["cells"]),
@@ -113,6 +115,16 @@ def targets(cells: dict[str, Any]) -> list[str]:
         numbers = f"{met(shares)} | {middle(shares)} | {rest} | {met(beside)} | {middle(beside)}"
         lines.append(f"| {weights} | {how} | {batch} | {numbers} |")
     return lines
+
+
+def certain(cells: dict[str, Any]) -> list[str]:
+    """In how many of the rows that the machine keeps from 0.95 the noise leaves no doubt of it."""
+    rows = [row for kept in cells.values() for row in kept.get("rows", []) if row.get("machine")]
+    kept_off = [row for row in rows if verdict(row) == "machine"]
+    if not kept_off:
+        return []
+    sure = sum(row["machine"]["allows"]["high"] / row["ceiling"]["prefill"] < TARGET for row in kept_off)
+    return [f"In {sure} of the {len(kept_off)} rows of `machine`, the free method's whole interval is below {TARGET}."]
 
 
 def clocked(cells: dict[str, Any]) -> list[str]:
