@@ -44,7 +44,7 @@ def cpu() -> str:
         return "Not measured yet.\n"
     settings = found["settings"]
     lines = [
-        f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters; {rounds(settings['rounds'])}.",
+        f"{machine(found)}; {settings['parameters'] / 1e6:.0f} M parameters. Rounds: {rounds(found['cells'])}.",
         "",
         *targets(found["cells"]),
         "",
@@ -75,9 +75,18 @@ def cpu() -> str:
     return "\n".join(lines) + "\n"
 
 
-def rounds(of: dict[str, int]) -> str:
-    """How many there were, by the number of pictures."""
-    return ", ".join(f"{n} rounds of {pictures} picture{'' if pictures == '1' else 's'}" for pictures, n in of.items())
+def rounds(cells: dict[str, Any]) -> str:
+    """How many there were of each recipe, by the number of pictures."""
+    told: dict[str, dict[str, int]] = {}
+    for cell, kept in cells.items():
+        _, _, pictures, name = cell.split("/")
+        for row in kept.get("rows", [])[1:]:
+            told.setdefault(f"`{name}`", {})[pictures] = len(row["samples"])
+    return "; ".join(
+        f"{name} "
+        + ", ".join(f"{n} of {pictures} picture{'' if pictures == '1' else 's'}" for pictures, n in of.items())
+        for name, of in told.items()
+    )
 
 
 def verdict(row: dict[str, Any]) -> str:

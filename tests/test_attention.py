@@ -56,12 +56,11 @@ def test_blocks_of_any_size_give_the_same(rows, normalise):
     raters = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     whole = attention(q, k)
     kernel = lambda layer: (torch.rand(1, 1, TEXT, 8) + 1, torch.rand(1, 1, LENGTH, 8) + 1)  # noqa: E731
-    wide = LENGTH if normalise == "all" else VISION
     small = RaterAttention(
         project=whole.project,
         columns=whole.columns,
         columns_valid=whole.columns_valid,
-        block_bytes=rows * 4 * 4 * wide,
+        block_bytes=rows * 4 * 4 * LENGTH,
     )
     blocks = [block for _, block, _ in small._blocks(small.project("previous", True, None), normalise)]
     assert [block.shape[2] for block in blocks] == [min(rows, TEXT - i) for i in range(0, TEXT, rows)]

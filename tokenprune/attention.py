@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.errors import InputError
 
 Layer = Literal["previous", "next"]
@@ -96,10 +97,10 @@ class RaterAttention:
             stop = start + block.shape[2]
             weight = raters[:, None, start:stop, None].float() * sees
             if kernel is not None:
-                block = self._vision(block, source, normalise) / self._gravity(kernel, start, stop, source.scaling)
+                block = self._vision(block, source) / self._gravity(kernel, start, stop, source.scaling)
             mean = (block * weight).sum(2, keepdim=True)
             # Gathering last leaves one row to gather the vision tokens of.
-            total = total + (mean if kernel is not None else self._vision(mean, source, normalise))
+            total = total + (mean if kernel is not None else self._vision(mean, source))
         return total.squeeze(2)
 
     def matrix(
@@ -113,7 +114,7 @@ class RaterAttention:
         source = self._source(rated, layer, rope, rows)
         empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
         means = ((block * sees).mean(1, keepdim=True) for _, block, sees in self._blocks(source, normalise))
-        blocks = [self._vision(mean, source, normalise).squeeze(1) for mean in means]
+        blocks = [self._vision(mean, source).squeeze(1) for mean in means]
         if not blocks:
             return empty
         matrix = torch.cat(blocks, dim=1).masked_fill((rated <= 0).unsqueeze(-1), 0.0)
@@ -140,30 +141,29 @@ class RaterAttention:
         return source
 
     def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """A few rows at a time: the first one's text token, their attention over the softmax's keys
-        ``[B, H, rows, L or N]``, and ``[B or 1, H or 1, rows, 1]`` 0 for rows that see nothing, whose attention is
-        meaningless."""
+        """A few rows at a time: the first one's text token, their attention ``[B, H, rows, L]``, and
+        ``[B or 1, H or 1, rows, 1]`` 0 for rows that see nothing, whose attention is meaningless."""
         batch, heads, texts, _ = source.q.shape
-        k = source.k.float()
-        columns = self._columns(source)
-        if normalise == "vision":
-            k = k.gather(2, columns[:, None, :, None].expand(-1, k.shape[1], -1, k.shape[3]))
+        k = source.k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
+        # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
+        other = self._other(source) if normalise == "vision" else None
         many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[2]))
         for start in range(0, texts, many):
             rows = slice(start, min(start + many, texts))
-            logits = _logits(source, k, rows)
             mask = None if source.visible is None else source.visible[..., rows, :]
-            if normalise == "vision":
-                mask = None if mask is None else _at(mask, columns)
-                yield start, *_softmax(logits, mask, ~self.columns_valid[:, None, None, :])
-            else:
-                yield start, *_softmax(logits, mask)
+            yield start, *_softmax(_logits(source, k, rows), mask, other)
 
-    def _vision(self, rows: Tensor, source: Projection, normalise: Normalise) -> Tensor:
-        """The vision tokens' entries ``[B, H, rows, N]`` of what `_blocks` gives; 0 on padding."""
-        if normalise == "vision":
-            return rows
-        return _at(rows, self._columns(source)).masked_fill(~self.columns_valid[:, None, None, :], 0.0)
+    def _vision(self, rows: Tensor, source: Projection) -> Tensor:
+        """The vision tokens' entries ``[B, H, rows, N]`` of rows over all tokens; 0 on padding."""
+        columns = self._columns(source)[:, None, None, :].expand(-1, *rows.shape[1:3], -1)
+        entries = rows.expand(columns.shape[0], -1, -1, -1).gather(3, columns)
+        return entries.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
+
+    def _other(self, source: Projection) -> Tensor:
+        """``[B, 1, 1, L]`` bool, False at the vision tokens."""
+        columns = self._columns(source)
+        everywhere = torch.ones(columns.shape[0], source.k.shape[2], dtype=torch.bool, device=columns.device)
+        return ops.put(everywhere, columns, False, self.columns_valid)[:, None, None, :]
 
     def _columns(self, source: Projection) -> Tensor:
         return self.columns if source.columns is None else source.columns
@@ -246,12 +246,6 @@ def attention_from_qk(
     return RaterAttention(project=project, columns=vision.clamp(min=0), columns_valid=vision >= 0)
 
 
-def _at(rows: Tensor, columns: Tensor) -> Tensor:
-    """`columns` ``[B, N]`` of the last axis, of `rows` ``[B or 1, H or 1, T, L]``."""
-    rows = rows.expand(columns.shape[0], -1, -1, -1)
-    return rows.gather(3, columns[:, None, None, :].expand(-1, *rows.shape[1:3], -1))
-
-
 def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     """Scaled dot products ``[B, H, rows, L]``, float32. Query heads are grouped by key head; keys are not repeated."""
     q = source.q[:, :, rows].float() * source.scaling
@@ -261,23 +255,22 @@ def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 
 
-def _softmax(logits: Tensor, mask: Tensor | None, padding: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis of `logits`, and 1 or 0 for each row: whether it sees anything.
+def _softmax(logits: Tensor, mask: Tensor | None, other: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis of `logits`, which may be overwritten, and 1 or 0 for each row: does it see anything?
 
     Args:
         mask: bool, True where seen; or numbers to add, of which the lowest stand for hidden.
-        padding: True where hidden, too.
+        other: True where hidden, too.
     """
-    hidden = padding
+    hidden = other
     if mask is not None:
         if mask.dtype == torch.bool:
             unseen = ~mask
         else:
             logits, unseen = logits + mask.float(), mask <= torch.finfo(mask.dtype).min / 2
-        hidden = unseen if padding is None else unseen | padding
+        hidden = unseen if other is None else unseen | other
     if hidden is None:
         return logits.softmax(-1), logits.new_ones(1, 1, 1, 1)
-    blind = hidden.all(-1, keepdim=True)
-    # A row of -inf alone would be NaN; the softmax of zeros is a number, and counts 0.
-    fill = torch.zeros_like(blind, dtype=logits.dtype).masked_fill(~blind, -torch.inf)
-    return torch.where(hidden, fill, logits).softmax(-1), (~blind).float()
+    # The lowest number, since a row of -inf alone would be NaN; and in place, since this is the largest block here.
+    attention = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min).softmax(-1)
+    return attention, (~hidden.all(-1, keepdim=True)).float()

@@ -154,4 +154,4 @@ def _limit(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
     times = [[sample.prefill for sample in side.samples] for side in (simply, rows[name])]
     allowed = simply.speedup("prefill")
     assert allowed is not None
-    return {"machine": {"allows": allowed.to_dict(), "reached": ratio(*times).to_dict()}}
+    return {"machine": {"allows": allowed.to_dict(), "reached": ratio(*times).to_dict(), "samples": times[0]}}

@@ -273,7 +273,7 @@ class RankRatioScheduler(Scheduler):
     def multiply_adds(self, work: Work) -> int:
         """Attention read once more, the Gram matrix of raters × tokens, and its eigenvalues: ⅔ · shorter³."""
         short, long = sorted((work.text, work.tokens))
-        attention = work.rater_rows(normalise=self.normalise, layer=self.layer)
+        attention = work.rater_rows(layer=self.layer)
         return attention + long * short**2 + 2 * short**3 // 3
 
     def rank(self, tokens: Tokens, raters: Tensor | None) -> Tensor:

@@ -97,7 +97,7 @@ class AttentionScorer(Scorer):
         return tokens.only_valid(self._over_heads(heads.float()))
 
     def multiply_adds(self, work: Work) -> int:
-        return work.rater_rows(normalise=self.normalise, layer=self.layer, gravity=self.gravity)
+        return work.rater_rows(layer=self.layer, gravity=self.gravity)
 
     def _over_heads(self, scores: Tensor) -> Tensor:
         """``[B, H, N]`` to ``[B, N]``."""

@@ -38,17 +38,15 @@ class Work:
     def rater_rows(
         self,
         *,
-        normalise: Literal["all", "vision"] = "all",
         layer: Literal["previous", "next"] = "previous",
         gravity: bool = False,
     ) -> int:
         """What `tokenprune.attention` and the engine do for one reading of a layer's attention.
 
-        Each of R raters is compared with the keys of all tokens, or of the vision tokens. Queries and keys of the
-        previous layer are those that it has computed; of the next layer, which has not run, R queries and L keys are
-        projected.
+        Each of R raters is compared with the keys of all tokens, whichever of them its softmax is over. Queries and
+        keys of the previous layer are those that it has computed; of the next layer, which has not run, R queries and
+        L keys are projected.
         """
         projected = self.width * self.head_dim * (self.raters * self.heads + self.sequence * self.kv_heads)
-        columns = self.sequence if normalise == "all" else self.tokens
-        compared = self.raters * columns * self.heads * self.head_dim
+        compared = self.raters * self.sequence * self.heads * self.head_dim
         return projected * (layer == "next") + compared + gravity * self.raters * self.tokens * self.head_dim
