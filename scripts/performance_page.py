@@ -68,7 +68,7 @@ def cpu() -> str:
             recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
             limit = row.get("machine")
             why = "" if limit is None or verdict(row) == "met" else f", {verdict(row)}"
-            numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.2f}{why}"
+            numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.3f}{why}"
             allowed = "– | –" if limit is None else f"{limit['allows']['value']:.2f} | {interval(limit['reached'])}"
             where = f"{batch} | {weights} | {how} | {row['tokens']:.4g}"
             lines.append(f"| {recipe} | {where} | {numbers} | {allowed} | {method(row)} |")
@@ -128,12 +128,13 @@ def targets(cells: dict[str, Any]) -> list[str]:
 
 def certain(cells: dict[str, Any]) -> list[str]:
     """In how many of the rows that the machine keeps from 0.95 the noise leaves no doubt of it."""
-    rows = [row for kept in cells.values() for row in kept.get("rows", []) if row.get("machine")]
-    kept_off = [row for row in rows if verdict(row) == "machine"]
-    if not kept_off:
-        return []
-    sure = sum(row["machine"]["allows"]["high"] / row["ceiling"]["prefill"] < TARGET for row in kept_off)
-    return [f"In {sure} of the {len(kept_off)} rows of `machine`, the free method's whole interval is below {TARGET}."]
+    told = []
+    for pictures, of in (("1", "one picture"), ("4", "four")):
+        rows = [row for cell, kept in cells.items() if cell.split("/")[2] == pictures for row in kept.get("rows", [])]
+        kept_off = [row for row in rows if row.get("machine") and verdict(row) == "machine"]
+        sure = sum(row["machine"]["allows"]["high"] / row["ceiling"]["prefill"] < TARGET for row in kept_off)
+        told.append(f"{sure} of the {len(kept_off)} with {of}")
+    return [f"Rows of `machine` where the free method's whole interval is below {TARGET}: {', '.join(told)}."]
 
 
 def clocked(cells: dict[str, Any]) -> list[str]:
