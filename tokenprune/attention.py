@@ -146,12 +146,12 @@ class RaterAttention:
         batch, heads, texts, _ = source.q.shape
         k = source.k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
         # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
-        other = self._other(source) if normalise == "vision" else None
+        not_vision = self._not_vision(source) if normalise == "vision" else None
         many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[2]))
         for start in range(0, texts, many):
             rows = slice(start, min(start + many, texts))
             mask = None if source.visible is None else source.visible[..., rows, :]
-            yield start, *_softmax(_logits(source, k, rows), mask, other)
+            yield start, *_softmax(_logits(source, k, rows), mask, not_vision)
 
     def _vision(self, rows: Tensor, source: Projection) -> Tensor:
         """The vision tokens' entries ``[B, H, rows, N]`` of rows over all tokens; 0 on padding."""
@@ -159,7 +159,7 @@ class RaterAttention:
         entries = rows.expand(columns.shape[0], -1, -1, -1).gather(3, columns)
         return entries.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
 
-    def _other(self, source: Projection) -> Tensor:
+    def _not_vision(self, source: Projection) -> Tensor:
         """``[B, 1, 1, L]`` bool, False at the vision tokens."""
         columns = self._columns(source)
         everywhere = torch.ones(columns.shape[0], source.k.shape[2], dtype=torch.bool, device=columns.device)
