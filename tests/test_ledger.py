@@ -127,14 +127,17 @@ def test_decoding_step_by_step() -> None:
 
 
 def test_method_by_hand() -> None:
-    """FastV: the last text token against all 676 tokens; its query and their keys are the previous layer's own."""
+    """FastV: the last text token against all 676 tokens; its query and their keys are the previous layer's own.
+
+    What it pays to them is weighted once more for each of 32 heads: a mean over raters.
+    """
     told = tp.ledger("llava-1.5-7b", "fastv", text=100, question=30).reduced
-    assert [stage.parts for stage in told.stages] == [{"scorer": 676 * 4096}]
+    assert [stage.parts for stage in told.stages] == [{"scorer": 676 * (4096 + 32)}]
     released = tp.ledger("llava-1.5-7b", "pyramiddrop-code", text=100, question=30).reduced.stages
-    assert released[0].parts == {"scorer": 4096**2 * (1 + 676) + 676 * 4096}, "the next layer has not run"
+    assert released[0].parts == {"scorer": 4096**2 * (1 + 676) + 676 * (4096 + 32)}, "the next layer has not run"
     assert told.prompt == told.decoder + told.method
     cluster = tp.ledger("llava-1.5-7b", load_recipe("sparsevlm-v1.5", variant="192"), text=100).reduced.stages[0]
-    assert cluster.parts["scorer"] == 100 * 676 * 4096
+    assert cluster.parts["scorer"] == 100 * 676 * (4096 + 32)
     recycled, clusters = 83, 9  # of 276 dropped tokens
     assert cluster.parts["raters"] == 576 * 100 * 4096
     assert cluster.parts["recycler"] == recycled * 4096 * (recycled + clusters) + recycled * clusters

@@ -186,12 +186,14 @@ def test_rows_are_taken_and_put_alike_in_any_batch(batch: int) -> None:
     generator = torch.Generator().manual_seed(batch)
     x, rows = torch.randn(batch, 7, 4, generator=generator), torch.randn(batch, 3, 4, generator=generator)
     index = torch.stack([torch.randperm(7, generator=generator)[:3] for _ in range(batch)])
-    taken, written = ops.take_rows(x, index), ops.put_rows(x, index, rows)
+    taken, written = ops.take_rows(x, index), ops.put_rows_(x.clone(), index, rows)
     for b, each in enumerate(index.tolist()):
         expected = x[b].clone()
         expected[each] = rows[b]
         assert torch.equal(taken[b], x[b, each])
         assert torch.equal(written[b], expected)
+        assert torch.equal(ops.take_rows(x[:1], index)[b], x[0, each])
+    assert ops.take_rows(x[:, :0], index[:, :0]).shape == (batch, 0, 4)
 
 
 def test_nothing_is_put_where_the_index_is_padding() -> None:

@@ -93,12 +93,12 @@ class RaterAttention:
         source = replace(source, q=source.q.masked_fill((raters <= 0)[:, None, :, None], 0.0))
         kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
         total = raters.new_zeros(*source.q.shape[:2], 1, self.columns.shape[1], dtype=torch.float32)
-        for start, block, sees in self._blocks(source, normalise):
+        for start, block, blind in self._blocks(source, normalise):
             stop = start + block.shape[2]
-            weight = raters[:, None, start:stop, None].float() * sees
+            weight = raters[:, None, start:stop, None].float().masked_fill(blind, 0.0).mT
             if kernel is not None:
                 block = self._vision(block, source) / self._gravity(kernel, start, stop, source.scaling)
-            mean = (block * weight).sum(2, keepdim=True)
+            mean = weight @ block
             # Gathering last leaves one row to gather the vision tokens of.
             total = total + (mean if kernel is not None else self._vision(mean, source))
         return total.squeeze(2)
@@ -113,7 +113,7 @@ class RaterAttention:
         rows, rated = self._rated(raters)
         source = self._source(rated, layer, rope, rows)
         empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
-        means = ((block * sees).mean(1, keepdim=True) for _, block, sees in self._blocks(source, normalise))
+        means = ((block * ~blind).mean(1, keepdim=True) for _, block, blind in self._blocks(source, normalise))
         blocks = [self._vision(mean, source).squeeze(1) for mean in means]
         if not blocks:
             return empty
@@ -142,7 +142,7 @@ class RaterAttention:
 
     def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor, Tensor]]:
         """A few rows at a time: the first one's text token, their attention ``[B, H, rows, L]``, and
-        ``[B or 1, H or 1, rows, 1]`` 0 for rows that see nothing, whose attention is meaningless."""
+        ``[B or 1, H or 1, rows, 1]`` bool, True for rows that see nothing, whose attention is meaningless."""
         batch, heads, texts, _ = source.q.shape
         k = source.k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
         # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
@@ -256,7 +256,7 @@ def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
 
 
 def _softmax(logits: Tensor, mask: Tensor | None, other: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis of `logits`, which may be overwritten, and 1 or 0 for each row: does it see anything?
+    """Softmax over the last axis of `logits`, and a bool for each row: does it see nothing at all?
 
     Args:
         mask: bool, True where seen; or numbers to add, of which the lowest stand for hidden.
@@ -270,7 +270,8 @@ def _softmax(logits: Tensor, mask: Tensor | None, other: Tensor | None) -> tuple
             logits, unseen = logits + mask.float(), mask <= torch.finfo(mask.dtype).min / 2
         hidden = unseen if other is None else unseen | other
     if hidden is None:
-        return logits.softmax(-1), logits.new_ones(1, 1, 1, 1)
-    # The lowest number, since a row of -inf alone would be NaN; and in place, since this is the largest block here.
-    attention = logits.masked_fill_(hidden, torch.finfo(logits.dtype).min).softmax(-1)
-    return attention, (~hidden.all(-1, keepdim=True)).float()
+        return logits.softmax(-1), torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=logits.device)
+    # The lowest number, since a row of -inf alone would be NaN. A fill would take longer, even in place: it is not
+    # vectorised. Adding the mask would take less, but padding that is NaN would stay NaN.
+    logits = torch.where(hidden, torch.finfo(logits.dtype).min, logits)
+    return logits.softmax(-1), hidden.all(-1, keepdim=True)

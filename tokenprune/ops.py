@@ -78,20 +78,25 @@ def ragged(counts: Sequence[int]) -> bool:
 
 
 def take_rows(x: Tensor, index: Tensor) -> Tensor:
-    """Slices of `x` ``[B, N, ...]`` at `index` ``[B, K]`` (at least 0 each): ``[B, K, ...]``.
+    """Slices of `x` ``[B or 1, N, ...]`` at `index` ``[B, K]`` (at least 0 each): ``[B, K, ...]``.
 
-    Whole rows are copied at once, which a gather of single numbers is not.
+    Whole rows are copied at once, which neither a gather of single numbers nor an index of two dimensions does.
     """
-    if x.shape[0] == 1:
-        return x[0].index_select(0, index[0])[None]
-    return x[torch.arange(x.shape[0], device=x.device)[:, None], index]
+    return x.flatten(0, 1).index_select(0, _flat(index, x)).unflatten(0, index.shape)
 
 
-def put_rows(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """`x` ``[B, N, D]`` with `rows` ``[B, K, D]`` at `index` ``[B, K]``, whole rows at once."""
-    if x.shape[0] == 1:
-        return x[0].index_copy(0, index[0], rows[0])[None]
-    return x.index_put((torch.arange(x.shape[0], device=x.device)[:, None], index), rows)
+def put_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Write `rows` ``[B, K, D]`` into `x` ``[B, N, D]``, whose memory is one block, at `index` ``[B, K]``."""
+    x.view(-1, x.shape[2]).index_copy_(0, _flat(index, x), rows.flatten(0, 1))
+    return x
+
+
+def _flat(index: Tensor, x: Tensor) -> Tensor:
+    """`index` ``[B, K]`` into each sample of `x` ``[B or 1, N, ...]`` as ``[B · K]`` into the rows of all samples."""
+    batch, n = x.shape[0], max(1, x.shape[1])
+    if batch == 1:
+        return index.flatten()
+    return (index + torch.arange(0, batch * n, n, device=x.device)[:, None]).flatten()
 
 
 def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, prefer: Tensor | None = None) -> Tensor:

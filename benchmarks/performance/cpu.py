@@ -33,9 +33,9 @@ from tokenprune.models.sketch import sketch_config, sketch_model
 from tokenprune.recipe import load_recipe
 
 KEEPS = (192, 128, 64)
-ROUNDS = {"sparsevlm-v1.5": {1: 41, 4: 21}, "feather": {1: 41, 4: 21}, "fastv": {1: 25, 4: 13}}
-"""Timed rounds of a recipe, by pictures. One: the products of a pruned layer have few rows, which slows them down.
-Four: no. More of recipes whose own work shows: some of their rows are so near to the target that noise decides."""
+ROUNDS = {"sparsevlm-v1.5": {1: 41, 4: 21}, "feather": {1: 41, 4: 21}, "fastv": {1: 41, 4: 13}}
+"""Timed rounds of a recipe, by pictures. One is what the target is about; the products of a pruned layer have few rows
+then, which slows them down. Four: no."""
 KEEP_ALL_ROUNDS = 51
 
 

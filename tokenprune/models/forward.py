@@ -121,7 +121,7 @@ class Forward:
         self._forget_shared()
         moved = moved.clamp(min=0)
         hidden, tokens = take(hidden, keep, 1), after.moved(moved)
-        return (_write(hidden, tokens) if result.merged.shape[1] else hidden), tokens, moved
+        return (_write_(hidden, tokens) if result.merged.shape[1] else hidden), tokens, moved
 
     def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), from where the cache ends, skipping padding.
@@ -271,11 +271,11 @@ def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat([slots.origin, tail], dim=1), valid
 
 
-def _write(hidden: Tensor, tokens: Tokens) -> Tensor:
+def _write_(hidden: Tensor, tokens: Tokens) -> Tensor:
     """Hidden states with those of `tokens` in their slots: kept ones are unchanged, anchors get the merged token."""
     rows = tokens.hidden.to(hidden.dtype)
     if not tokens.padded:
-        return ops.put_rows(hidden, tokens.slot, rows)
+        return ops.put_rows_(hidden, tokens.slot, rows)
     n = hidden.shape[1]  # padding is written to a last row of its own
     hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
-    return ops.put_rows(hidden, tokens.slot.masked_fill(~tokens.valid, n), rows)[:, :n]
+    return ops.put_rows_(hidden, tokens.slot.masked_fill(~tokens.valid, n), rows)[:, :n]

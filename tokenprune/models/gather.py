@@ -12,11 +12,11 @@ def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
     """Slices of `x` along `dim` at `index` ``[B, n]``, sample by sample. `x` may have batch 1, and live elsewhere."""
     if index.device != x.device:
         index = index.to(x.device)
-    if x.shape[0] != index.shape[0]:
-        x = x.expand(index.shape[0], *x.shape[1:])
     dim %= x.dim()
     if dim == 1 and x.dim() > 2:
         return ops.take_rows(x, index)
+    if x.shape[0] != index.shape[0]:
+        x = x.expand(index.shape[0], *x.shape[1:])
     shape = [1] * x.dim()
     shape[0], shape[dim] = index.shape
     return x.gather(dim, index.view(shape).expand(*x.shape[:dim], index.shape[1], *x.shape[dim + 1 :]))

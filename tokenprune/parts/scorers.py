@@ -97,7 +97,8 @@ class AttentionScorer(Scorer):
         return tokens.only_valid(self._over_heads(heads.float()))
 
     def multiply_adds(self, work: Work) -> int:
-        return work.rater_rows(layer=self.layer, gravity=self.gravity)
+        averaged = work.raters * (work.tokens if self.gravity else work.sequence) * work.heads
+        return work.rater_rows(layer=self.layer, gravity=self.gravity) + averaged
 
     def _over_heads(self, scores: Tensor) -> Tensor:
         """``[B, H, N]`` to ``[B, N]``."""
