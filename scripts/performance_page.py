@@ -77,14 +77,17 @@ def cpu() -> str:
 
 def rounds(cells: dict[str, Any]) -> str:
     """How many there were of each recipe, by the number of pictures."""
-    told: dict[str, dict[str, int]] = {}
+    told: dict[str, dict[str, set[int]]] = {}
     for cell, kept in cells.items():
         _, _, pictures, name = cell.split("/")
         for row in kept.get("rows", [])[1:]:
-            told.setdefault(f"`{name}`", {})[pictures] = len(row["samples"])
+            told.setdefault(f"`{name}`", {}).setdefault(pictures, set()).add(len(row["samples"]))
     return "; ".join(
         f"{name} "
-        + ", ".join(f"{n} of {pictures} picture{'' if pictures == '1' else 's'}" for pictures, n in of.items())
+        + ", ".join(
+            f"{' or '.join(map(str, sorted(numbers)))} of {pictures} picture{'' if pictures == '1' else 's'}"
+            for pictures, numbers in of.items()
+        )
         for name, of in told.items()
     )
 

