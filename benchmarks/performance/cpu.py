@@ -1,6 +1,6 @@
 """CPU targets: does time go with the multiply-adds, on a LLaVA of about 200 M parameters?
 
-    python benchmarks/performance/cpu.py             # writes cpu.json beside it; some three hours on two cores
+    python benchmarks/performance/cpu.py             # writes cpu.json beside it; some four hours on two cores
     python benchmarks/performance/cpu.py --quick     # a model of toy size, to see that it runs; writes nothing lasting
 
 LLaVA-1.5's shape at 10 layers and width 1024, random weights, float32, 576 vision and 64 other tokens, two threads.
@@ -10,7 +10,8 @@ what the machine allows any method; and a recipe that keeps everything, eager wi
 (hooks.py). With weights that are laid out beforehand (prepack.py) in all models of the round, eager and compiled, and
 with weights as PyTorch has them. What is there is not measured again: the command goes on where it stopped. Nothing
 else may run meanwhile: with a core taken, these numbers mean nothing. Each run waits until the machine is as quiet as
-it was at the start, but not for long (cells.py).
+it was at the start, but not for long (cells.py). A cell of one picture whose rounds leave open whether the machine
+allows a row the target is measured once more.
 """
 
 from __future__ import annotations

@@ -272,7 +272,10 @@ def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _write_(hidden: Tensor, tokens: Tokens) -> Tensor:
-    """Hidden states with those of `tokens` in their slots: kept ones are unchanged, anchors get the merged token."""
+    """Overwrite `hidden` with that of `tokens` in their slots: kept ones are unchanged, anchors get the merged token.
+
+    Where there is padding, a copy is written to and returned.
+    """
     rows = tokens.hidden.to(hidden.dtype)
     if not tokens.padded:
         return ops.put_rows_(hidden, tokens.slot, rows)
