@@ -66,7 +66,7 @@ def cpu() -> str:
             lines.append(f"| `{name}` | {batch} | {weights} | {how} | | {kept['skipped']} | | | | | |")
         for row in kept.get("rows", [])[1:]:
             recipe = "`sparsevlm-v1.5`, `keep: 1.0`" if name == "keep 1.0" else f"`{name}`, `keep: {row['name']}`"
-            limit = row.get("machine")
+            limit = row.get("machine", {}).get("prefill")
             why = "" if limit is None or verdict(row) == "met" else f", {verdict(row)}"
             numbers = f"{faster(row)} | {row['ceiling']['prefill']:.2f} | {row['reached']['prefill']:.3f}{why}"
             allowed = "– | –" if limit is None else f"{limit['allows']['value']:.2f} | {interval(limit['reached'])}"
@@ -100,7 +100,7 @@ def verdict(row: dict[str, Any]) -> str:
     """
     if row["reached"]["prefill"] >= TARGET:
         return "met"
-    allowed = row["machine"]["allows"]["value"]
+    allowed = row["machine"]["prefill"]["allows"]["value"]
     if allowed / row["ceiling"]["prefill"] < TARGET:
         return "machine"
     with_method = allowed / (1 + allowed * (row["method_share"] or 0.0))
@@ -121,7 +121,7 @@ def targets(cells: dict[str, Any]) -> list[str]:
     ]
     for (weights, how, batch), rows in groups.items():
         shares = [row["reached"]["prefill"] for row in rows]
-        beside = [row["machine"]["reached"]["value"] for row in rows]
+        beside = [row["machine"]["prefill"]["reached"]["value"] for row in rows]
         why = [verdict(row) for row in rows]
         rest = " | ".join(str(why.count(reason)) for reason in ("machine", "method", "open"))
         numbers = f"{met(shares)} | {middle(shares)} | {rest} | {met(beside)} | {middle(beside)}"
@@ -135,7 +135,7 @@ def certain(cells: dict[str, Any]) -> list[str]:
     for pictures, of in (("1", "one picture"), ("4", "four")):
         rows = [row for cell, kept in cells.items() if cell.split("/")[2] == pictures for row in kept.get("rows", [])]
         kept_off = [row for row in rows if row.get("machine") and verdict(row) == "machine"]
-        sure = sum(row["machine"]["allows"]["high"] / row["ceiling"]["prefill"] < TARGET for row in kept_off)
+        sure = sum(row["machine"]["prefill"]["allows"]["high"] / row["ceiling"]["prefill"] < TARGET for row in kept_off)
         told.append(f"{sure} of the {len(kept_off)} with {of}")
     return [f"Rows of `machine` where the free method's whole interval is below {TARGET}: {', '.join(told)}."]
 
@@ -146,8 +146,8 @@ def clocked(cells: dict[str, Any]) -> list[str]:
     rows = [row for row in measured if row["method_share"] is not None]
     if len(rows) < 2:
         return []
-    longer = [1 / row["machine"]["reached"]["value"] - 1 for row in rows]
-    stages = [row["method_share"] * row["machine"]["allows"]["value"] for row in rows]
+    longer = [1 / row["machine"]["prefill"]["reached"]["value"] - 1 for row in rows]
+    stages = [row["method_share"] * row["machine"]["prefill"]["allows"]["value"] for row in rows]
     rest = [whole - part for whole, part in zip(longer, stages, strict=True)]
     width = 1.96 * stdev(rest) / len(rest) ** 0.5
     return [

@@ -82,14 +82,15 @@ def test_later_rounds_join_the_earlier_ones(cells: ModuleType) -> None:
     model = build("llava")
     tokens = usual_pictures(model.config).tokens
     sides = {"few": load_recipe("fastv", keep=0.3)}
-    measured = partial(cells.compare, model, sides, tokens=tokens, text=12, limits=True)
+    measured = partial(cells.compare, model, sides, tokens=tokens, text=12, limits=("prefill",))
     first = measured(rounds=1)
     untouched, few = measured(rounds=2, earlier=first)
     for before, row in zip(first, (untouched, few), strict=True):
         assert row["samples"][:1] == before["samples"]
         assert len(row["samples"]) == 3
-    free, own, usual = few["machine"]["samples"], *([s["prefill"] for s in r["samples"]] for r in (few, untouched))
-    assert free[:1] == first[1]["machine"]["samples"]
-    assert few["machine"]["allows"]["value"] == median(u / f for u, f in zip(usual, free, strict=True))
-    assert few["machine"]["reached"]["value"] == median(f / o for f, o in zip(free, own, strict=True))
+    limit = few["machine"]["prefill"]
+    free, own, usual = limit["samples"], *([s["prefill"] for s in r["samples"]] for r in (few, untouched))
+    assert free[:1] == first[1]["machine"]["prefill"]["samples"]
+    assert limit["allows"]["value"] == median(u / f for u, f in zip(usual, free, strict=True))
+    assert limit["reached"]["value"] == median(f / o for f, o in zip(free, own, strict=True))
     assert few["speedup"]["prefill"]["value"] == median(u / o for u, o in zip(usual, own, strict=True))

@@ -19,7 +19,7 @@ from cut import cut, lengths
 from tokenprune.bench.clock import Sample
 from tokenprune.bench.result import Row
 from tokenprune.bench.run import measure
-from tokenprune.bench.sides import UNTOUCHED, check_kernels, open_side
+from tokenprune.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
 from tokenprune.bench.statistics import ratio
 from tokenprune.errors import TokenPruneError
 from tokenprune.models.noise import usual_pictures
@@ -128,15 +128,17 @@ def compare(
     batch: int = 1,
     new_tokens: int = 1,
     rounds: int,
-    compile: bool = False,
+    compile: Compile = False,
     quiet: Quiet | None = None,
-    limits: bool = False,
+    limits: Sequence[str] = (),
+    cache: bool = False,
     earlier: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Rows of the untouched model and of every recipe, all in the same rounds.
 
-    With `limits`, each recipe's row also tells what the machine allows (cut.py), measured in these rounds, too. The
-    rounds of `earlier` rows of the same sides count as well.
+    With phases in `limits` (``prefill``, ``language``), each recipe's row also tells what the machine allows there
+    (cut.py), measured in these rounds, too. With `cache`, each row tells the bytes that the cache of a prefill really
+    takes. The rounds of `earlier` rows of the same sides count as well.
     """
     pictures = usual_pictures(model.config, tokens)
     with ExitStack() as stack:
@@ -150,6 +152,7 @@ def compare(
         check_kernels(running, model)
         on_run = None if quiet is None else quiet.wait
         rows = measure(running, text, batch, new_tokens, rounds, warmup=2 if compile else 1, on_run=on_run)
+        caches = {side.name: cache_bytes(side, text, batch) for side in running} if cache else {}
     new, before = {row.name: row for row in rows}, {row["name"]: row for row in earlier}
     told = []
     for name in (UNTOUCHED, *recipes):
@@ -159,21 +162,31 @@ def compare(
             untouched=(*_samples(before, UNTOUCHED), *new[name].untouched),
         )
         told.append(row.to_dict())
-        if limits and name != UNTOUCHED:
-            free = before[name]["machine"]["samples"] if before else []
-            told[-1]["machine"] = _limit(row, [*free, *_prefills(new[CUT.format(name)].samples)])
+        if cache:
+            told[-1]["cache_bytes"] = {"measured": caches[name], "ledger": batch * row.reduced.kv_bytes}
+        if name != UNTOUCHED:
+            for phase in limits:
+                free = before[name]["machine"][phase]["samples"] if before else []
+                free = [*free, *(getattr(sample, phase) for sample in new[CUT.format(name)].samples)]
+                told[-1].setdefault("machine", {})[phase] = _limit(row, phase, free)
     return told
+
+
+@torch.inference_mode()
+def cache_bytes(side: Side, text: int, batch: int) -> int:
+    """Bytes of device memory that the keys and values of a prefill keep from being freed."""
+    options: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    inputs = side.prompt(text=text, batch=batch)
+    made = side.model.generate(**inputs, **options, return_dict_in_generate=True)
+    stores = [each.untyped_storage() for layer in made.past_key_values.layers for each in (layer.keys, layer.values)]
+    return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
 
 def _samples(rows: Mapping[str, dict[str, Any]], name: str) -> list[Sample]:
     return [Sample(**sample) for sample in rows[name]["samples"]] if rows else []
 
 
-def _prefills(samples: Sequence[Sample]) -> list[float]:
-    return [sample.prefill for sample in samples]
-
-
-def _limit(row: Row, free: list[float]) -> dict[str, Any]:
+def _limit(row: Row, phase: str, free: list[float]) -> dict[str, Any]:
     """What the machine allows a method that takes `free` seconds, and how fast a row is beside it; paired by round."""
-    allows, reached = ratio(_prefills(row.untouched), free), ratio(free, _prefills(row.samples))
-    return {"allows": allows.to_dict(), "reached": reached.to_dict(), "samples": free}
+    untouched, own = ([getattr(sample, phase) for sample in side] for side in (row.untouched, row.samples))
+    return {"allows": ratio(untouched, free).to_dict(), "reached": ratio(free, own).to_dict(), "samples": free}

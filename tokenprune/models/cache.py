@@ -135,6 +135,16 @@ def slots_of(layer: Any | None) -> Slots | None:
     return layer.slots if isinstance(layer, VirtualLength) else None
 
 
+def different_slots(cache: Cache | None) -> list[Slots]:
+    """What the slots of its pruned layers hold; neighbours share theirs."""
+    found: list[Slots] = []
+    for layer in getattr(cache, "layers", ()):
+        slots = slots_of(layer)
+        if slots is not None and not (found and found[-1] is slots):
+            found.append(slots)
+    return found
+
+
 def written_keys(layer: Any | None, length: int) -> Tensor | None:
     """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward of `length` tokens, as its attention
     reads them; None without a cache, or from a static one, whose buffer has them anywhere."""
@@ -174,6 +184,8 @@ def allocate(layer: Any | None, removed: int, like: Tensor) -> None:
     """
     if isinstance(layer, StaticLayer) and not layer.is_initialized:
         _shrink(layer, removed)
+        # Its own, from the host, would wait for the device in each layer.
+        layer.cumulative_length = torch.zeros((), dtype=torch.int64, device=like.device)
         layer.lazy_initialization(like, like)
 
 

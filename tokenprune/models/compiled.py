@@ -35,6 +35,11 @@ BUCKETS = 16
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers that are one graph for each number of pictures."""
 
+RECORDED = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes that record CUDA graphs, and what they come to without. Decode steps are recorded: each is replayed for many
+tokens. Recording a prefill would not pay, whose cache is at new addresses in each call, and a replay would overwrite
+what the prefill before it has left behind: the slots of its cache, the report."""
+
 SHAPES = 64
 """Shapes that may be compiled before `Compiled` gives up. torch.compile itself would at the ninth."""
 
@@ -56,6 +61,7 @@ class Compiled:
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}
+        self._once = _unrecorded(self._options)
         self._seen: set[Hashable] = set()
         self._text: Any = engine.anatomy.text
         self._layers: Any = engine.anatomy.layers
@@ -69,11 +75,12 @@ class Compiled:
             (module, module.__dict__.get("forward")) for module in (self._text, self._tower) if module is not None
         ]
         self._plain = self._text.forward
-        self._whole = torch.compile(self._plain, **self._options)
+        self._prefill = torch.compile(self._plain, **self._once)
+        self._step = torch.compile(self._plain, **self._options)
         self._single: list[Any] = []
         self._text.forward = self.run
         if self._tower is not None:
-            self._seeing = torch.compile(self._tower.forward, **self._options)
+            self._seeing = torch.compile(self._tower.forward, **self._once)
             self._tower.forward = self.see
 
     def unmount(self) -> None:
@@ -93,7 +100,7 @@ class Compiled:
         if not engine.prefilling:
             # On a dynamic cache every step has a shape of its own.
             if engine.decoding and getattr(cache, "is_compileable", False):
-                return self._call(self._whole, ("decode", *_described(kwargs)), args, kwargs)
+                return self._call(self._step, ("decode", *_described(kwargs)), args, kwargs)
             return self._plain(*args, **kwargs)
         uses_cache = kwargs.get("use_cache")
         if cache is None and (self._text.config.use_cache if uses_cache is None else uses_cache):
@@ -103,7 +110,7 @@ class Compiled:
             return self._layer_by_layer(args, kwargs)
         for index, removed in enumerate(engine.dropped()):
             self._prepare(cache, index, removed, kwargs["inputs_embeds"])
-        return self._call(self._whole, ("prefill", *_described(kwargs), engine.counts()), args, kwargs)
+        return self._call(self._prefill, ("prefill", *_described(kwargs), engine.counts()), args, kwargs)
 
     def _prepare(self, cache: Cache | None, index: int, removed: int, like: Tensor) -> None:
         """What a graph cannot do to the cache of layer `index`: swap its class, and allocate at a fixed address.
@@ -121,7 +128,7 @@ class Compiled:
         """A prefill in which each layer is a graph: hooks run between them, and may look at the data."""
         given = [layer.__dict__.get("forward") for layer in self._layers]
         if not self._single:
-            self._single = [torch.compile(layer.forward, **self._options) for layer in self._layers]
+            self._single = [torch.compile(layer.forward, **self._once) for layer in self._layers]
         try:
             for index, layer in enumerate(self._layers):
                 layer.forward = self._one_layer(index)
@@ -189,6 +196,16 @@ def _check(options: Mapping[str, Any]) -> None:
         # Its own text goes on with all the hundreds of entries that there are.
         told = str(error).splitlines()[0].partition(", known options are")[0]
         raise InputError(f"attach(compile={dict(options)!r}): {told}") from None
+
+
+def _unrecorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of torch.compile that do the same without CUDA graphs."""
+    once = dict(options)
+    if once.get("mode") in RECORDED:
+        once["mode"] = RECORDED[once["mode"]]
+    if "triton.cudagraphs" in (once.get("options") or {}):
+        once["options"] = {**once["options"], "triton.cudagraphs": False}
+    return once
 
 
 def _restore(module: Any, given: Any) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
-from tokenprune.models.cache import check_cache, layer_of, slots_of, virtualise
+from tokenprune.models.cache import check_cache, different_slots, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
+from tokenprune.models.hooks import LayerHooks
 from tokenprune.models.prefill import Prefill, planned
 from tokenprune.models.prompt import read_prompt, real_tokens
 from tokenprune.models.taps import Taps
@@ -51,6 +52,14 @@ class Engine:
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
         self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
+        indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.before]
+        self._layer_hooks = LayerHooks(
+            anatomy.layers, {index: self._layer_hook(index) for index in indices}, self.taps.mount
+        )
+        # Where layers have masks of several kinds, the first one's does not tell of the others'.
+        self._alike = len(set(getattr(anatomy.text.config, "layer_types", None) or ())) < 2
+        self._aligned = False
+        """Whether layers need no other arguments in this forward, unless there is a mask."""
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
@@ -68,10 +77,9 @@ class Engine:
             anatomy.text.register_forward_pre_hook(self._enter_text, with_kwargs=True),
             anatomy.text.register_forward_hook(self._leave_text, always_call=True),
         ]
-        for index, layer in enumerate(anatomy.layers):
-            hook = self._layer_hook(index)
-            self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        self._handles += self.taps.mount()
+        first: Any = anatomy.layers[0]
+        self._handles.append(first.register_forward_pre_hook(self._enter_layers, with_kwargs=True, prepend=True))
+        self._layer_hooks.mount()
         if anatomy.adapter.deepstack is not None:
             original = getattr(anatomy.text, anatomy.adapter.deepstack)
             added = survivors_only(original, lambda: self._forward)
@@ -82,6 +90,7 @@ class Engine:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self._layer_hooks.unmount()
         if self.anatomy.adapter.deepstack is not None:
             self.anatomy.text.__dict__.pop(self.anatomy.adapter.deepstack, None)
         self._close()
@@ -110,6 +119,7 @@ class Engine:
         static = bool(getattr(cache, "is_compileable", False))
         decoding = length == 1 and cache is not None
         past = 0 if cache is None or (static and decoding) else int(cache.get_seq_length())
+        slots = different_slots(cache)
         config = self.anatomy.text.config
         self._forward = Forward(
             batch=batch,
@@ -119,12 +129,18 @@ class Engine:
             positions=_positions(kwargs.get("position_ids"), past, length, embeddings.device),
             rotary=self.anatomy.text.rotary_emb,
             flash="flash" in str(getattr(config, "_attn_implementation", "")),
+            shifts=[each.shift for each in slots if each.shift is not None],
         )
         if not decoding:
             self._prefill = self._open_prefill(embeddings, self._forward)
         if self._prefill is not None:
             self._ran = []
             check_cache(cache)
+        self._aligned = (
+            self._prefill is None and self._alike and all(each.valid is each.shift is None for each in slots)
+        )
+        if static or not self._aligned:
+            self._layer_hooks.mount()
 
     @property
     def prefilling(self) -> bool:
@@ -225,30 +241,43 @@ class Engine:
 
     # ---------------------------------------------------------------- decoder layers
 
+    def _enter_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first layer's hook: the first to see the mask that the text model has made."""
+        forward, hook = self._forward, self._layer_hooks.hooks.get(0)
+        if forward is None:
+            return None
+        if self._aligned and not forward.static:
+            if kwargs.get("attention_mask") is None:
+                self._layer_hooks.unmount()
+                return None
+            self._layer_hooks.mount()
+        return None if hook is None else hook(layer, args, kwargs)
+
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         stages = [i for i, layer in enumerate(self.layers) if layer == index]
         first = self.first
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             forward = self._forward
-            if forward is None or (index < first and index not in self.taps.before):
+            if forward is None:
                 return None
-            hidden = args[0] if args else kwargs["hidden_states"]
             store = layer_of(kwargs.get("past_key_values"), index)
             prefill = self._prefill
-            if prefill is not None and index >= first:
+            if prefill is None:
+                return args, forward.adjust(kwargs, store)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if index >= first:
                 virtualise(store)
             adjusted = forward.adjust(kwargs, store)
-            if prefill is not None:
-                for number in stages:
-                    hidden = self._run(number, index, hidden, adjusted, store)
-                    adjusted = forward.adjust(kwargs, store)
-                prompt = prefill.prompt
-                self.taps.entering(index, adjusted, forward, store, prompt.tokens, prefill.text)
-                if index >= first:
-                    forward.store(store)
-                if index == self.depth - 1:
-                    self._prefill = None
+            for number in stages:
+                hidden = self._run(number, index, hidden, adjusted, store)
+                adjusted = forward.adjust(kwargs, store)
+            prompt = prefill.prompt
+            self.taps.entering(index, adjusted, forward, store, prompt.tokens, prefill.text)
+            if index >= first:
+                forward.store(store)
+            if index == self.depth - 1:
+                self._prefill = None
             if args:
                 return (hidden, *args[1:]), adjusted
             return args, {**adjusted, "hidden_states": hidden}

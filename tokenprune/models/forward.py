@@ -55,7 +55,7 @@ class Last:
     def get(self, of: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """`value` if it was made of the very same objects (numbers: of equal ones), else what `make` makes."""
         same = len(of) == len(self.of) and all(
-            a == b if isinstance(a, int) else a is b for a, b in zip(of, self.of, strict=True)
+            a is b or (isinstance(a, int) and a == b) for a, b in zip(of, self.of, strict=True)
         )
         if not same:
             self.of, self.value = of, make()
@@ -78,15 +78,17 @@ class Forward:
     """The text model's rotary embedding module."""
     flash: bool
     """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
+    shifts: list[Tensor]
+    """``[B]`` each: by how much position ids move down in layers whose earlier survivors were renumbered."""
     bucket: int = 1
     """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
     alive: Alive | None = None
-    masks: Last = field(default_factory=lambda: Last())
-    """What layers between two stages share: masks, rotary tables, position ids, slots. Made by lambdas, because
+    changes: Last = field(default_factory=lambda: Last())
+    """What layers between two stages share: the arguments they are handed, the slots they store. Made by lambdas, as
     torch.compile cannot trace a class that a dataclass calls, and transformers compiles decoding on static caches."""
-    ropes: Last = field(default_factory=lambda: Last())
-    ids: Last = field(default_factory=lambda: Last())
+    shifted: Last = field(default_factory=lambda: Last())
     slots: Last = field(default_factory=lambda: Last())
+    ends: Last = field(default_factory=lambda: Last())
 
     def keep(
         self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]
@@ -134,33 +136,34 @@ class Forward:
         if self.alive is None:
             return
         alive, positions = self.alive, self.positions
-        flat = (positions if positions.dim() == 2 else positions.amax(0)).expand(self.batch, -1)
-        first = (positions if positions.dim() == 2 else positions.amin(0)).expand(self.batch, -1)
-        start = first.masked_fill(~real, int(1e9)).amin(1)
+        start, end = self.ends.get((real,), lambda: self._ends(real))
         if slots is not None and slots.shift is not None:
             start = start - slots.shift.to(start.device)
         counted = take(real, alive.index, 1)
         counted = counted if alive.valid is None else counted & alive.valid
         ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
-        alive.shift = flat.masked_fill(~real, -1).amax(1) + 1 - start - counted.sum(1)
+        alive.shift = end - start - counted.sum(1)
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
         alive.rope = self.rotary(hidden, alive.positions)
         self._forget_shared()
 
+    def _ends(self, real: Tensor) -> tuple[Tensor, Tensor]:
+        """First position id of each row ``[B]``, and the one behind its last."""
+        positions = self.positions
+        low, high = (positions, positions) if positions.dim() == 2 else (positions.amin(0), positions.amax(0))
+        low, high = low.expand(self.batch, -1), high.expand(self.batch, -1)
+        return low.masked_fill(~real, int(1e9)).amin(1), high.masked_fill(~real, -1).amax(1) + 1
+
     def adjust(self, kwargs: dict[str, Any], layer: Any | None) -> dict[str, Any]:
-        """Keyword arguments of a decoder layer, in that layer's own coordinates. Untouched when nothing was dropped."""
-        slots = slots_of(layer)
-        if self.alive is None and slots is None:
+        """Keyword arguments of a decoder layer, in that layer's own coordinates.
+
+        Untouched where they are right already, which in most steps of decoding they are.
+        """
+        slots, mask = slots_of(layer), kwargs.get("attention_mask")
+        if self.alive is None and (slots is None or (mask is None and slots.valid is None and slots.shift is None)):
             return kwargs
-        kwargs = dict(kwargs)
-        if self.alive is not None:
-            self._adjust_prefill(kwargs, self.alive)
-        elif slots is not None and slots.shift is not None:
-            self._adjust_shifted(kwargs, slots.shift)
-        mask = kwargs.get("attention_mask")
-        of = (mask, slots, self._stored(layer))
-        kwargs["attention_mask"] = self.masks.get(of, lambda: self._mask(mask, layer, slots))
-        return kwargs
+        of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots, self._stored(layer))
+        return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots))}
 
     def store(self, layer: Any | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""
@@ -179,7 +182,7 @@ class Forward:
         return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
 
     def _forget_shared(self) -> None:
-        for shared in (self.masks, self.ropes, self.ids, self.slots):
+        for shared in (self.changes, self.shifted, self.slots):
             shared.of, shared.value = (), None
 
     def _slots(self, slots: Slots | None) -> Slots:
@@ -234,33 +237,40 @@ class Forward:
     def _stored(self, layer: Any | None) -> int:
         return 0 if layer is None or not self.static else self._physical(layer)
 
-    def _adjust_prefill(self, kwargs: dict[str, Any], alive: Alive) -> None:
-        if alive.rope is not None:
-            kwargs["position_embeddings"] = alive.rope
-        else:
-            cos, sin = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = self.ropes.get(
-                (cos, sin), lambda: (take_rope(cos, alive.index), take_rope(sin, alive.index))
-            )
-        ids = kwargs.get("position_ids")
-        if self.flash:
-            kwargs["position_ids"] = None
-        elif ids is not None:
-            renumbered = alive.positions
-            if renumbered is not None and renumbered.dim() == 2:
-                kwargs["position_ids"] = renumbered
-            else:
-                kwargs["position_ids"] = self.ids.get((ids,), lambda: take_positions(ids, alive.index))
+    def _changes(self, kwargs: dict[str, Any], layer: Any | None, slots: Slots | None) -> dict[str, Any]:
+        """Arguments that differ from those of the untouched layer."""
+        rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
+        if self.alive is not None:
+            rope, ids = self._pruned(self.alive, rope, ids)
+        elif slots is not None and slots.shift is not None:
+            which = [shift is slots.shift for shift in self.shifts].index(True)
+            rope, moved = self.shifted.get((rope[0],), lambda: self._shifted(rope[0]))[which]
+            ids = moved if ids is not None and moved.dim() == 2 else ids
+        mask = self._mask(kwargs.get("attention_mask"), layer, slots)
+        changed = {"attention_mask": mask, "position_embeddings": rope}
+        return {**changed, "position_ids": ids} if "position_ids" in kwargs else changed
 
-    def _adjust_shifted(self, kwargs: dict[str, Any], shift: Tensor) -> None:
-        full = self.positions
-        like = kwargs["position_embeddings"][0]
-        ids = self.ids.get(
-            (shift,), lambda: full.expand(*full.shape[:-2], self.batch, -1) - shift.to(full.device)[:, None]
-        )
-        kwargs["position_embeddings"] = self.ropes.get((shift,), lambda: self.rotary(like, ids))
-        if kwargs.get("position_ids") is not None and ids.dim() == 2:
-            kwargs["position_ids"] = ids
+    def _pruned(self, alive: Alive, rope: Rope, ids: Tensor | None) -> tuple[Rope, Tensor | None]:
+        """Rotary tables and position ids of the survivors."""
+        renumbered = alive.positions
+        if ids is not None and renumbered is not None and renumbered.dim() == 2:
+            ids = renumbered
+        elif ids is not None:
+            ids = take_positions(ids, alive.index)
+        if alive.rope is None:
+            rope = take_rope(rope[0], alive.index), take_rope(rope[1], alive.index)
+        else:
+            rope = alive.rope
+        return rope, None if self.flash else ids
+
+    def _shifted(self, like: Tensor) -> list[tuple[Rope, Tensor]]:
+        """Rotary tables and position ids of this forward, moved down by each of `shifts`: of all in one go."""
+        full, number = self.positions, len(self.shifts)
+        shifts = torch.stack([shift.to(full.device) for shift in self.shifts])
+        ids = full.expand(*full.shape[:-2], self.batch, -1).unsqueeze(-3) - shifts[..., None]
+        tables = self.rotary(like, ids.flatten(-3, -2))
+        cos, sin = (table.unflatten(-3, (number, self.batch)).unbind(-4) for table in tables)
+        return [((cos[i], sin[i]), ids.select(-3, i)) for i in range(number)]
 
 
 def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
