@@ -203,3 +203,10 @@ def test_nothing_is_put_where_the_index_is_padding() -> None:
     marked = ops.put(x.bool(), index.clamp(min=0), True)
     assert marked.tolist() == [[True, False, False, True], [True, True, False, False]]
     assert torch.equal(x, torch.zeros(2, 4))
+
+
+def test_in_memory_is_the_same_tensor_eager_and_compiled() -> None:
+    x = torch.randn(2, 5, 3)
+    assert ops.in_memory(x) is x
+    compiled = torch.compile(lambda x: ops.in_memory(x.cos()) * 2, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(x), x.cos() * 2)

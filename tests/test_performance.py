@@ -82,15 +82,24 @@ def test_later_rounds_join_the_earlier_ones(cells: ModuleType) -> None:
     model = build("llava")
     tokens = usual_pictures(model.config).tokens
     sides = {"few": load_recipe("fastv", keep=0.3)}
-    measured = partial(cells.compare, model, sides, tokens=tokens, text=12, limits=("prefill",))
+    measured = partial(cells.compare, model, sides, tokens=tokens, text=12, limits=("prefill", "language"))
     first = measured(rounds=1)
     untouched, few = measured(rounds=2, earlier=first)
     for before, row in zip(first, (untouched, few), strict=True):
         assert row["samples"][:1] == before["samples"]
         assert len(row["samples"]) == 3
+    assert len(few["machine"]["language"]["samples"]) == 3
     limit = few["machine"]["prefill"]
     free, own, usual = limit["samples"], *([s["prefill"] for s in r["samples"]] for r in (few, untouched))
     assert free[:1] == first[1]["machine"]["prefill"]["samples"]
     assert limit["allows"]["value"] == median(u / f for u, f in zip(usual, free, strict=True))
     assert limit["reached"]["value"] == median(f / o for f, o in zip(free, own, strict=True))
     assert few["speedup"]["prefill"]["value"] == median(u / o for u, o in zip(usual, own, strict=True))
+
+
+def test_a_cache_takes_the_bytes_that_the_ledger_tells(cells: ModuleType) -> None:
+    model = build("llava")
+    tokens = usual_pictures(model.config).tokens
+    sides = {name: load_recipe(name, keep=0.3) for name in ("fastv", "sparsevlm-v1.5")}
+    for row in cells.compare(model, sides, tokens=tokens, text=12, batch=2, rounds=1, cache=True):
+        assert row["cache_bytes"]["measured"] == row["cache_bytes"]["ledger"] > 0

@@ -99,6 +99,16 @@ def _flat(index: Tensor, x: Tensor) -> Tensor:
     return (index + torch.arange(0, batch * n, n, device=x.device)[:, None]).flatten()
 
 
+def in_memory(x: Tensor) -> Tensor:
+    """`x`, for a compiled graph to compute once: fused into its readers, it is computed anew in each.
+
+    Inductor itself stores what it counts as heavy, but sines are not on its list (pytorch/pytorch#128339 is about it).
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    return x.new_empty(x.shape).index_copy(0, torch.arange(x.shape[0], device=x.device), x)
+
+
 def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, prefer: Tensor | None = None) -> Tensor:
     """Indices of the highest scores of each row, ascending: ``[B, max(counts)]`` int64, -1 padded on the right.
 

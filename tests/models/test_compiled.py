@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -220,6 +221,32 @@ def test_transformers_own_compiled_decoding_does_not_break() -> None:
         got = generate_logits(model, batch, cache_implementation="static", compile_config=config)
     assert torch.equal(got[0], expected[0]) and worst(got[1], expected[1]) < TOLERANCE
     assert counters["stats"]["unique_graphs"] == before + 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "prefill"),
+    [
+        ({"mode": "reduce-overhead"}, {"mode": "default"}),
+        ({"mode": "max-autotune"}, {"mode": "max-autotune-no-cudagraphs"}),
+        ({"options": {"triton.cudagraphs": True}}, {"options": {"triton.cudagraphs": False}}),
+        ({"backend": "eager"}, {"backend": "eager"}),
+    ],
+)
+def test_only_decode_steps_record_cuda_graphs(
+    asked: dict[str, Any], prefill: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile, given = torch.compile, []
+
+    @wraps(compile)
+    def recording(function: Any, **options: Any) -> Any:
+        given.append({name: value for name, value in options.items() if name not in ("fullgraph", "dynamic")})
+        return compile(function, **TRACED)
+
+    model = build("llava", layers=2)
+    monkeypatch.setattr(torch, "compile", recording)
+    with tp.attach(model, UNIFORM, compile=asked):
+        first, *others = given[1:]  # the very first checks the options
+        assert [first, *others] == [prefill, asked, prefill], "prefill, decode step, vision tower"
 
 
 def test_text_without_pictures_passes_through() -> None:

@@ -132,7 +132,7 @@ def layer_of(cache: Cache | None, index: int) -> Any | None:
 
 def slots_of(layer: Any | None) -> Slots | None:
     """What the layer's slots hold, or None when no token was ever dropped from it."""
-    return layer.slots if isinstance(layer, VirtualLength) else None
+    return getattr(layer, "slots", None)  # much faster than a look at its class, in each step of decoding
 
 
 def different_slots(cache: Cache | None) -> list[Slots]:

@@ -58,6 +58,7 @@ class Engine:
         )
         # Where layers have masks of several kinds, the first one's does not tell of the others'.
         self._alike = len(set(getattr(anatomy.text.config, "layer_types", None) or ())) < 2
+        self._flash = False
         self._aligned = False
         """Whether layers need no other arguments in this forward, unless there is a mask."""
         self._input_ids: Tensor | None = None
@@ -120,7 +121,9 @@ class Engine:
         decoding = length == 1 and cache is not None
         past = 0 if cache is None or (static and decoding) else int(cache.get_seq_length())
         slots = different_slots(cache)
-        config = self.anatomy.text.config
+        if not decoding:  # a step of decoding runs the kernel of its prefill
+            config = self.anatomy.text.config
+            self._flash = "flash" in str(getattr(config, "_attn_implementation", ""))
         self._forward = Forward(
             batch=batch,
             length=length,
@@ -128,7 +131,7 @@ class Engine:
             static=static,
             positions=_positions(kwargs.get("position_ids"), past, length, embeddings.device),
             rotary=self.anatomy.text.rotary_emb,
-            flash="flash" in str(getattr(config, "_attn_implementation", "")),
+            flash=self._flash,
             shifts=[each.shift for each in slots if each.shift is not None],
         )
         if not decoding:

@@ -144,7 +144,8 @@ class Forward:
         ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
         alive.shift = end - start - counted.sum(1)
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
-        alive.rope = self.rotary(hidden, alive.positions)
+        cos, sin = self.rotary(hidden, alive.positions)
+        alive.rope = ops.in_memory(cos), ops.in_memory(sin)
         self._forget_shared()
 
     def _ends(self, real: Tensor) -> tuple[Tensor, Tensor]:
