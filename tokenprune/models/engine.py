@@ -22,7 +22,7 @@ from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
 from tokenprune.models.hooks import LayerHooks
 from tokenprune.models.prefill import Prefill, planned
-from tokenprune.models.prompt import read_prompt, real_tokens
+from tokenprune.models.prompt import position_ids, read_prompt, real_tokens
 from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
@@ -129,7 +129,7 @@ class Engine:
             length=length,
             past=past,
             static=static,
-            positions=_positions(kwargs.get("position_ids"), past, length, embeddings.device),
+            positions=position_ids(kwargs.get("position_ids"), past, length, embeddings.device),
             rotary=self.anatomy.text.rotary_emb,
             flash=self._flash,
             shifts=[each.shift for each in slots if each.shift is not None],
@@ -322,12 +322,3 @@ class Engine:
             )
         )
         return hidden
-
-
-def _positions(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
-    """Position ids as the text model uses them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
-    if ids is None:
-        return torch.arange(past, past + length, device=device)[None]
-    if ids.dim() == 3 and ids.shape[0] == 4:
-        return ids[1:]
-    return ids

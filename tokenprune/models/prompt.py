@@ -118,6 +118,15 @@ def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: 
     raise InputError(f"attention_mask: expected 2 or 4 dimensions, got shape {tuple(mask.shape)}")
 
 
+def position_ids(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
+    """Position ids as the text model uses them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
+    if ids is None:
+        return torch.arange(past, past + length, device=device)[None]
+    if ids.dim() == 3 and ids.shape[0] == 4:
+        return ids[1:]
+    return ids
+
+
 @dataclass(frozen=True)
 class _Seen:
     """One forward's tokens on the host; all ``[B, L]`` but positions, ``[3, B, L]``."""
