@@ -208,5 +208,12 @@ def test_nothing_is_put_where_the_index_is_padding() -> None:
 def test_in_memory_is_the_same_tensor_eager_and_compiled() -> None:
     x = torch.randn(2, 5, 3)
     assert ops.in_memory(x) is x
-    compiled = torch.compile(lambda x: ops.in_memory(x.cos()) * 2, backend="aot_eager", fullgraph=True)
+    written: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, example: object) -> object:
+        written.append(any(node.target == "index_copy" for node in graph.graph.nodes))
+        return graph.forward
+
+    compiled = torch.compile(lambda x: ops.in_memory(x.cos()) * 2, backend=backend, fullgraph=True)
     assert torch.equal(compiled(x), x.cos() * 2)
+    assert written == [True], "written to a tensor of its own"

@@ -164,11 +164,10 @@ def compare(
         told.append(row.to_dict())
         if cache:
             told[-1]["cache_bytes"] = {"measured": caches[name], "ledger": batch * row.reduced.kv_bytes}
-        if name != UNTOUCHED:
-            for phase in limits:
-                free = before[name]["machine"][phase]["samples"] if before else []
-                free = [*free, *(getattr(sample, phase) for sample in new[CUT.format(name)].samples)]
-                told[-1].setdefault("machine", {})[phase] = _limit(row, phase, free)
+        if limits and name != UNTOUCHED:
+            known = before[name]["machine"] if before else {phase: {"samples": []} for phase in limits}
+            free = new[CUT.format(name)].samples
+            told[-1]["machine"] = {phase: _limit(row, phase, known[phase]["samples"], free) for phase in limits}
     return told
 
 
@@ -186,7 +185,8 @@ def _samples(rows: Mapping[str, dict[str, Any]], name: str) -> list[Sample]:
     return [Sample(**sample) for sample in rows[name]["samples"]] if rows else []
 
 
-def _limit(row: Row, phase: str, free: list[float]) -> dict[str, Any]:
-    """What the machine allows a method that takes `free` seconds, and how fast a row is beside it; paired by round."""
-    untouched, own = ([getattr(sample, phase) for sample in side] for side in (row.untouched, row.samples))
+def _limit(row: Row, phase: str, earlier: list[float], samples: Sequence[Sample]) -> dict[str, Any]:
+    """What the machine allows a method that costs nothing, and how fast a row is beside it; paired by round."""
+    untouched, own, free = ([getattr(one, phase) for one in side] for side in (row.untouched, row.samples, samples))
+    free = [*earlier, *free]
     return {"allows": ratio(untouched, free).to_dict(), "reached": ratio(free, own).to_dict(), "samples": free}

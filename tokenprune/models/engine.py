@@ -58,9 +58,6 @@ class Engine:
         )
         # Where layers have masks of several kinds, the first one's does not tell of the others'.
         self._alike = len(set(getattr(anatomy.text.config, "layer_types", None) or ())) < 2
-        self._flash = False
-        self._aligned = False
-        """Whether layers need no other arguments in this forward, unless there is a mask."""
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
@@ -121,28 +118,25 @@ class Engine:
         decoding = length == 1 and cache is not None
         past = 0 if cache is None or (static and decoding) else int(cache.get_seq_length())
         slots = different_slots(cache)
-        if not decoding:  # a step of decoding runs the kernel of its prefill
-            config = self.anatomy.text.config
-            self._flash = "flash" in str(getattr(config, "_attn_implementation", ""))
-        self._forward = Forward(
+        config = self.anatomy.text.config
+        forward = self._forward = Forward(
             batch=batch,
             length=length,
             past=past,
             static=static,
             positions=position_ids(kwargs.get("position_ids"), past, length, embeddings.device),
             rotary=self.anatomy.text.rotary_emb,
-            flash=self._flash,
+            flash="flash" in str(getattr(config, "_attn_implementation", "")),
             shifts=[each.shift for each in slots if each.shift is not None],
         )
         if not decoding:
-            self._prefill = self._open_prefill(embeddings, self._forward)
+            self._prefill = self._open_prefill(embeddings, forward)
         if self._prefill is not None:
             self._ran = []
             check_cache(cache)
-        self._aligned = (
-            self._prefill is None and self._alike and all(each.valid is each.shift is None for each in slots)
-        )
-        if static or not self._aligned:
+        clean = all(each.valid is each.shift is None for each in slots)
+        forward.untouched = self._prefill is None and not static and self._alike and clean
+        if not forward.untouched:
             self._layer_hooks.mount()
 
     @property
@@ -249,7 +243,7 @@ class Engine:
         forward, hook = self._forward, self._layer_hooks.hooks.get(0)
         if forward is None:
             return None
-        if self._aligned and not forward.static:
+        if forward.untouched:
             if kwargs.get("attention_mask") is None:
                 self._layer_hooks.unmount()
                 return None

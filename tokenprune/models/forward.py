@@ -80,6 +80,8 @@ class Forward:
     """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
     shifts: list[Tensor]
     """``[B]`` each: by how much position ids move down in layers whose earlier survivors were renumbered."""
+    untouched: bool = False
+    """Whether no layer needs other arguments than the text model's, unless that has made a mask."""
     bucket: int = 1
     """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
     alive: Alive | None = None
@@ -253,16 +255,16 @@ class Forward:
 
     def _pruned(self, alive: Alive, rope: Rope, ids: Tensor | None) -> tuple[Rope, Tensor | None]:
         """Rotary tables and position ids of the survivors."""
-        renumbered = alive.positions
-        if ids is not None and renumbered is not None and renumbered.dim() == 2:
-            ids = renumbered
-        elif ids is not None:
-            ids = take_positions(ids, alive.index)
         if alive.rope is None:
             rope = take_rope(rope[0], alive.index), take_rope(rope[1], alive.index)
         else:
             rope = alive.rope
-        return rope, None if self.flash else ids
+        if self.flash or ids is None:
+            return rope, None
+        renumbered = alive.positions
+        if renumbered is not None and renumbered.dim() == 2:
+            return rope, renumbered
+        return rope, take_positions(ids, alive.index)
 
     def _shifted(self, like: Tensor) -> list[tuple[Rope, Tensor]]:
         """Rotary tables and position ids of this forward, moved down by each of `shifts`: of all in one go."""
