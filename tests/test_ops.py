@@ -198,9 +198,9 @@ def test_rows_are_taken_and_put_alike_in_any_batch(batch: int) -> None:
 
 def test_nothing_is_put_where_the_index_is_padding() -> None:
     x, index = torch.zeros(2, 4), torch.tensor([[3, 0], [1, -1]])
-    written = ops.put(x, index, torch.tensor([[5.0, 6.0], [7.0, 8.0]]), index >= 0)
+    written = ops.put_(x, index, torch.tensor([[5.0, 6.0], [7.0, 8.0]]), index >= 0)
     assert written.tolist() == [[6, 0, 0, 5], [0, 7, 0, 0]]
-    marked = ops.put(x.bool(), index.clamp(min=0), True)
+    marked = ops.put_(x.bool(), index.clamp(min=0), True)
     assert marked.tolist() == [[True, False, False, True], [True, True, False, False]]
     assert torch.equal(x, torch.zeros(2, 4))
 

@@ -54,8 +54,8 @@ class RaterAttention:
     tokens whose queries are wanted, T of the `Projection` is then R; None: all."""
     columns: Tensor
     """``[B, N]`` int64, index of each vision token among the L tokens; anything on padding."""
-    columns_valid: Tensor
-    """``[B, N]`` bool, False on padding."""
+    columns_valid: Tensor | None = None
+    """``[B, N]`` bool, False on padding; None without."""
     kernel: Callable[[Layer], tuple[Tensor, Tensor]] | None = None
     """layer to the rotary embedding of all-ones queries ``[B, 1, T, d]`` and keys ``[B, 1, L, d]``, for gravity."""
     most: int | None = None
@@ -90,17 +90,20 @@ class RaterAttention:
         rows, raters = self._rated(raters)
         source = self._source(raters, layer, rope, rows)
         # A row that nobody rates must not count even if its numbers are not finite.
-        source = replace(source, q=source.q.masked_fill((raters <= 0)[:, None, :, None], 0.0))
+        source = replace(source, q=torch.where((raters > 0)[:, None, :, None], source.q, 0.0))
         kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
-        total = raters.new_zeros(*source.q.shape[:2], 1, self.columns.shape[1], dtype=torch.float32)
+        total = None
         for start, block, blind in self._blocks(source, normalise):
             stop = start + block.shape[2]
-            weight = raters[:, None, start:stop, None].float().masked_fill(blind, 0.0).mT
+            weight = torch.where(blind, 0.0, raters[:, None, start:stop, None].float()).mT
             if kernel is not None:
                 block = self._vision(block, source) / self._gravity(kernel, start, stop, source.scaling)
             mean = weight @ block
             # Gathering last leaves one row to gather the vision tokens of.
-            total = total + (mean if kernel is not None else self._vision(mean, source))
+            mean = mean if kernel is not None else self._vision(mean, source)
+            total = mean if total is None else total + mean
+        if total is None:
+            return raters.new_zeros(*source.q.shape[:2], self.columns.shape[1], dtype=torch.float32)
         return total.squeeze(2)
 
     def matrix(
@@ -144,10 +147,13 @@ class RaterAttention:
         """A few rows at a time: the first one's text token, their attention ``[B, H, rows, L]``, and
         ``[B or 1, H or 1, rows, 1]`` bool, True for rows that see nothing, whose attention is meaningless."""
         batch, heads, texts, _ = source.q.shape
-        k = source.k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
+        k = source.k
+        if not ops.sums_halves(source.q, k):
+            k = k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
+        k = k.flatten(0, 1)
         # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
         not_vision = self._not_vision(source) if normalise == "vision" else None
-        many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[2]))
+        many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[1]))
         for start in range(0, texts, many):
             rows = slice(start, min(start + many, texts))
             mask = None if source.visible is None else source.visible[..., rows, :]
@@ -157,13 +163,14 @@ class RaterAttention:
         """The vision tokens' entries ``[B, H, rows, N]`` of rows over all tokens; 0 on padding."""
         columns = self._columns(source)[:, None, None, :].expand(-1, *rows.shape[1:3], -1)
         entries = rows.expand(columns.shape[0], -1, -1, -1).gather(3, columns)
-        return entries.masked_fill(~self.columns_valid[:, None, None, :], 0.0)
+        valid = self.columns_valid
+        return entries if valid is None else entries.masked_fill(~valid[:, None, None, :], 0.0)
 
     def _not_vision(self, source: Projection) -> Tensor:
         """``[B, 1, 1, L]`` bool, False at the vision tokens."""
         columns = self._columns(source)
         everywhere = torch.ones(columns.shape[0], source.k.shape[2], dtype=torch.bool, device=columns.device)
-        return ops.put(everywhere, columns, False, self.columns_valid)[:, None, None, :]
+        return ops.put_(everywhere, columns, False, self.columns_valid)[:, None, None, :]
 
     def _columns(self, source: Projection) -> Tensor:
         return self.columns if source.columns is None else source.columns
@@ -247,11 +254,14 @@ def attention_from_qk(
 
 
 def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
-    """Scaled dot products ``[B, H, rows, L]``, float32. Query heads are grouped by key head; keys are not repeated."""
-    q = source.q[:, :, rows].float() * source.scaling
-    batch, heads, texts, width = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, width)
-    logits = (grouped @ k.mT).view(batch, heads, texts, k.shape[2])
+    """Scaled dot products ``[B, H, rows, L]`` in float32, with `k` ``[B · Hkv, L, d]`` in half precision or float32.
+
+    Query heads are grouped by key head; keys are not repeated.
+    """
+    q, half = source.q[:, :, rows], k.dtype != torch.float32
+    q = q if half else q.float() * source.scaling  # in half precision that would be rounded
+    logits = ops.products(q.reshape(k.shape[0], -1, k.shape[2]), k).view(*q.shape[:3], k.shape[1])
+    logits = logits * source.scaling if half else logits
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 
 

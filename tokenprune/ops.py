@@ -42,22 +42,24 @@ def first(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
     return torch.arange(width, device=device) < ints(counts, device).unsqueeze(-1)
 
 
-def put(x: Tensor, index: Tensor, value: Tensor | bool, valid: Tensor | None = None) -> Tensor:
-    """`x` ``[B, N]`` with `value`, one or ``[B, K]``, at the places named in `index` ``[B, K]``.
+def put_(x: Tensor, index: Tensor, value: Tensor | bool, valid: Tensor | None = None) -> Tensor:
+    """Write `value`, one or ``[B, K]``, into `x` ``[B, N]`` at the places named in `index`, ``[B, K]``, and return it.
 
     Args:
-        valid: ``[B, K]`` bool, False where `index` is padding and nothing is written; None without padding.
+        valid: ``[B, K]`` bool, False where `index` is padding and nothing is written; None without padding. A copy is
+            written to and returned where it is given.
     """
     n = x.shape[1]
-    if valid is not None:  # padding is written to a last column of its own
-        x, index = torch.nn.functional.pad(x, (0, 1)), index.masked_fill(~valid, n)
-    return x.scatter(1, index, value)[:, :n]
+    if valid is None:
+        return x.scatter_(1, index, value)
+    # padding is written to a last column of its own
+    return torch.nn.functional.pad(x, (0, 1)).scatter_(1, index.masked_fill(~valid, n), value)[:, :n]
 
 
 def mask_of(index: Tensor, width: int, *, padded: bool = True) -> Tensor:
     """``[B, width]`` bool: True at the places named in `index` ``[B, K]``, where -1 is padding (if it is `padded`)."""
     mask = torch.zeros(index.shape[0], width, dtype=torch.bool, device=index.device)
-    return put(mask, index, True, index >= 0 if padded else None)
+    return put_(mask, index, True, index >= 0 if padded else None)
 
 
 def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
@@ -66,10 +68,13 @@ def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
     Args:
         counts: True entries of each row, known to the caller.
     """
-    n = mask.shape[1]
-    index = torch.where(mask, torch.arange(n, device=mask.device), n)
-    index = index.sort(dim=1).values[:, : max(counts, default=0)]
-    return index.masked_fill(index == n, -1) if ragged(counts) else index
+    index = reaching(mask.cumsum(1), torch.arange(1, max(counts, default=0) + 1, device=mask.device)[None])
+    return index.masked_fill(index == mask.shape[1], -1) if ragged(counts) else index
+
+
+def reaching(counted: Tensor, number: Tensor) -> Tensor:
+    """Where the running count `counted` ``[B, N]`` first is at least `number` ``[B or 1, K]``: ``[B, K]``, else N."""
+    return torch.searchsorted(counted, number.expand(counted.shape[0], -1).contiguous())
 
 
 def ragged(counts: Sequence[int]) -> bool:
@@ -85,8 +90,12 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, _flat(index, x)).unflatten(0, index.shape)
 
 
-def put_rows_(x: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Write `rows` ``[B, K, D]`` into `x` ``[B, N, D]``, whose memory is one block, at `index` ``[B, K]``."""
+def put_rows_(x: Tensor, index: Tensor, rows: Tensor, valid: Tensor | None = None) -> Tensor:
+    """As `put_`: write `rows` ``[B, K, D]`` into `x` ``[B, N, D]``, whose memory is one block, at `index` ``[B, K]``."""
+    n = x.shape[1]
+    if valid is not None:
+        x = torch.nn.functional.pad(x, (0, 0, 0, 1))
+        return put_rows_(x, index.masked_fill(~valid, n), rows)[:, :n]
     x.view(-1, x.shape[2]).index_copy_(0, _flat(index, x), rows.flatten(0, 1))
     return x
 
@@ -122,11 +131,12 @@ def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, pr
     """
     n = scores.shape[1]
     exact = scores.float() + 0.0  # -0.0 becomes 0.0, its equal: a sort by bits would tell them apart
+    if valid is not None:
+        exact = torch.where(valid, exact.clamp(min=torch.finfo(exact.dtype).min), -torch.inf)
     order = exact.sort(dim=1, descending=True, stable=True).indices
-    for first_of in (prefer, valid):
-        if first_of is not None:
-            flags = first_of.gather(1, order).byte()
-            order = order.gather(1, flags.sort(dim=1, descending=True, stable=True).indices)
+    if prefer is not None:
+        flags = (prefer if valid is None else prefer & valid).gather(1, order).byte()
+        order = order.gather(1, flags.sort(dim=1, descending=True, stable=True).indices)
     most = max(counts, default=0)
     index = order[:, :most]
     if not ragged(counts):
@@ -144,6 +154,23 @@ def evenly(mask: Tensor, counts: Tensor) -> Tensor:
     quota = (2 * rank * want + size) // (2 * size).clamp(min=1)
     before = (2 * (rank - 1) * want + size) // (2 * size).clamp(min=1)
     return mask & (quota > before)
+
+
+def products(x: Tensor, y: Tensor) -> Tensor:
+    """Dot products ``[B, R, C]`` in float32 of rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]``, of any dtype."""
+    if sums_halves(x, y):
+        return torch.bmm(x, y.mT, out_dtype=torch.float32)
+    return x.float() @ y.float().mT
+
+
+def sums_halves(x: Tensor, y: Tensor) -> bool:
+    """Whether the device sums products of these half-precision numbers, each exact in float32, in float32.
+
+    It takes no copy of them in float32, and a fraction of the time.
+    """
+    half = x.dtype == y.dtype and x.dtype in (torch.bfloat16, torch.float16)
+    learning = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)  # that product has no derivative
+    return half and x.is_cuda and torch.version.hip is None and not learning
 
 
 def lattice(cell: Tensor, valid: Tensor, *, stride: int, offset: int) -> Tensor:

@@ -158,28 +158,24 @@ class Tokens:
         """Scores ``[B, N]`` with -inf on padding."""
         return scores.masked_fill(~self.valid, -torch.inf) if self.padded else scores
 
-    def take(
-        self, index: Tensor, sizes: tuple[int, ...], *, hidden: Tensor | None = None, mass: Tensor | None = None
-    ) -> Tokens:
+    def take(self, index: Tensor, sizes: tuple[int, ...]) -> Tokens:
         """The tokens at `index` ``[B, K]`` (ascending, -1 where padded); other fields follow, text is untouched.
 
         Args:
             sizes: entries of each row of `index` that are no padding.
-            hidden: ``[B, K, D]`` of the tokens taken, where it is not what they had.
-            mass: ``[B, K]`` of them, likewise.
         """
         at, valid = index, self.valid[:, : index.shape[1]]
         if self.padded or min(sizes, default=0) < index.shape[1]:
             at, valid = index.clamp(min=0), index >= 0
         taken = replace(
             self,
-            hidden=ops.take_rows(self.hidden, at) if hidden is None else hidden,
+            hidden=ops.take_rows(self.hidden, at),
             valid=valid,
             origin=self.origin.gather(1, at),
             slot=self.slot.gather(1, at),
             cell=ops.take_rows(self.cell, at),
             position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
-            mass=self.mass.gather(1, at) if mass is None else mass,
+            mass=self.mass.gather(1, at),
             sizes=sizes,
         )
         if not taken.padded:

@@ -265,6 +265,7 @@ def peak(layer: Any, normalise: Any, texts: int, *, n: int, block: int) -> int:
     decoder: Any = build("llava").get_decoder()
     attention: Any = decoder.layers[0].self_attn
     hidden = torch.randn(1, n + texts, 64)
+    tokens = Tokens.from_hidden(hidden[:, :n], text=hidden[:, n:])
     source = LayerInput(
         layer=decoder.layers[0],
         turn=rotary(attention),
@@ -274,12 +275,11 @@ def peak(layer: Any, normalise: Any, texts: int, *, n: int, block: int) -> int:
         store=None,
         stored=0,
         text=torch.arange(n, n + texts)[None],
-        columns=torch.arange(n)[None],
+        tokens=tokens,
     )
     with torch.no_grad():
         if layer == "previous":
             source.queries, source.keys = attention.q_proj(hidden[:, n:]), attention.k_proj(hidden)
-        tokens = Tokens.from_hidden(hidden[:, :n], text=hidden[:, n:])
         scored = rater_attention({"previous": source, "next": source}, tokens, most=None)
         with Memory() as memory:
             scores = replace(scored, block_bytes=block).scores(

@@ -295,7 +295,9 @@ class Engine:
             before = tokens.at_place(hidden, attention)
             result = prefill.run(number, stage, before)
             if result.tokens.sizes != before.sizes or result.merged.shape[1]:
-                hidden, tokens, moved = forward.keep(before, result, hidden, prefill.lengths)
+                hidden, tokens, moved = forward.keep(
+                    before, result, hidden, prefill.lengths, renumber=stage.positions == "renumber"
+                )
                 prefill.text = moved.gather(1, prefill.text)
             else:
                 tokens = result.tokens

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.cache import Slots, forget, slots_of
-from tokenprune.models.gather import take, take_positions, take_rope, true_indices
+from tokenprune.models.gather import take, take_positions, take_rope
 from tokenprune.models.masks import Mask, join_valid, past_slots, reduce_mask
 from tokenprune.models.projections import Rope
 from tokenprune.stage import StageResult
@@ -34,15 +34,13 @@ class Alive:
     shift: Tensor | None = None
     """``[B]`` by how much later position ids move down."""
 
-    def pick(self, keep: Tensor, valid: Tensor | None) -> Alive:
-        """The same after keeping the entries `keep` ``[B, m]`` of the present sequence."""
-        return Alive(
-            take(self.index, keep, 1),
-            valid,
-            None if self.rope is None else (take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)),
-            None if self.positions is None else take_positions(self.positions, keep),
-            self.shift,
-        )
+    def pick(self, keep: Tensor, valid: Tensor | None, *, positions: bool) -> Alive:
+        """The same after keeping the entries `keep` ``[B, m]`` of the present sequence, with or without `positions`."""
+        index = take(self.index, keep, 1)
+        if not positions or self.rope is None or self.positions is None:
+            return Alive(index, valid)
+        rope = take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)
+        return Alive(index, valid, rope, take_positions(self.positions, keep), self.shift)
 
 
 @dataclass(eq=False)
@@ -93,7 +91,7 @@ class Forward:
     ends: Last = field(default_factory=lambda: Last())
 
     def keep(
-        self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int]
+        self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int], *, renumber: bool
     ) -> tuple[Tensor, Tokens, Tensor]:
         """Shorten the sequence to what a stage left.
 
@@ -102,6 +100,7 @@ class Forward:
             result: what the stage made of them.
             hidden: ``[B, n, D]`` hidden states of the present sequence.
             lengths: real length of each row of the present sequence; updated in place.
+            renumber: `renumber` comes next, so that positions need not be followed.
 
         Returns:
             Hidden states ``[B, m, D]``; the vision tokens in their new slots; ``[B, n]`` new index of every old slot
@@ -110,22 +109,24 @@ class Forward:
         after, alive = result.tokens, self.alive
         batch, n = hidden.shape[:2]
         real = None if alive is None else alive.valid
-        stays = torch.ones(batch, n, dtype=torch.bool, device=hidden.device) if real is None else real
-        stays = ops.put(stays, before.slot, False, before.valid_if_padded)
-        stays = ops.put(stays, after.slot, True, after.valid_if_padded)
+        stays = torch.ones(batch, n, dtype=torch.bool, device=hidden.device) if real is None else real.clone()
+        stays = ops.put_(stays, before.slot, False, before.valid_if_padded)
+        counted = ops.put_(stays, after.slot, True, after.valid_if_padded).cumsum(1)
         for row in range(batch):
             lengths[row] += after.sizes[row] - before.sizes[row]
         m = self.length - (self.length - max(lengths)) // self.bucket * self.bucket
-        keep, valid = true_indices(stays, m), None
-        moved = stays.cumsum(1) - 1
+        number, valid = torch.arange(1, m + 1, device=hidden.device)[None], None
+        moved = counted - 1
         if min(lengths) < m or self.bucket > 1:
-            keep, valid = keep.clamp(min=0), keep >= 0
-            moved = moved + (m - ops.ints(lengths, hidden.device))[:, None]
-        self.alive = Alive(keep, valid) if alive is None else alive.pick(keep, valid)
+            padding = (m - ops.ints(lengths, hidden.device))[:, None]
+            number, moved = number - padding, moved + padding
+            valid = number > 0
+        keep = ops.reaching(counted, number)
+        self.alive = Alive(keep, valid) if alive is None else alive.pick(keep, valid, positions=not renumber)
         self._forget_shared()
         moved = moved.clamp(min=0)
         hidden, tokens = take(hidden, keep, 1), after.moved(moved)
-        return (_write_(hidden, tokens) if result.merged.shape[1] else hidden), tokens, moved
+        return (_write_(hidden, tokens, result.merged) if result.merged.shape[1] else hidden), tokens, moved
 
     def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), from where the cache ends, skipping padding.
@@ -284,14 +285,8 @@ def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
     return torch.cat([slots.origin, tail], dim=1), valid
 
 
-def _write_(hidden: Tensor, tokens: Tokens) -> Tensor:
-    """Overwrite `hidden` with that of `tokens` in their slots: kept ones are unchanged, anchors get the merged token.
-
-    Where there is padding, a copy is written to and returned.
-    """
-    rows = tokens.hidden.to(hidden.dtype)
-    if not tokens.padded:
-        return ops.put_rows_(hidden, tokens.slot, rows)
-    n = hidden.shape[1]  # padding is written to a last row of its own
-    hidden = torch.nn.functional.pad(hidden, (0, 0, 0, 1))
-    return ops.put_rows_(hidden, tokens.slot.masked_fill(~tokens.valid, n), rows)[:, :n]
+def _write_(hidden: Tensor, tokens: Tokens, merged: Tensor) -> Tensor:
+    """Overwrite `hidden` in the slots of the `merged` tokens, ``[B, M]`` original indices, -1 where padded."""
+    origin = tokens.origin.masked_fill(~tokens.valid, max(tokens.total)) if tokens.padded else tokens.origin
+    rank = torch.searchsorted(origin, merged)  # 0 for padding, which writes what stands at the first token anyway
+    return ops.put_rows_(hidden, tokens.slot.gather(1, rank), ops.take_rows(tokens.hidden, rank).to(hidden.dtype))

@@ -34,13 +34,3 @@ def take_rope(table: Tensor, index: Tensor) -> Tensor:
     if table.dim() == 4:
         return torch.stack([take(axis, index, 1) for axis in table])
     return take(table, index, 1)
-
-
-def true_indices(mask: Tensor, width: int) -> Tensor:
-    """Indices of the True entries of `mask` ``[B, L]``, ascending: ``[B, width]`` int64, -1 padded on the left.
-
-    `width`, at least the largest number of True entries of a row, is known to the caller: nothing waits for the device.
-    """
-    length = mask.shape[1]
-    index = torch.where(mask, torch.arange(length, device=mask.device), -1)
-    return index.sort(dim=1).values[:, length - width :]

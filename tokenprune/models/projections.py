@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokenprune import ops
 from tokenprune.attention import Projection, RaterAttention
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.cache import written_keys
@@ -41,8 +42,8 @@ class LayerInput:
     """Tokens of earlier forwards that it holds."""
     text: Tensor
     """``[B, T]`` index in this sequence of the text tokens that may rate."""
-    columns: Tensor
-    """``[B, N0]`` index in this sequence of each original vision token; 0 for those that are gone."""
+    tokens: Tokens
+    """The vision tokens in this sequence."""
     queries: Tensor | None = None
     """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
     keys: Tensor | None = None
@@ -129,8 +130,6 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
         tokens: vision tokens that entered the stage.
         most: as in `RaterAttention`.
     """
-    origin = tokens.origin.clamp(min=0)
-
     def source(layer: str) -> LayerInput:
         found = sources[layer]
         assert found is not None, f"input of the {layer} layer was not remembered"
@@ -146,16 +145,25 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
             visible=rater_rows(at.mask, at.text if rows is None else at.text.gather(1, rows), at.stored, at.length),
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
-            columns=at.columns.gather(1, origin),
+            columns=_columns(tokens, at.tokens),
         )
 
     return RaterAttention(
         project=projection,
         columns=tokens.slot,
-        columns_valid=tokens.valid,
+        columns_valid=tokens.valid_if_padded,
         kernel=lambda layer: positional_kernel(source(layer)),
         most=most,
     )
+
+
+def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
+    """``[B, N]`` slots of `tokens` in the sequence of `within`; None where that is their own."""
+    if tokens.slot is within.slot:
+        return None
+    slots = tokens.slot.new_zeros(len(tokens.total), max(tokens.total))
+    slots = ops.put_(slots, within.origin, within.slot, within.valid_if_padded)
+    return slots.gather(1, tokens.origin.clamp(min=0))
 
 
 def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:

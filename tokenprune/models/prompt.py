@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -58,23 +59,21 @@ def read_prompt(
     Raises:
         InputError: no text token follows the first image of a sample, and raters are needed.
     """
-    vision = vision & real
-    after_image = vision.cumsum(1) > 0
-    in_prompt = torch.arange(vision.shape[1], device=vision.device) < limit
-    text = real & ~vision & after_image & in_prompt
-    others = real & ~vision & in_prompt
-    seen = _look(anatomy, vision, text, others, embeddings, positions)
-    total = tuple(int(row.sum()) for row in seen.vision)
-    texts = [int(row.sum()) for row in seen.text]
+    seen = _look(anatomy, vision, real, embeddings, positions)
+    total = _counts(seen.vision)
     if not any(total):
         return None
+    others = seen.real & ~seen.vision
+    others[:, limit:] = False
+    after_image = others & (seen.vision.cumsum(1) > 0)
+    texts = _counts(after_image)
     for row, (images, words) in enumerate(zip(total, texts, strict=True)):
         if rated and images and not words:
             raise InputError(
                 f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
                 "put the question after the image, or use a recipe without raters"
             )
-    slot = ops.places(vision, total)
+    slot = ops.upload(_places(seen.vision, max(total)), vision.device)
     valid, at = slot >= 0, slot.clamp(min=0)
     if positions.dim() == 3:
         position = take_positions(positions.expand(3, *vision.shape), at)
@@ -82,7 +81,7 @@ def read_prompt(
         position = take_positions(positions.expand(*vision.shape), at)
     hidden = take(embeddings, at, 1)
     grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
-    text_slot = ops.places(text, texts)
+    text_slot = ops.upload(_places(after_image, max(texts)), vision.device)
     index = torch.arange(max(total), device=vision.device).expand_as(slot)
     tokens = Tokens(
         hidden=hidden,
@@ -99,7 +98,7 @@ def read_prompt(
         grids=grids,
         aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
     )
-    return Prompt(tokens, text_slot.clamp(min=0), real, tuple(int(row.sum()) for row in seen.others), tuple(texts))
+    return Prompt(tokens, text_slot.clamp(min=0), real, _counts(others), texts)
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
@@ -132,17 +131,16 @@ class _Seen:
     """One forward's tokens on the host; all ``[B, L]`` but positions, ``[3, B, L]``."""
 
     vision: np.ndarray
-    text: np.ndarray
-    others: np.ndarray
+    real: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray | None
 
 
 def _look(
-    anatomy: Anatomy, vision: Tensor, text: Tensor, others: Tensor, embeddings: Tensor, positions: Tensor
+    anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor
 ) -> _Seen:
     """The one transfer of a prefill."""
-    rows = [vision, text, others]
+    rows = [vision & real, real]
     name = anatomy.adapter.newline
     if name is not None:
         separator = getattr(anatomy.base, name).to(embeddings.device, embeddings.dtype)
@@ -153,17 +151,30 @@ def _look(
     host = torch.stack([row.to(vision.device, torch.int64) for row in rows]).cpu().numpy()
     return _Seen(
         vision=host[0] > 0,
-        text=host[1] > 0,
-        others=host[2] > 0,
-        newline=None if name is None else host[3] > 0,
+        real=host[1] > 0,
+        newline=None if name is None else host[2] > 0,
         positions=host[-3:] if axes else None,
     )
 
 
+def _counts(mask: np.ndarray) -> tuple[int, ...]:
+    """True entries of each row."""
+    return tuple(mask.sum(1).tolist())
+
+
+def _places(mask: np.ndarray, most: int) -> Tensor:
+    """As `ops.places`, on the host."""
+    index = np.full((mask.shape[0], most), -1, dtype=np.int64)
+    for row, own in zip(index, mask, strict=True):
+        places = np.flatnonzero(own)
+        row[: len(places)] = places
+    return torch.from_numpy(index)
+
+
 def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
     own = seen.vision[row]
-    edge = np.diff(np.pad(own.astype(np.int64), 1))
-    runs = np.flatnonzero(edge == -1) - np.flatnonzero(edge == 1)
+    edges = np.flatnonzero(np.diff(own, prepend=False, append=False))
+    runs = edges[1::2] - edges[::2]
     info = VisionRow(
         runs=tuple(runs.tolist()),
         positions=None if seen.positions is None else seen.positions[:, row, own],
@@ -176,10 +187,14 @@ def _cells(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
     """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
     cells = np.zeros((len(grids), n, 3), dtype=np.int64)
     for row, images in enumerate(grids):
+        if row and images == grids[row - 1]:
+            cells[row] = cells[row - 1]
+            continue
         frame, at = 0, 0
         for grid in images:
-            size = int(np.prod(grid))
-            cells[row, at : at + size] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
-            cells[row, at : at + size, 0] += frame
+            size = prod(grid)
+            own = cells[row, at : at + size]
+            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
+            own[:, 0] += frame
             frame, at = frame + grid[0], at + size
     return torch.from_numpy(cells)

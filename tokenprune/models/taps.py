@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy
 from tokenprune.models.forward import Forward
@@ -136,7 +134,6 @@ class Taps:
         tokens: Tokens,
         text: Tensor,
     ) -> LayerInput:
-        columns = torch.zeros(forward.batch, max(tokens.total), dtype=torch.int64, device=tokens.slot.device)
         return LayerInput(
             layer=self.layers[index],
             turn=turn,
@@ -146,5 +143,5 @@ class Taps:
             store=store,
             stored=forward.stored(store),
             text=text,
-            columns=ops.put(columns, tokens.origin, tokens.slot, tokens.valid_if_padded),
+            tokens=tokens,
         )

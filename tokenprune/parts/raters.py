@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tokenprune import ops
 from tokenprune.parts.part import Part
 from tokenprune.parts.work import Work
 from tokenprune.tokens import Tokens
@@ -73,7 +74,7 @@ class AboveMeanRaters(RaterSelector):
         if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no embeddings any more
             vision = tokens.aux["vision_embedding"]
             valid = tokens.aux.get("vision_embedding_valid", torch.ones_like(vision[..., 0], dtype=torch.bool))
-        alike = vision.float() @ tokens.text.float().mT
+        alike = ops.products(vision, tokens.text)
         # The lowest number instead of -inf: with no text at all, softmax of -inf everywhere would be NaN.
         alike = alike.masked_fill(~tokens.text_valid.unsqueeze(1), torch.finfo(torch.float32).min)
         votes = alike.softmax(-1).masked_fill(~valid.unsqueeze(-1), 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -156,7 +157,7 @@ class ClusterRecycler(Recycler):
             apart = apart.masked_fill(~real.unsqueeze(1), torch.inf)
         number = torch.arange(centres.shape[1], device=x.device)
         # A centre joins itself, even where an equal token is the centre of a cluster before it.
-        joins = ops.put(apart.argmin(-1), at, number.expand_as(at), real)
+        joins = ops.put_(apart.argmin(-1), at, number.expand_as(at), real)
         member = joins.unsqueeze(-1) == number
         return centres, member if valid is None else member & valid.unsqueeze(-1)
 
@@ -177,15 +178,13 @@ def _join(
     sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
     n, padded = tokens.valid.shape[1], ops.ragged(counts) or ops.ragged(clusters)
     both = torch.cat([kept, anchors], dim=1)
-    if padded:
-        both, kept = both.masked_fill(both < 0, n), kept.clamp(min=0)
-    index, order = both.sort(dim=1)
-    index, order = index[:, : max(sizes)], order[:, : max(sizes)]
-    hidden = torch.cat([ops.take_rows(tokens.hidden, kept), merged.to(tokens.hidden.dtype)], dim=1)
-    mass = torch.cat([tokens.mass.gather(1, kept), mass], dim=1)
-    return tokens.take(
-        index.masked_fill(index == n, -1) if padded else index,
-        sizes,
-        hidden=ops.take_rows(hidden, order),
-        mass=mass.gather(1, order),
+    both = both.masked_fill(both < 0, n) if padded else both
+    index = both.sort(dim=1).values[:, : max(sizes)]
+    rank = torch.searchsorted(index.contiguous(), anchors)
+    taken = tokens.take(index.masked_fill(index == n, -1) if padded else index, sizes)
+    real = anchors >= 0 if padded else None
+    return replace(
+        taken,
+        hidden=ops.put_rows_(taken.hidden, rank, merged.to(taken.hidden.dtype), real),
+        mass=ops.put_(taken.mass, rank, mass, real),
     )
