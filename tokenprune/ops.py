@@ -6,7 +6,7 @@ everywhere: half-precision scores tie all the time, and which of two equals `tor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TypeVar
 
@@ -35,6 +35,22 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":  # from pageable memory it would
         x = x.pin_memory()
     return x.to(device, non_blocking=True)
+
+
+def download(x: Tensor) -> Callable[[], Tensor]:
+    """Start to copy `x` to the host; calling what is returned waits for it, and for nothing that came behind it."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        here = x.cpu()
+        return lambda: here
+    host = torch.empty_like(x, device="cpu", pin_memory=True).copy_(x, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(x.device))
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
 
 
 def first(counts: Sequence[int], width: int, device: torch.device) -> Tensor:
@@ -87,7 +103,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
     Whole rows are copied at once, which neither a gather of single numbers nor an index of two dimensions does.
     """
-    return x.flatten(0, 1).index_select(0, _flat(index, x)).unflatten(0, index.shape)
+    return x.flatten(0, 1).index_select(0, _flat(index, x)).view(*index.shape, *x.shape[2:])
 
 
 def put_rows_(x: Tensor, index: Tensor, rows: Tensor, valid: Tensor | None = None) -> Tensor:

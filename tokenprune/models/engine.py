@@ -22,7 +22,7 @@ from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
 from tokenprune.models.hooks import LayerHooks
 from tokenprune.models.prefill import Prefill, planned
-from tokenprune.models.prompt import position_ids, read_prompt, real_tokens
+from tokenprune.models.prompt import position_ids, real_tokens, start_reading
 from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
@@ -63,6 +63,7 @@ class Engine:
         self._vision: Tensor | None = None
         self._forward: Forward | None = None
         self._prefill: Prefill | None = None
+        self._unopened: Callable[[], Prefill | None] | None = None
         self._ran: list[StageReport] | None = None
 
     # ---------------------------------------------------------------- mounting
@@ -130,35 +131,44 @@ class Engine:
             shifts=[each.shift for each in slots if each.shift is not None],
         )
         if not decoding:
-            self._prefill = self._open_prefill(embeddings, forward)
-        if self._prefill is not None:
-            self._ran = []
-            check_cache(cache)
+            self._unopened = self._start_prefill(embeddings, forward, cache)
         clean = all(each.valid is each.shift is None for each in slots)
-        forward.untouched = self._prefill is None and not static and self._alike and clean
+        forward.untouched = self._unopened is None and not static and self._alike and clean
         if not forward.untouched:
             self._layer_hooks.mount()
 
     @property
     def prefilling(self) -> bool:
         """Whether the forward that has begun brings vision tokens."""
-        return self._prefill is not None
+        return self._opened() is not None
 
     @property
     def decoding(self) -> bool:
         """Whether it is one more token on a cache."""
-        return self._forward is not None and self._forward.length == 1 and self._prefill is None
+        return self._forward is not None and self._forward.length == 1 and self._opened() is None
 
     def counts(self) -> tuple[tuple[int | None, ...], ...]:
         """For each stage, tokens that the prefill keeps of each sample; None where the scores will decide."""
-        return () if self._prefill is None else self._prefill.counts
+        prefill = self._opened()
+        return () if prefill is None else prefill.counts
 
     def dropped(self) -> list[int]:
         """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
-        assert self._prefill is not None and self.pipeline.static
-        return self._prefill.dropped(self.pipeline, self.depth)
+        prefill = self._opened()
+        assert prefill is not None and self.pipeline.static
+        return prefill.dropped(self.pipeline, self.depth)
 
-    def _open_prefill(self, embeddings: Tensor, forward: Forward) -> Prefill | None:
+    def _opened(self) -> Prefill | None:
+        """The prefill, None without vision tokens. Located when it is first asked for: layers that do not need to know
+        are on the device by then, and keep it busy meanwhile."""
+        if self._unopened is not None:
+            opening, self._unopened = self._unopened, None
+            self._prefill = opening()
+        return self._prefill
+
+    def _start_prefill(
+        self, embeddings: Tensor, forward: Forward, cache: Any
+    ) -> Callable[[], Prefill | None] | None:
         vision = self._vision
         if vision is None:
             if self._input_ids is None:
@@ -169,7 +179,7 @@ class Engine:
                     "(prefix tuning?): vision tokens cannot be located"
                 )
             vision = self.anatomy.vision_mask(self._input_ids, embeddings)
-        prompt = read_prompt(
+        read = start_reading(
             self.anatomy,
             vision=vision,
             real=real_tokens(self._attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
@@ -178,26 +188,35 @@ class Engine:
             limit=forward.length if self.limit is None else max(1, self.limit - forward.past),
             rated=any(stage.raters is not None for stage in self.pipeline),
         )
-        if prompt is None:
-            return None
-        prefill = planned(prompt, self.pipeline, self.depth, forward.length)
-        total = prompt.tokens.total
-        self.report.begin(total, prompt.tokens.grids)
-        if self.buckets is not None and not self.pipeline.static:
-            forward.bucket = -(-max(total) // self.buckets)
-        return prefill
+
+        def opening() -> Prefill | None:
+            prompt = read()
+            if prompt is None:
+                return None
+            check_cache(cache)
+            self._ran = []
+            total = prompt.tokens.total
+            prefill = planned(prompt, self.pipeline, self.depth, forward.length)
+            self.report.begin(total, prompt.tokens.grids)
+            if self.buckets is not None and not self.pipeline.static:
+                forward.bucket = -(-max(total) // self.buckets)
+            return prefill
+
+        return opening
 
     def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
-            if self._ran is not None and output is not None:
-                self.report.finish(self._ran)
+            if output is not None:
+                self._opened()  # if no layer has, no stage has run
+                if self._ran is not None:
+                    self.report.finish(self._ran)
         finally:
             self._close()
 
     def _close(self) -> None:
         self._input_ids = self._attention_mask = self._vision = None
-        self._forward = self._prefill = self._ran = None
+        self._forward = self._prefill = self._unopened = self._ran = None
         self.taps.inputs.clear()
 
     # ---------------------------------------------------------------- forwards in parts (models/packed.py)
@@ -232,7 +251,7 @@ class Engine:
 
     def entered(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Say what entered layer `index`, ``[B, L, D]`` with its arguments, where that layer ran elsewhere."""
-        forward, prefill = self._forward, self._prefill
+        forward, prefill = self._forward, self._opened()
         if forward is not None and prefill is not None:
             self.taps.entering(index, kwargs, forward, None, prefill.prompt.tokens, prefill.text, hidden=hidden)
 
@@ -259,7 +278,7 @@ class Engine:
             if forward is None:
                 return None
             store = layer_of(kwargs.get("past_key_values"), index)
-            prefill = self._prefill
+            prefill = self._opened()
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]

@@ -168,6 +168,6 @@ def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
 
 def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
     """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
-    heads = projected.unflatten(-1, (-1, attention.head_dim))
+    heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -34,7 +35,7 @@ class Prompt:
     """Of these, the ones behind the first image, which may rate."""
 
 
-def read_prompt(
+def start_reading(
     anatomy: Anatomy,
     *,
     vision: Tensor,
@@ -43,10 +44,11 @@ def read_prompt(
     positions: Tensor,
     limit: int,
     rated: bool,
-) -> Prompt | None:
-    """Locate the tokens of a forward; None when it brings no vision token.
+) -> Callable[[], Prompt | None]:
+    """Start to locate the tokens of a forward; call what is returned for them, or None if none is a vision token.
 
-    Waits for the device once: kinds and positions of all tokens come to the host together, and nothing later does.
+    The host waits for the device once: kinds and positions of all tokens come together, and nothing later does. Between
+    the two calls the device may be given other work, which then runs while the host is busy with this.
 
     Args:
         vision: ``[B, L]`` bool, vision tokens.
@@ -56,16 +58,24 @@ def read_prompt(
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
         rated: whether a stage needs raters.
 
-    Raises:
+    Raises, in the second call:
         InputError: no text token follows the first image of a sample, and raters are needed.
     """
-    seen = _look(anatomy, vision, real, embeddings, positions)
+    look = _look(anatomy, vision, real, embeddings, positions)
+    return lambda: _prompt(anatomy, look(), embeddings, positions, real, limit=limit, rated=rated)
+
+
+def _prompt(
+    anatomy: Anatomy, seen: _Seen, embeddings: Tensor, positions: Tensor, real: Tensor, *, limit: int, rated: bool
+) -> Prompt | None:
+    """As in `start_reading`."""
+    device, (batch, length) = real.device, seen.real.shape
     total = _counts(seen.vision)
     if not any(total):
         return None
     others = seen.real & ~seen.vision
     others[:, limit:] = False
-    after_image = others & (seen.vision.cumsum(1) > 0)
+    after_image = others & (seen.vision.cumsum(1, dtype=np.int64) > 0)
     texts = _counts(after_image)
     for row, (images, words) in enumerate(zip(total, texts, strict=True)):
         if rated and images and not words:
@@ -73,22 +83,22 @@ def read_prompt(
                 f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
                 "put the question after the image, or use a recipe without raters"
             )
-    slot = ops.upload(_places(seen.vision, max(total)), vision.device)
+    slot = ops.upload(_places(seen.vision, max(total)), device)
     valid, at = slot >= 0, slot.clamp(min=0)
     if positions.dim() == 3:
-        position = take_positions(positions.expand(3, *vision.shape), at)
+        position = take_positions(positions.expand(3, batch, length), at)
     else:
-        position = take_positions(positions.expand(*vision.shape), at)
+        position = take_positions(positions.expand(batch, length), at)
     hidden = take(embeddings, at, 1)
     grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
-    text_slot = ops.upload(_places(after_image, max(texts)), vision.device)
-    index = torch.arange(max(total), device=vision.device).expand_as(slot)
+    text_slot = ops.upload(_places(after_image, max(texts)), device)
+    index = torch.arange(max(total), device=device).expand_as(slot)
     tokens = Tokens(
         hidden=hidden,
         valid=valid,
         origin=index.masked_fill(~valid, -1),
         slot=at,
-        cell=ops.upload(_cells(grids, max(total)), vision.device),
+        cell=ops.upload(_cells(grids, max(total)), device),
         position=position,
         mass=valid.float(),
         text=take(embeddings, text_slot.clamp(min=0), 1),
@@ -138,8 +148,8 @@ class _Seen:
 
 def _look(
     anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor
-) -> _Seen:
-    """The one transfer of a prefill."""
+) -> Callable[[], _Seen]:
+    """The one transfer of a prefill, started; the second call waits for it."""
     rows = [vision & real, real]
     name = anatomy.adapter.newline
     if name is not None:
@@ -148,13 +158,18 @@ def _look(
     axes = positions.dim() == 3
     if axes:
         rows += list(positions.expand(3, *vision.shape))
-    host = torch.stack([row.to(vision.device, torch.int64) for row in rows]).cpu().numpy()
-    return _Seen(
-        vision=host[0] > 0,
-        real=host[1] > 0,
-        newline=None if name is None else host[2] > 0,
-        positions=host[-3:] if axes else None,
-    )
+    copied = ops.download(torch.stack([row.to(vision.device, torch.int64) for row in rows]))
+
+    def seen() -> _Seen:
+        host = copied().numpy()
+        return _Seen(
+            vision=host[0] > 0,
+            real=host[1] > 0,
+            newline=None if name is None else host[2] > 0,
+            positions=host[-3:] if axes else None,
+        )
+
+    return seen
 
 
 def _counts(mask: np.ndarray) -> tuple[int, ...]:
@@ -173,10 +188,10 @@ def _places(mask: np.ndarray, most: int) -> Tensor:
 
 def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
     own = seen.vision[row]
-    edges = np.flatnonzero(np.diff(own, prepend=False, append=False))
-    runs = edges[1::2] - edges[::2]
+    at = np.flatnonzero(own)
+    breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
     info = VisionRow(
-        runs=tuple(runs.tolist()),
+        runs=tuple(end - start for start, end in pairwise(breaks)),
         positions=None if seen.positions is None else seen.positions[:, row, own],
         newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
     )
