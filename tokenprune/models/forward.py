@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from operator import is_
 from typing import Any
 
 import torch
@@ -48,15 +49,13 @@ class Last:
     """The last result of a computation that layers share, and what it was made from."""
 
     of: tuple[Any, ...] = ()
+    number: int = 0
     value: Any = None
 
-    def get(self, of: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        """`value` if it was made of the very same objects (numbers: of equal ones), else what `make` makes."""
-        same = len(of) == len(self.of) and all(
-            a is b or (isinstance(a, int) and a == b) for a, b in zip(of, self.of, strict=True)
-        )
-        if not same:
-            self.of, self.value = of, make()
+    def get(self, of: tuple[Any, ...], make: Callable[[], Any], number: int = 0) -> Any:
+        """`value` if it was made of the very same objects and the same number, else what `make` makes."""
+        if number != self.number or len(of) != len(self.of) or not all(map(is_, of, self.of)):
+            self.of, self.number, self.value = of, number, make()
         return self.value
 
 
@@ -166,8 +165,9 @@ class Forward:
         slots, mask = slots_of(layer), kwargs.get("attention_mask")
         if self.alive is None and (slots is None or (mask is None and slots.valid is None and slots.shift is None)):
             return kwargs
-        of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots, self._stored(layer))
-        return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots))}
+        of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
+        stored = self._physical(layer) if self.static and layer is not None else 0
+        return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
 
     def store(self, layer: Any | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""
@@ -237,9 +237,6 @@ class Forward:
         if self.alive is None or self.past or (layer.is_initialized and not layer.shrunk):
             return size
         return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
-
-    def _stored(self, layer: Any | None) -> int:
-        return 0 if layer is None or not self.static else self._physical(layer)
 
     def _changes(self, kwargs: dict[str, Any], layer: Any | None, slots: Slots | None) -> dict[str, Any]:
         """Arguments that differ from those of the untouched layer."""

@@ -119,14 +119,15 @@ class ClusterRecycler(Recycler):
         candidates = ops.top_k(scores, recycled, left & tokens.valid if tokens.padded else left)
         valid = candidates >= 0 if ops.ragged(recycled) else None
         at = candidates if valid is None else candidates.clamp(min=0)
-        x = ops.take_rows(tokens.hidden, at).float()
+        x = ops.take_rows(tokens.hidden, at)
         centres, member = self.clusters(x, valid, clusters)
         if ops.ragged(clusters):
             anchors = candidates.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
         else:
             anchors = candidates.gather(1, centres)
-        weight = member.float().mT  # [B, C, R], 0 for padding
-        merged, mass = weight @ x, weight @ tokens.mass.gather(1, at).unsqueeze(-1)
+        weight = member.mT.float()  # [B, C, R], 0 for padding
+        merged = ops.products(weight.to(x.dtype), x.mT)
+        mass = weight @ tokens.mass.gather(1, at).unsqueeze(-1)
         if self.reduce == "mean":
             merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
         return _join(tokens, kept, counts, anchors, clusters, merged, mass.squeeze(-1)), anchors
