@@ -84,8 +84,13 @@ def places(mask: Tensor, counts: Sequence[int]) -> Tensor:
     Args:
         counts: True entries of each row, known to the caller.
     """
-    index = reaching(mask.cumsum(1), torch.arange(1, max(counts, default=0) + 1, device=mask.device)[None])
-    return index.masked_fill(index == mask.shape[1], -1) if ragged(counts) else index
+    return counted_places(mask.cumsum(1), counts)
+
+
+def counted_places(counted: Tensor, counts: Sequence[int]) -> Tensor:
+    """`places` of a mask whose True entries have been `counted` along each row, ``[B, N]``."""
+    index = reaching(counted, torch.arange(1, max(counts, default=0) + 1, device=counted.device)[None])
+    return index.masked_fill(index == counted.shape[1], -1) if ragged(counts) else index
 
 
 def reaching(counted: Tensor, number: Tensor) -> Tensor:
@@ -107,7 +112,7 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def put_rows_(x: Tensor, index: Tensor, rows: Tensor, valid: Tensor | None = None) -> Tensor:
-    """As `put_`: write `rows` ``[B, K, D]`` into `x` ``[B, N, D]``, whose memory is one block, at `index` ``[B, K]``."""
+    """As `put_`: `rows` ``[B, K, D]`` into `x` ``[B, N, D]``, whose memory is one block, at `index` ``[B, K]``."""
     n = x.shape[1]
     if valid is not None:
         x = torch.nn.functional.pad(x, (0, 0, 0, 1))
@@ -229,7 +234,7 @@ def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         ours, theirs = x.square().sum(-1), y.square().sum(-1)
     scale = ours.unsqueeze(-1) + theirs.unsqueeze(-2)
     squares = torch.sub(scale, products, alpha=2)
-    return squares.masked_fill(squares <= scale * _EQUAL, 0.0).sqrt().float()
+    return torch.where(squares > scale * _EQUAL, squares, 0.0).sqrt().float()
 
 
 def numerical_rank(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Compiled:
             return self._layer_by_layer(args, kwargs)
         for index, removed in enumerate(engine.dropped()):
             self._prepare(cache, index, removed, kwargs["inputs_embeds"])
-        return self._call(self._prefill, ("prefill", *_described(kwargs), engine.counts()), args, kwargs)
+        return self._call(self._prefill, ("prefill", *_described(kwargs), *engine.settled()), args, kwargs)
 
     def _prepare(self, cache: Cache | None, index: int, removed: int, like: Tensor) -> None:
         """What a graph cannot do to the cache of layer `index`: swap its class, and allocate at a fixed address.

@@ -7,7 +7,7 @@ docs/design.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -147,10 +147,11 @@ class Engine:
         """Whether it is one more token on a cache."""
         return self._forward is not None and self._forward.length == 1 and self._opened() is None
 
-    def counts(self) -> tuple[tuple[int | None, ...], ...]:
-        """For each stage, tokens that the prefill keeps of each sample; None where the scores will decide."""
+    def settled(self) -> tuple[Hashable, ...]:
+        """What a graph of the prefill takes for granted beside shapes: tokens that each stage keeps of each sample (None
+        where the scores will decide), and whether the prompt has padding."""
         prefill = self._opened()
-        return () if prefill is None else prefill.counts
+        return () if prefill is None else (prefill.counts, prefill.prompt.real is None)
 
     def dropped(self) -> list[int]:
         """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
@@ -166,9 +167,7 @@ class Engine:
             self._prefill = opening()
         return self._prefill
 
-    def _start_prefill(
-        self, embeddings: Tensor, forward: Forward, cache: Any
-    ) -> Callable[[], Prefill | None] | None:
+    def _start_prefill(self, embeddings: Tensor, forward: Forward, cache: Any) -> Callable[[], Prefill | None] | None:
         vision = self._vision
         if vision is None:
             if self._input_ids is None:

@@ -127,11 +127,11 @@ class Forward:
         hidden, tokens = take(hidden, keep, 1), after.moved(moved)
         return (_write_(hidden, tokens, result.merged) if result.merged.shape[1] else hidden), tokens, moved
 
-    def renumber(self, real: Tensor, hidden: Tensor, slots: Slots | None) -> None:
+    def renumber(self, real: Tensor | None, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), from where the cache ends, skipping padding.
 
         Args:
-            real: ``[B, L]`` bool, False on the prompt's padding.
+            real: ``[B, L]`` bool, False on the prompt's padding; None without.
             hidden: ``[B, n, D]`` of the survivors, for dtype and device.
             slots: what the layer's cache holds from earlier forwards.
         """
@@ -141,20 +141,28 @@ class Forward:
         start, end = self.ends.get((real,), lambda: self._ends(real))
         if slots is not None and slots.shift is not None:
             start = start - slots.shift.to(start.device)
-        counted = take(real, alive.index, 1)
-        counted = counted if alive.valid is None else counted & alive.valid
-        ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
-        alive.shift = end - start - counted.sum(1)
+        counted = alive.valid
+        if real is not None:
+            there = take(real, alive.index, 1)
+            counted = there if counted is None else there & counted
+        if counted is None:
+            n = alive.index.shape[1]
+            ids, alive.shift = torch.arange(n, device=start.device) + start[:, None], end - start - n
+        else:
+            ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
+            alive.shift = end - start - counted.sum(1)
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
         cos, sin = self.rotary(hidden, alive.positions)
         alive.rope = ops.in_memory(cos), ops.in_memory(sin)
         self._forget_shared()
 
-    def _ends(self, real: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """First position id of each row ``[B]``, and the one behind its last."""
         positions = self.positions
         low, high = (positions, positions) if positions.dim() == 2 else (positions.amin(0), positions.amax(0))
         low, high = low.expand(self.batch, -1), high.expand(self.batch, -1)
+        if real is None:
+            return low.amin(1), high.amax(1) + 1
         return low.masked_fill(~real, int(1e9)).amin(1), high.masked_fill(~real, -1).amax(1) + 1
 
     def adjust(self, kwargs: dict[str, Any], layer: Any | None) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
         tokens: vision tokens that entered the stage.
         most: as in `RaterAttention`.
     """
+
     def source(layer: str) -> LayerInput:
         found = sources[layer]
         assert found is not None, f"input of the {layer} layer was not remembered"

@@ -27,8 +27,8 @@ class Prompt:
     """All vision tokens; `hidden` is their input embedding, `slot` their index in this forward."""
     text: Tensor
     """``[B, T]`` index in this forward of the text tokens that may rate; 0 on padding."""
-    real: Tensor
-    """``[B, L]`` bool, False on the prompt's padding."""
+    real: Tensor | None
+    """``[B, L]`` bool, False on the prompt's padding; None without."""
     others: tuple[int, ...]
     """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
     raters: tuple[int, ...]
@@ -108,7 +108,8 @@ def _prompt(
         grids=grids,
         aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
     )
-    return Prompt(tokens, text_slot.clamp(min=0), real, _counts(others), texts)
+    unpadded = bool(seen.real.all())
+    return Prompt(tokens, text_slot.clamp(min=0), None if unpadded else real, _counts(others), texts)
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
@@ -146,9 +147,7 @@ class _Seen:
     positions: np.ndarray | None
 
 
-def _look(
-    anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor
-) -> Callable[[], _Seen]:
+def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor) -> Callable[[], _Seen]:
     """The one transfer of a prefill, started; the second call waits for it."""
     rows = [vision & real, real]
     name = anatomy.adapter.newline

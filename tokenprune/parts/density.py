@@ -35,8 +35,8 @@ def prominence(apart: Tensor, valid: Tensor | None, neighbours: Sequence[int]) -
         counted = ops.first(neighbours, most, apart.device).unsqueeze(1)
         counted = counted if valid is None else counted & valid.unsqueeze(-1)
         density = -squares.masked_fill(~counted, 0.0).sum(-1) / counted.sum(-1).clamp(min=1)
-    index, ours, theirs = torch.arange(apart.shape[1], device=apart.device), density.unsqueeze(2), density.unsqueeze(1)
-    denser = (theirs > ours) | ((theirs == ours) & (index < index.unsqueeze(1)))
+    ours, theirs = density.unsqueeze(2), density.unsqueeze(1)
+    denser = (theirs >= ours).tril(-1) | (theirs > ours).triu(1)
     separation = known.where(denser, torch.inf).amin(-1)
     largest = (apart if pair is None else apart.masked_fill(~pair, 0.0)).amax(-1)
     return density + torch.minimum(separation, largest).log()  # of the densest, the separation is infinite

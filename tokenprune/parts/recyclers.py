@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -115,8 +114,8 @@ class ClusterRecycler(Recycler):
         clusters = [self.added(p) for p in dropped]
         if not any(clusters):
             return tokens.take(kept, counts), kept[:, :0]
-        left = ~ops.mask_of(kept, scores.shape[1], padded=ops.ragged(counts))
-        candidates = ops.top_k(scores, recycled, left & tokens.valid if tokens.padded else left)
+        survives = ops.mask_of(kept, scores.shape[1], padded=ops.ragged(counts))
+        candidates = ops.top_k(scores, recycled, ~survives & tokens.valid if tokens.padded else ~survives)
         valid = candidates >= 0 if ops.ragged(recycled) else None
         at = candidates if valid is None else candidates.clamp(min=0)
         x = ops.take_rows(tokens.hidden, at)
@@ -130,7 +129,13 @@ class ClusterRecycler(Recycler):
         mass = weight @ tokens.mass.gather(1, at).unsqueeze(-1)
         if self.reduce == "mean":
             merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
-        return _join(tokens, kept, counts, anchors, clusters, merged, mass.squeeze(-1)), anchors
+        real = anchors >= 0 if ops.ragged(clusters) else None
+        counted = ops.put_(survives, anchors, True, real).cumsum(1)
+        sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
+        taken = tokens.take(ops.counted_places(counted, sizes), sizes)
+        rank = counted.gather(1, anchors if real is None else anchors.clamp(min=0)) - 1
+        hidden = ops.put_rows_(taken.hidden, rank, merged.to(taken.hidden.dtype), real)
+        return replace(taken, hidden=hidden, mass=ops.put_(taken.mass, rank, mass.squeeze(-1), real)), anchors
 
     def clusters(self, x: Tensor, valid: Tensor | None, counts: list[int]) -> tuple[Tensor, Tensor]:
         """Clusters of the rows of `x` by density peaks.
@@ -161,31 +166,3 @@ class ClusterRecycler(Recycler):
         joins = ops.put_(apart.argmin(-1), at, number.expand_as(at), real)
         member = joins.unsqueeze(-1) == number
         return centres, member if valid is None else member & valid.unsqueeze(-1)
-
-
-def _join(
-    tokens: Tokens,
-    kept: Tensor,
-    counts: Sequence[int],
-    anchors: Tensor,
-    clusters: Sequence[int],
-    merged: Tensor,
-    mass: Tensor,
-) -> Tokens:
-    """The tokens `kept` ``[B, K]``, and at the `anchors` ``[B, C]`` those of `merged` ``[B, C, D]``, with `mass`.
-
-    In raster order; -1 pads both.
-    """
-    sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
-    n, padded = tokens.valid.shape[1], ops.ragged(counts) or ops.ragged(clusters)
-    both = torch.cat([kept, anchors], dim=1)
-    both = both.masked_fill(both < 0, n) if padded else both
-    index = both.sort(dim=1).values[:, : max(sizes)]
-    rank = torch.searchsorted(index.contiguous(), anchors)
-    taken = tokens.take(index.masked_fill(index == n, -1) if padded else index, sizes)
-    real = anchors >= 0 if padded else None
-    return replace(
-        taken,
-        hidden=ops.put_rows_(taken.hidden, rank, merged.to(taken.hidden.dtype), real),
-        mass=ops.put_(taken.mass, rank, mass, real),
-    )
