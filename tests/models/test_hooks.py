@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, next_turn
-from kinds import KINDS
+from kinds import KINDS, fixed, recipe, stage
 from pruned import worst
 from reference import generate_logits
 
 import tokenprune as tp
 from tokenprune.models.hooks import LayerHooks
+
+RECIPES = {
+    **{kind: KINDS[kind] for kind in ("after_vision", "attention", "merging")},
+    "renumbered": recipe("renumbered", stage(2, fixed(0.4), scorer="random", positions="renumber")),
+}
 
 
 def hooked(model: Any) -> set[int]:
@@ -26,12 +31,12 @@ def hooked(model: Any) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["after_vision", "attention", "merging"])
+@pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_layer_has_a_hook_while_it_decodes_without_a_mask(family: str, kind: str) -> None:
     model = build(family)
     batch = inputs(family, model, rows=[Row()])
-    with tp.attach(model, KINDS[kind]):
+    with tp.attach(model, RECIPES[kind]):
         assert hooked(model)
         model.generate(**batch, max_new_tokens=1)
         assert hooked(model), "a prefill ends with them"
@@ -42,7 +47,7 @@ def test_no_layer_has_a_hook_while_it_decodes_without_a_mask(family: str, kind: 
     assert not hooked(model)
 
 
-@pytest.mark.parametrize("kind", ["after_vision", "attention", "merging"])
+@pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_with_hooks_that_stay(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They go while the first answer is decoded, and come back for the mask of a second turn on its cache."""
@@ -50,7 +55,7 @@ def test_answers_are_those_with_hooks_that_stay(family: str, kind: str, monkeypa
     answers = []
     for staying in (False, True):
         batch = inputs(family, model, rows=[Row()])
-        with tp.attach(model, KINDS[kind]), monkeypatch.context() as patch:
+        with tp.attach(model, RECIPES[kind]), monkeypatch.context() as patch:
             if staying:
                 patch.setattr(LayerHooks, "unmount", lambda self: None)
             first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)

@@ -128,7 +128,10 @@ class Forward:
         return (_write_(hidden, tokens, result.merged) if result.merged.shape[1] else hidden), tokens, moved
 
     def renumber(self, real: Tensor | None, hidden: Tensor, slots: Slots | None) -> None:
-        """Number the survivors through (on all axes), from where the cache ends, skipping padding.
+        """Number the survivors through (on all axes), skipping padding.
+
+        Rotary embeddings know differences alone, so the first prompt's numbers may end where the untouched prompt's do:
+        later tokens keep their position ids. On a cache they go on from where it ends, and later ids are shifted.
 
         Args:
             real: ``[B, L]`` bool, False on the prompt's padding; None without.
@@ -147,10 +150,12 @@ class Forward:
             counted = there if counted is None else there & counted
         if counted is None:
             n = alive.index.shape[1]
-            ids, alive.shift = torch.arange(n, device=start.device) + start[:, None], end - start - n
+            number, shift = torch.arange(n, device=start.device), end - start - n
         else:
-            ids = (counted.cumsum(1) - 1).clamp(min=0) + start[:, None]
-            alive.shift = end - start - counted.sum(1)
+            number, shift = (counted.cumsum(1) - 1).clamp(min=0), end - start - counted.sum(1)
+        if not self.past:
+            start, shift = start + shift, None
+        ids, alive.shift = number + start[:, None], shift
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
         cos, sin = self.rotary(hidden, alive.positions)
         alive.rope = ops.in_memory(cos), ops.in_memory(sin)
