@@ -181,6 +181,37 @@ def test_places_and_masks_are_inverse():
     assert torch.equal(ops.mask_of(index, 4), mask)
 
 
+@settings(max_examples=50)
+@given(st.integers(1, 6).flatmap(lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1)))
+def test_places_are_where_the_mask_is_true(mask):
+    expected = [[i for i, each in enumerate(row) if each] for row in mask]
+    counts = [len(row) for row in expected]
+    got = ops.places(torch.tensor(mask), counts).tolist()
+    assert got == [row + [-1] * (max(counts) - len(row)) for row in expected]
+
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("device", DEVICES)
+def test_products_are_summed_in_float32(device: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, n, 64, generator=generator).to(device, dtype) for n in (5, 7))
+    got, exact = ops.products(x, y), x.double() @ y.double().mT
+    assert got.dtype == torch.float32
+    assert (got - exact).abs().max() < 1e-4, "sums in half precision are off by some hundredths"
+    x.requires_grad_()
+    ops.products(x, y).sum().backward()
+    assert torch.allclose(x.grad, y.sum(1, keepdim=True).expand_as(x), rtol=0.1)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_downloaded_is_on_the_host(device: str) -> None:
+    copied = ops.download(torch.arange(6, device=device))
+    assert copied().device.type == "cpu" and copied().tolist() == list(range(6))
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_rows_are_taken_and_put_alike_in_any_batch(batch: int) -> None:
     generator = torch.Generator().manual_seed(batch)
@@ -200,6 +231,8 @@ def test_nothing_is_put_where_the_index_is_padding() -> None:
     x, index = torch.zeros(2, 4), torch.tensor([[3, 0], [1, -1]])
     written = ops.put_(x, index, torch.tensor([[5.0, 6.0], [7.0, 8.0]]), index >= 0)
     assert written.tolist() == [[6, 0, 0, 5], [0, 7, 0, 0]]
+    rows = ops.put_rows_(x[..., None], index, torch.tensor([[[5.0], [6.0]], [[7.0], [8.0]]]), index >= 0)
+    assert rows.squeeze(-1).tolist() == written.tolist()
     marked = ops.put_(x.bool(), index.clamp(min=0), True)
     assert marked.tolist() == [[True, False, False, True], [True, True, False, False]]
     assert torch.equal(x, torch.zeros(2, 4))

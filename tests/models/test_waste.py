@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import tokenprune as tp
+from tokenprune import ops
 from tokenprune.models.engine import Engine
 from tokenprune.models.projections import LayerInput, rater_attention, rotary
 from tokenprune.parts.raters import AboveMeanRaters
@@ -180,6 +181,26 @@ def test_a_static_recipe_reads_the_device_once_before_the_decoder_and_never_insi
     with tp.attach(model, KINDS[kind]):
         counted = waits(model, lambda: model(**batch))
     assert counted == {"decoder": 0, "tokenprune": 1}
+
+
+def test_layers_that_need_not_know_the_prompt_run_before_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An accelerator is busy with them while the host locates the prompt's tokens."""
+    events: list[Any] = []
+    download = ops.download
+
+    def recording(x: Tensor) -> Any:
+        copied = download(x)
+        events.append("copy")
+        return lambda: (events.append("look"), copied())[1]
+
+    monkeypatch.setattr(ops, "download", recording)
+    model = build("llava")
+    for index, layer in enumerate(model.get_decoder().layers):
+        layer.register_forward_pre_hook(lambda *_, index=index: events.append(index))
+    asked = recipe("deep", stage(4, fixed(0.5), raters="last_text", scorer=ATTENTION))
+    with tp.attach(model, asked), torch.no_grad():
+        model(**inputs("llava", model))
+    assert events[:5] == ["copy", 0, 1, 2, "look"], "the stage before layer 4 reads the keys of layer 3"
 
 
 def test_an_adaptive_stage_reads_its_counts() -> None:

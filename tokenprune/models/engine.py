@@ -22,7 +22,7 @@ from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
 from tokenprune.models.hooks import LayerHooks
 from tokenprune.models.prefill import Prefill, planned
-from tokenprune.models.prompt import position_ids, real_tokens, start_reading
+from tokenprune.models.prompt import position_ids, real_tokens, start_reading, vision_tokens
 from tokenprune.models.taps import Taps
 from tokenprune.pipeline import Pipeline
 from tokenprune.report import Report, StageReport, Stopwatch
@@ -168,19 +168,11 @@ class Engine:
         return self._prefill
 
     def _start_prefill(self, embeddings: Tensor, forward: Forward, cache: Any) -> Callable[[], Prefill | None] | None:
-        vision = self._vision
-        if vision is None:
-            if self._input_ids is None:
-                return None
-            if self._input_ids.shape[1] != forward.length:
-                raise UnsupportedModelError(
-                    f"{self._input_ids.shape[1]} input ids but {forward.length} embeddings reached the language model "
-                    "(prefix tuning?): vision tokens cannot be located"
-                )
-            vision = self.anatomy.vision_mask(self._input_ids, embeddings)
+        if self._vision is None and self._input_ids is None:
+            return None
         read = start_reading(
             self.anatomy,
-            vision=vision,
+            vision=vision_tokens(self.anatomy, self._input_ids, embeddings) if self._vision is None else self._vision,
             real=real_tokens(self._attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
             embeddings=embeddings,
             positions=forward.positions,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tokenprune import ops
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.models.adapter import Anatomy, VisionRow
 from tokenprune.models.gather import take, take_positions
 from tokenprune.tokens import Grid, Tokens
@@ -58,8 +58,8 @@ def start_reading(
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
         rated: whether a stage needs raters.
 
-    Raises, in the second call:
-        InputError: no text token follows the first image of a sample, and raters are needed.
+    Raises:
+        InputError: in the second call, if no text token follows the first image of a sample, and raters are needed.
     """
     look = _look(anatomy, vision, real, embeddings, positions)
     return lambda: _prompt(anatomy, look(), embeddings, positions, real, limit=limit, rated=rated)
@@ -110,6 +110,20 @@ def _prompt(
     )
     unpadded = bool(seen.real.all())
     return Prompt(tokens, text_slot.clamp(min=0), None if unpadded else real, _counts(others), texts)
+
+
+def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
+    """``[B, L]`` bool: which tokens of a forward are vision tokens, by their ids ``[B, L]`` or embeddings ``[B, L, D]``.
+
+    Raises:
+        UnsupportedModelError: the ids are not those of the embeddings.
+    """
+    if input_ids is not None and input_ids.shape[1] != embeddings.shape[1]:
+        raise UnsupportedModelError(
+            f"{input_ids.shape[1]} input ids but {embeddings.shape[1]} embeddings reached the language model "
+            "(prefix tuning?): vision tokens cannot be located"
+        )
+    return anatomy.vision_mask(input_ids, embeddings)
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
