@@ -140,8 +140,8 @@ def test_a_new_shape_is_a_graph_and_no_recompile() -> None:
 
 
 def test_padding_is_a_graph_and_no_recompile() -> None:
-    """Without padding, positions are renumbered without looking for it. With masks of four dimensions nothing else tells
-    the two prompts apart."""
+    """Without padding, positions are renumbered without looking for it. With masks of four dimensions nothing else
+    tells the two prompts apart."""
     model = build("llava", layers=LAYERS)
     batches = [inputs("llava", model, rows=[Row(after=9), Row(after=after)]) for after in (9, 7)]
     for batch in batches:

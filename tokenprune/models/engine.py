@@ -148,8 +148,8 @@ class Engine:
         return self._forward is not None and self._forward.length == 1 and self._opened() is None
 
     def settled(self) -> tuple[Hashable, ...]:
-        """What a graph of the prefill takes for granted beside shapes: tokens that each stage keeps of each sample (None
-        where the scores will decide), and whether the prompt has padding."""
+        """What a graph of the prefill takes for granted beside shapes: tokens that each stage keeps of each sample
+        (None where the scores will decide), and whether the prompt has no padding."""
         prefill = self._opened()
         return () if prefill is None else (prefill.counts, prefill.prompt.real is None)
 

@@ -113,7 +113,7 @@ def _prompt(
 
 
 def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
-    """``[B, L]`` bool: which tokens of a forward are vision tokens, by their ids ``[B, L]`` or embeddings ``[B, L, D]``.
+    """``[B, L]`` bool: which tokens of a forward are vision tokens, by ids ``[B, L]`` or embeddings ``[B, L, D]``.
 
     Raises:
         UnsupportedModelError: the ids are not those of the embeddings.
