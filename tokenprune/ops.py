@@ -226,14 +226,14 @@ def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         return torch.cdist(x, other, compute_mode="donot_use_mm_for_euclid_dist")
     x = x.double()
     if y is None:
-        products = x @ x.mT
-        ours = theirs = products.diagonal(dim1=1, dim2=2)
+        dots = x @ x.mT
+        ours = theirs = dots.diagonal(dim1=1, dim2=2)
     else:
         y = y.double()
-        products = x @ y.mT
+        dots = x @ y.mT
         ours, theirs = x.square().sum(-1), y.square().sum(-1)
     scale = ours.unsqueeze(-1) + theirs.unsqueeze(-2)
-    squares = torch.sub(scale, products, alpha=2)
+    squares = torch.sub(scale, dots, alpha=2)
     return torch.where(squares > scale * _EQUAL, squares, 0.0).sqrt().float()
 
 

@@ -60,7 +60,7 @@ QUICK = tuple(dict.fromkeys((name, 576, 1, how) for name, _, _, how in CELLS))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="toy sizes, into a temporary folder")
-    parser.add_argument("--minutes", type=float, default=7.5, help="start no cell after so long; one takes up to 2")
+    parser.add_argument("--minutes", type=float, default=6.0, help="start no cell after so long; one takes up to 4")
     parser.add_argument("--eager", action="store_true", help="leave compiled cells out")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent, help="folder of gpu.json")
     options = parser.parse_args()

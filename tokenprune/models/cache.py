@@ -28,7 +28,7 @@ class Slots:
     tail: int
     """Index, in the untouched sequence, of the first token stored behind these slots."""
     shift: Tensor | None = None
-    """``[B]`` int64 to subtract from later position ids, where survivors were renumbered."""
+    """``[B]`` int64 to subtract from later position ids, where survivors were renumbered behind earlier tokens."""
 
     def at(self, rows: Tensor) -> Slots:
         """The same for the batch rows `rows`, as beam search and batch selection reorder them."""

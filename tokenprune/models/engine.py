@@ -269,7 +269,7 @@ class Engine:
             if forward is None:
                 return None
             store = layer_of(kwargs.get("past_key_values"), index)
-            prefill = self._prefill if self._unopened is None else self._opened()
+            prefill = self._opened()
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]

@@ -76,7 +76,7 @@ class Forward:
     flash: bool
     """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
     shifts: list[Tensor]
-    """``[B]`` each: by how much position ids move down in layers whose earlier survivors were renumbered."""
+    """``[B]`` each: by how much position ids move down, in layers where survivors were renumbered on a cache."""
     untouched: bool = False
     """Whether no layer needs other arguments than the text model's, unless that has made a mask."""
     bucket: int = 1
