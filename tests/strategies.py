@@ -116,6 +116,7 @@ def collate(
         sizes=tuple(len(s.alive) for s in samples),
         total=tuple(s.total for s in samples),
         grids=tuple(s.grids for s in samples),
+        text_padded=any(len(s.text) < t for s in samples),
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
     )
 

@@ -39,6 +39,8 @@ class Projection:
     visible: Tensor | None = None
     """``[B or 1, H or 1, T, L]``: bool, True where a text token may see a token; or a number that is added to the dot
     product, where the lowest number of the dtype means hidden. None: all see all."""
+    sees_itself: bool = False
+    """Whether `visible` is known to show every text token something, itself at least."""
     softcap: float | None = None
     """Scaled dot products are squeezed to ±softcap by tanh (Gemma)."""
     columns: Tensor | None = None
@@ -93,9 +95,10 @@ class RaterAttention:
         source = replace(source, q=torch.where((raters > 0)[:, None, :, None], source.q, 0.0))
         kernel = self._kernel(layer, self._columns(source), rows) if gravity else None
         total = None
-        for start, block, blind in self._blocks(source, normalise):
+        for start, block, sees in self._blocks(source, normalise):
             stop = start + block.shape[2]
-            weight = torch.where(blind, 0.0, raters[:, None, start:stop, None].float()).mT
+            weight = raters[:, None, start:stop, None].float()
+            weight = (weight if sees is None else torch.where(sees, weight, 0.0)).mT
             if kernel is not None:
                 block = self._vision(block, source) / self._gravity(kernel, start, stop, source.scaling)
             mean = weight @ block
@@ -116,7 +119,8 @@ class RaterAttention:
         rows, rated = self._rated(raters)
         source = self._source(rated, layer, rope, rows)
         empty = raters.new_zeros(*raters.shape, self.columns.shape[1], dtype=torch.float32)
-        means = ((block * ~blind).mean(1, keepdim=True) for _, block, blind in self._blocks(source, normalise))
+        seeing = (block if sees is None else block * sees for _, block, sees in self._blocks(source, normalise))
+        means = (block.mean(1, keepdim=True) for block in seeing)
         blocks = [self._vision(mean, source).squeeze(1) for mean in means]
         if not blocks:
             return empty
@@ -143,21 +147,28 @@ class RaterAttention:
             )
         return source
 
-    def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def _blocks(self, source: Projection, normalise: Normalise) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """A few rows at a time: the first one's text token, their attention ``[B, H, rows, L]``, and
-        ``[B or 1, H or 1, rows, 1]`` bool, True for rows that see nothing, whose attention is meaningless."""
+        ``[B or 1, H or 1, rows, 1]`` bool, False for rows that see nothing, whose attention is meaningless."""
         batch, heads, texts, _ = source.q.shape
         k = source.k
         if not ops.sums_halves(source.q, k):
             k = k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
         k = k.flatten(0, 1)
         # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
-        not_vision = self._not_vision(source) if normalise == "vision" else None
+        vision = self._is_vision(source) if normalise == "vision" else None
         many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[1]))
         for start in range(0, texts, many):
             rows = slice(start, min(start + many, texts))
-            mask = None if source.visible is None else source.visible[..., rows, :]
-            yield start, *_softmax(_logits(source, k, rows), mask, not_vision)
+            logits, visible = _visible(_logits(source, k, rows), source, rows)
+            seen = vision if visible is None else visible if vision is None else visible & vision
+            if seen is None:
+                yield start, logits.softmax(-1), None
+                continue
+            # The lowest number, since a row of -inf alone would be NaN. A fill would take longer, even in place: it is
+            # not vectorised. Adding the mask would take less, but padding that is NaN would stay NaN.
+            attention = torch.where(seen, logits, torch.finfo(logits.dtype).min).softmax(-1)
+            yield start, attention, None if source.sees_itself and vision is None else seen.any(-1, keepdim=True)
 
     def _vision(self, rows: Tensor, source: Projection) -> Tensor:
         """The vision tokens' entries ``[B, H, rows, N]`` of rows over all tokens; 0 on padding."""
@@ -166,11 +177,11 @@ class RaterAttention:
         valid = self.columns_valid
         return entries if valid is None else entries.masked_fill(~valid[:, None, None, :], 0.0)
 
-    def _not_vision(self, source: Projection) -> Tensor:
-        """``[B, 1, 1, L]`` bool, False at the vision tokens."""
+    def _is_vision(self, source: Projection) -> Tensor:
+        """``[B, 1, 1, L]`` bool, True at the vision tokens."""
         columns = self._columns(source)
-        everywhere = torch.ones(columns.shape[0], source.k.shape[2], dtype=torch.bool, device=columns.device)
-        return ops.put_(everywhere, columns, False, self.columns_valid)[:, None, None, :]
+        nowhere = torch.zeros(columns.shape[0], source.k.shape[2], dtype=torch.bool, device=columns.device)
+        return ops.put_(nowhere, columns, True, self.columns_valid)[:, None, None, :]
 
     def _columns(self, source: Projection) -> Tensor:
         return self.columns if source.columns is None else source.columns
@@ -265,23 +276,9 @@ def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 
 
-def _softmax(logits: Tensor, mask: Tensor | None, other: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax over the last axis of `logits`, and a bool for each row: does it see nothing at all?
-
-    Args:
-        mask: bool, True where seen; or numbers to add, of which the lowest stand for hidden.
-        other: True where hidden, too.
-    """
-    hidden = other
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            unseen = ~mask
-        else:
-            logits, unseen = logits + mask.float(), mask <= torch.finfo(mask.dtype).min / 2
-        hidden = unseen if other is None else unseen | other
-    if hidden is None:
-        return logits.softmax(-1), torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=logits.device)
-    # The lowest number, since a row of -inf alone would be NaN. A fill would take longer, even in place: it is not
-    # vectorised. Adding the mask would take less, but padding that is NaN would stay NaN.
-    logits = torch.where(hidden, torch.finfo(logits.dtype).min, logits)
-    return logits.softmax(-1), hidden.all(-1, keepdim=True)
+def _visible(logits: Tensor, source: Projection, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """`logits` of these rows with the numbers that `source.visible` adds, and a bool, True where they may look."""
+    visible = None if source.visible is None else source.visible[..., rows, :]
+    if visible is None or visible.dtype == torch.bool:
+        return logits, visible
+    return logits + visible.float(), visible > torch.finfo(visible.dtype).min / 2

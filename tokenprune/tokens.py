@@ -79,10 +79,12 @@ class Tokens:
     """Original vision tokens per sample, before any stage."""
     grids: tuple[tuple[Grid, ...], ...]
     """Per sample, the (T, H, W) of each of its images."""
+    text_padded: bool = True
+    """Whether `text_valid` may be False anywhere: known on the host."""
     attention: Attention | None = None
     """Attention of raters over these tokens, where a language model surrounds the stage."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` with ``vision_embedding_valid``: the
+    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` (``vision_embedding_valid`` if padded): the
     original vision tokens as they entered the language model (absent where `hidden` is just that)."""
 
     @classmethod
@@ -114,6 +116,7 @@ class Tokens:
         index = torch.arange(n, device=hidden.device)
         cell = torch.stack([index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]], dim=-1)
         text = hidden.new_zeros(batch, 0, width) if text is None else text
+        text_padded = text_valid is not None
         if text_valid is None:
             text_valid = torch.ones(text.shape[:2], dtype=torch.bool, device=hidden.device)
         rows = index.expand(batch, n)
@@ -127,6 +130,7 @@ class Tokens:
             mass=torch.ones(batch, n, device=hidden.device),
             text=text,
             text_valid=text_valid,
+            text_padded=text_padded,
             sizes=(n,) * batch,
             total=(n,) * batch,
             grids=((shape,),) * batch,
@@ -153,6 +157,11 @@ class Tokens:
     def valid_if_padded(self) -> Tensor | None:
         """`valid`; None where it is True throughout, so that nobody need look at it."""
         return self.valid if self.padded else None
+
+    @property
+    def text_valid_if_padded(self) -> Tensor | None:
+        """`text_valid`; None where it is known to be True throughout."""
+        return self.text_valid if self.text_padded else None
 
     def only_valid(self, scores: Tensor) -> Tensor:
         """Scores ``[B, N]`` with -inf on padding."""
@@ -219,6 +228,8 @@ class Tokens:
             )
         if self.sizes != tuple(self.valid.sum(1).tolist()):
             raise InputError(f"Tokens.sizes {self.sizes} differs from the valid tokens {self.valid.sum(1).tolist()}")
+        if not (self.text_padded or bool(self.text_valid.all())):
+            raise InputError("Tokens.text_valid is False somewhere, but text_padded says that it is not")
         for row, size in enumerate(self.sizes):
             origin = self.origin[row, :size]
             if not bool(self.valid[row, :size].all()):

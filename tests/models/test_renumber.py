@@ -108,6 +108,56 @@ def test_shipped_recipes_equal_the_renumbered_reference(family: str, name: str) 
     assert worst(logits, expected_logits) < TOLERANCE
 
 
+@pytest.mark.parametrize("ids", ["from 3", "with a gap", "falling", "padded on the right", "padded inside"])
+def test_numbers_do_not_depend_on_the_prompts_own(ids: str) -> None:
+    """Survivors take over the last position ids where these count up, and only there."""
+    model = build("llava")
+    batch = inputs("llava", model, rows=[Row(after=8)])
+    length = batch["input_ids"].shape[1]
+    position = torch.arange(3, length + 3)[None]
+    if ids == "with a gap":
+        position[:, -3:] += 5
+    elif ids == "falling":
+        position = position.flip(1)
+    elif ids == "padded on the right":
+        batch["attention_mask"][:, -2:] = 0
+        position[:, -2:] = 1
+    elif ids == "padded inside":
+        batch["attention_mask"][:, -5:-3] = 0
+    vision = vision_mask(model, batch["input_ids"])
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        with tp.attach(model, TWICE) as attached:
+            got = model(**batch, position_ids=position).logits[:, -8:]
+        stages = [(each.layer, each.kept) for each in attached.report.stages]
+        numbered = numbered_through(model, vision, batch["attention_mask"], stages)
+        with numbered, masked_reference(model, vision, stages):
+            expected = model(**batch, position_ids=position).logits[:, -8:]
+    assert (got - expected)[real[:, -8:]].abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("shape", ["single", "ragged"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_stages_that_keep_positions_keep_the_numbers_of_an_earlier_one(family: str, shape: str) -> None:
+    model = build(family)
+    batch = inputs(family, model, rows=[Row()] if shape == "single" else ragged_rows(family))
+    vision = vision_mask(model, batch["input_ids"])
+    once = recipe(
+        "once",
+        stage(1, fixed(0.8), scorer="random", positions="renumber"),
+        stage(3, fixed(0.6), scorer="norm"),
+        stage(5, fixed(0.3), scorer="random"),
+    )
+    with tp.attach(model, once) as attached:
+        got, logits = generate_logits(model, batch)
+    stages = [(each.layer, each.kept) for each in attached.report.stages]
+    numbered = numbered_through(model, vision, batch["attention_mask"], stages[:1])
+    with numbered, masked_reference(model, vision, stages):
+        expected, expected_logits = generate_logits(model, batch)
+    assert torch.equal(got, expected)
+    assert worst(logits, expected_logits) < TOLERANCE
+
+
 def test_renumbering_before_layer_0_is_a_shorter_prompt() -> None:
     model = build("llava")
     batch = inputs("llava", model, rows=[Row(), Row(before=5, after=4)])

@@ -149,9 +149,13 @@ class Engine:
 
     def settled(self) -> tuple[Hashable, ...]:
         """What a graph of the prefill takes for granted beside shapes: tokens that each stage keeps of each sample
-        (None where the scores will decide), and whether the prompt has no padding."""
+        (None where the scores will decide), its text tokens that may rate, where there is padding, and whether
+        positions count up."""
         prefill = self._opened()
-        return () if prefill is None else (prefill.counts, prefill.prompt.real is None)
+        if prefill is None:
+            return ()
+        prompt = prefill.prompt
+        return prefill.counts, prompt.text.shape[1], prompt.tokens.text_padded, prompt.real is None, prompt.counts_up
 
     def dropped(self) -> list[int]:
         """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
@@ -312,7 +316,7 @@ class Engine:
             else:
                 tokens = result.tokens
             if stage.positions == "renumber":
-                forward.renumber(prompt.real, hidden, slots_of(store))
+                forward.renumber(prompt, hidden, slots_of(store))
             prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None))
         self._ran.append(
             StageReport(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenprune.models.cache import Slots, forget, slots_of
 from tokenprune.models.gather import take, take_positions, take_rope
 from tokenprune.models.masks import Mask, join_valid, past_slots, reduce_mask
 from tokenprune.models.projections import Rope
+from tokenprune.models.prompt import Prompt
 from tokenprune.stage import StageResult
 from tokenprune.tokens import Tokens
 
@@ -28,20 +29,26 @@ class Alive:
     """``[B, n]`` their index within this forward, ascending; padding on the left repeats index 0."""
     valid: Tensor | None
     """``[B, n]`` bool, False on that padding; None when every row kept the same number."""
+    numbered: Tensor | slice | None = None
+    """Whose position ids of the untouched forward they have: ``[B, n]`` index, or a slice; None: their own."""
     rope: Rope | None = None
-    """Rotary tables after a stage with ``positions: renumber``; None while the original ones are gathered."""
+    """Rotary tables after a stage with ``positions: renumber``, where the untouched forward's do not have them."""
     positions: Tensor | None = None
-    """Renumbered position ids, ``[B, n]`` or ``[3, B, n]``."""
+    """The position ids of these, ``[B, n]`` or ``[3, B, n]``."""
     shift: Tensor | None = None
     """``[B]`` by how much later position ids move down."""
 
     def pick(self, keep: Tensor, valid: Tensor | None, *, positions: bool) -> Alive:
         """The same after keeping the entries `keep` ``[B, m]`` of the present sequence, with or without `positions`."""
-        index = take(self.index, keep, 1)
-        if not positions or self.rope is None or self.positions is None:
-            return Alive(index, valid)
-        rope = take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)
-        return Alive(index, valid, rope, take_positions(self.positions, keep), self.shift)
+        picked = Alive(take(self.index, keep, 1), valid)
+        if not positions:
+            return picked
+        if self.rope is not None and self.positions is not None:
+            rope = take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)
+            return replace(picked, rope=rope, positions=take_positions(self.positions, keep), shift=self.shift)
+        if isinstance(self.numbered, slice):
+            return replace(picked, numbered=keep + self.numbered.start)
+        return picked if self.numbered is None else replace(picked, numbered=take(self.numbered, keep, 1))
 
 
 @dataclass(eq=False)
@@ -127,20 +134,24 @@ class Forward:
         hidden, tokens = take(hidden, keep, 1), after.moved(moved)
         return (_write_(hidden, tokens, result.merged) if result.merged.shape[1] else hidden), tokens, moved
 
-    def renumber(self, real: Tensor | None, hidden: Tensor, slots: Slots | None) -> None:
+    def renumber(self, prompt: Prompt, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), skipping padding.
 
         Rotary embeddings know differences alone, so the first prompt's numbers may end where the untouched prompt's do:
         later tokens keep their position ids. On a cache they go on from where it ends, and later ids are shifted.
 
         Args:
-            real: ``[B, L]`` bool, False on the prompt's padding; None without.
+            prompt: this forward's.
             hidden: ``[B, n, D]`` of the survivors, for dtype and device.
             slots: what the layer's cache holds from earlier forwards.
         """
         if self.alive is None:
             return
-        alive, positions = self.alive, self.positions
+        self._forget_shared()
+        alive, positions, real = self.alive, self.positions, prompt.real
+        if prompt.counts_up and not self.past:
+            alive.numbered = slice(self.length - alive.index.shape[1], self.length)
+            return
         start, end = self.ends.get((real,), lambda: self._ends(real))
         if slots is not None and slots.shift is not None:
             start = start - slots.shift.to(start.device)
@@ -159,7 +170,6 @@ class Forward:
         alive.positions = ids if positions.dim() == 2 else ids.expand(3, -1, -1)
         cos, sin = self.rotary(hidden, alive.positions)
         alive.rope = ops.in_memory(cos), ops.in_memory(sin)
-        self._forget_shared()
 
     def _ends(self, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """First position id of each row ``[B]``, and the one behind its last."""
@@ -266,16 +276,19 @@ class Forward:
 
     def _pruned(self, alive: Alive, rope: Rope, ids: Tensor | None) -> tuple[Rope, Tensor | None]:
         """Rotary tables and position ids of the survivors."""
-        if alive.rope is None:
-            rope = take_rope(rope[0], alive.index), take_rope(rope[1], alive.index)
-        else:
+        numbered = alive.index if alive.numbered is None else alive.numbered
+        if alive.rope is not None:
             rope = alive.rope
+        elif isinstance(numbered, slice):
+            rope = ops.in_memory(rope[0][..., numbered, :]), ops.in_memory(rope[1][..., numbered, :])
+        else:
+            rope = take_rope(rope[0], numbered), take_rope(rope[1], numbered)
         if self.flash or ids is None:
             return rope, None
         renumbered = alive.positions
         if renumbered is not None and renumbered.dim() == 2:
             return rope, renumbered
-        return rope, take_positions(ids, alive.index)
+        return rope, ids[..., numbered] if isinstance(numbered, slice) else take_positions(ids, numbered)
 
     def _shifted(self, like: Tensor) -> list[tuple[Rope, Tensor]]:
         """Rotary tables and position ids of this forward, moved down by each of `shifts`: of all in one go."""

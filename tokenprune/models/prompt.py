@@ -29,6 +29,8 @@ class Prompt:
     """``[B, T]`` index in this forward of the text tokens that may rate; 0 on padding."""
     real: Tensor | None
     """``[B, L]`` bool, False on the prompt's padding; None without."""
+    counts_up: bool
+    """Whether position ids count up one by one to the end of every row, from the first token that is no padding."""
     others: tuple[int, ...]
     """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
     raters: tuple[int, ...]
@@ -103,13 +105,20 @@ def _prompt(
         mass=valid.float(),
         text=take(embeddings, text_slot.clamp(min=0), 1),
         text_valid=text_slot >= 0,
+        text_padded=ops.ragged(texts),
         sizes=total,
         total=total,
         grids=grids,
-        aux={"vision_embedding": hidden, "vision_embedding_valid": valid},
+        aux={"vision_embedding": hidden, **({"vision_embedding_valid": valid} if ops.ragged(total) else {})},
     )
-    unpadded = bool(seen.real.all())
-    return Prompt(tokens, text_slot.clamp(min=0), None if unpadded else real, _counts(others), texts)
+    return Prompt(
+        tokens=tokens,
+        text=text_slot.clamp(min=0),
+        real=None if seen.real.all() else real,
+        counts_up=_counts_up(seen),
+        others=_counts(others),
+        raters=texts,
+    )
 
 
 def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
@@ -153,12 +162,12 @@ def position_ids(ids: Tensor | None, past: int, length: int, device: torch.devic
 
 @dataclass(frozen=True)
 class _Seen:
-    """One forward's tokens on the host; all ``[B, L]`` but positions, ``[3, B, L]``."""
+    """One forward's tokens on the host; all ``[B, L]`` but positions, ``[1 or 3, B, L]``."""
 
     vision: np.ndarray
     real: np.ndarray
     newline: np.ndarray | None
-    positions: np.ndarray | None
+    positions: np.ndarray
 
 
 def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor) -> Callable[[], _Seen]:
@@ -168,9 +177,8 @@ def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, po
     if name is not None:
         separator = getattr(anatomy.base, name).to(embeddings.device, embeddings.dtype)
         rows.append((embeddings == separator).all(-1))
-    axes = positions.dim() == 3
-    if axes:
-        rows += list(positions.expand(3, *vision.shape))
+    axes = positions.shape[0] if positions.dim() == 3 else 1
+    rows += list(positions.expand(axes, *vision.shape))
     copied = ops.download(torch.stack([row.to(vision.device, torch.int64) for row in rows]))
 
     def seen() -> _Seen:
@@ -179,10 +187,16 @@ def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, po
             vision=host[0] > 0,
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
-            positions=host[-3:] if axes else None,
+            positions=host[-axes:],
         )
 
     return seen
+
+
+def _counts_up(seen: _Seen) -> bool:
+    """As `Prompt.counts_up`."""
+    real, steps = seen.real, np.diff(seen.positions)
+    return bool((real[:, 1:] >= real[:, :-1]).all() and (steps == 1)[:, real[:, :-1]].all())
 
 
 def _counts(mask: np.ndarray) -> tuple[int, ...]:
@@ -205,7 +219,7 @@ def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
     breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
     info = VisionRow(
         runs=tuple(end - start for start, end in pairwise(breaks)),
-        positions=None if seen.positions is None else seen.positions[:, row, own],
+        positions=seen.positions[:, row, own] if len(seen.positions) == 3 else None,
         newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
     )
     return anatomy.adapter.grids(anatomy.base, info)

@@ -56,30 +56,37 @@ class AboveMeanRaters(RaterSelector):
         self.check()
 
     def forward(self, tokens: Tokens) -> Tensor:
-        relative = self.shares(tokens) * tokens.text_valid.sum(1, keepdim=True)  # 1 is the mean
+        text_valid = tokens.text_valid_if_padded
+        texts = tokens.text.shape[1] if text_valid is None else text_valid.sum(1, keepdim=True)
+        relative = self.shares(tokens) * texts  # 1 is the mean
         if self.threshold == "at_least":
             chosen = relative >= 1 - _TOLERANCE
         else:
             chosen = relative > 1 + _TOLERANCE
-        chosen = chosen & tokens.text_valid
+        if text_valid is not None:
+            chosen = chosen & text_valid
         nobody = ~chosen.any(1, keepdim=True)
-        return _weights(chosen | (_last(tokens.text_valid) & nobody))
+        return _weights(chosen | (_last(tokens) & nobody))
 
     def multiply_adds(self, work: Work) -> int:
         return work.total * work.text * work.width  # of the embeddings, however few tokens are left
 
     def shares(self, tokens: Tokens) -> Tensor:
         """Share of the vision tokens' votes that each text token gets: ``[B, T]`` float32, sum 1, 0 on padding."""
-        vision, valid = tokens.hidden, tokens.valid
+        vision, valid = tokens.hidden, tokens.valid_if_padded
         if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no embeddings any more
-            vision = tokens.aux["vision_embedding"]
-            valid = tokens.aux.get("vision_embedding_valid", torch.ones_like(vision[..., 0], dtype=torch.bool))
+            vision, valid = tokens.aux["vision_embedding"], tokens.aux.get("vision_embedding_valid")
+        text_valid = tokens.text_valid_if_padded
         alike = ops.products(vision, tokens.text)
-        # The lowest number instead of -inf: with no text at all, softmax of -inf everywhere would be NaN.
-        alike = alike.masked_fill(~tokens.text_valid.unsqueeze(1), torch.finfo(torch.float32).min)
-        votes = alike.softmax(-1).masked_fill(~valid.unsqueeze(-1), 0.0)
-        mean = votes.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
-        return mean.masked_fill(~tokens.text_valid, 0.0)
+        if text_valid is not None:
+            # The lowest number instead of -inf: with no text at all, softmax of -inf everywhere would be NaN.
+            alike = torch.where(text_valid.unsqueeze(1), alike, torch.finfo(torch.float32).min)
+        votes = alike.softmax(-1)
+        if valid is None:
+            mean = votes.sum(1) / max(1, vision.shape[1])
+        else:
+            mean = votes.masked_fill(~valid.unsqueeze(-1), 0.0).sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+        return mean if text_valid is None else mean.masked_fill(~text_valid, 0.0)
 
 
 class LastTextRaters(RaterSelector):
@@ -89,7 +96,7 @@ class LastTextRaters(RaterSelector):
     per_prompt = True
 
     def forward(self, tokens: Tokens) -> Tensor:
-        return _last(tokens.text_valid).float()
+        return _last(tokens).float()
 
 
 class AllTextRaters(RaterSelector):
@@ -106,6 +113,10 @@ def _weights(chosen: Tensor) -> Tensor:
     return chosen.float() / chosen.sum(1, keepdim=True).clamp(min=1)
 
 
-def _last(valid: Tensor) -> Tensor:
-    """``[B, T]`` bool: the last True of each row, whichever side the padding is on."""
+def _last(tokens: Tokens) -> Tensor:
+    """``[B, T]`` bool: the last valid text token of each sample, whichever side the padding is on."""
+    valid = tokens.text_valid_if_padded
+    if valid is None:
+        batch, texts = tokens.text.shape[:2]
+        return (torch.arange(texts, device=tokens.text.device) == texts - 1).expand(batch, -1)
     return valid & (valid.flip(1).cumsum(1).flip(1) == 1)
