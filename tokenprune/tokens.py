@@ -84,8 +84,8 @@ class Tokens:
     attention: Attention | None = None
     """Attention of raters over these tokens, where a language model surrounds the stage."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]`` (``vision_embedding_valid`` if padded): the
-    original vision tokens as they entered the language model (absent where `hidden` is just that)."""
+    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]``: the original vision tokens as they
+    entered the language model (absent where `hidden` is just that); with ``vision_embedding_valid`` where padded."""
 
     @classmethod
     def from_hidden(

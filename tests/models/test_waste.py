@@ -261,6 +261,44 @@ def test_a_stage_takes_few_operations(name: str, most: int, monkeypatch: pytest.
     assert 0 < counted.count <= most * ran
 
 
+class Decoding(TorchDispatchMode):
+    """The operations of `model` in steps of one token, in order; views are none."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.inside = False
+        model.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
+
+    def enter(self, model: Any, args: Any, kwargs: Any) -> None:
+        self.inside = kwargs["input_ids"].shape[1] == 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.inside and not func.is_view:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["fastv", "feather", "sparsevlm-v1.5"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_decode_step_runs_what_the_untouched_models_runs(family: str, name: str) -> None:
+    """The same operations, on a shorter cache: an accelerator has nothing more to do."""
+    model = build(family)
+    batch = inputs(family, model, rows=[Row(after=9)])
+
+    def answer() -> list[str]:
+        with Decoding(model) as ran:
+            model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        return ran.names
+
+    untouched = answer()
+    with tp.attach(model, name, keep=0.3) as attached:
+        pruned = answer()
+    assert attached.report.stages
+    assert len(untouched) > 3 * 200
+    assert pruned == untouched
+
+
 class Memory(TorchDispatchMode):
     """The most bytes that tensors made inside the block held at once."""
 

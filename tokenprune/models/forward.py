@@ -1,9 +1,9 @@
-"""One forward of the language model: which tokens are still alive at a layer, and what that layer must be handed."""
+"""One forward of the language model: how its sequence gets shorter, and what each layer must be handed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
 
@@ -12,43 +12,14 @@ from torch import Tensor
 
 from tokenprune import ops
 from tokenprune.errors import UnsupportedModelError
+from tokenprune.models.alive import Alive
 from tokenprune.models.cache import Slots, forget, slots_of
-from tokenprune.models.gather import take, take_positions, take_rope
+from tokenprune.models.gather import take
 from tokenprune.models.masks import Mask, join_valid, past_slots, reduce_mask
 from tokenprune.models.projections import Rope
 from tokenprune.models.prompt import Prompt
 from tokenprune.stage import StageResult
 from tokenprune.tokens import Tokens
-
-
-@dataclass(eq=False)
-class Alive:
-    """The tokens that still stand at the present layer of a prefill. L is the length of the untouched forward."""
-
-    index: Tensor
-    """``[B, n]`` their index within this forward, ascending; padding on the left repeats index 0."""
-    valid: Tensor | None
-    """``[B, n]`` bool, False on that padding; None when every row kept the same number."""
-    numbered: Tensor | slice | None = None
-    """Whose position ids of the untouched forward they have: ``[B, n]`` index, or a slice; None: their own."""
-    rope: Rope | None = None
-    """Rotary tables after a stage with ``positions: renumber``, where the untouched forward's do not have them."""
-    positions: Tensor | None = None
-    """The position ids of these, ``[B, n]`` or ``[3, B, n]``."""
-    shift: Tensor | None = None
-    """``[B]`` by how much later position ids move down."""
-
-    def pick(self, keep: Tensor, valid: Tensor | None, *, positions: bool) -> Alive:
-        """The same after keeping the entries `keep` ``[B, m]`` of the present sequence, with or without `positions`."""
-        picked = Alive(take(self.index, keep, 1), valid)
-        if not positions:
-            return picked
-        if self.rope is not None and self.positions is not None:
-            rope = take_rope(self.rope[0], keep), take_rope(self.rope[1], keep)
-            return replace(picked, rope=rope, positions=take_positions(self.positions, keep), shift=self.shift)
-        if isinstance(self.numbered, slice):
-            return replace(picked, numbered=keep + self.numbered.start)
-        return picked if self.numbered is None else replace(picked, numbered=take(self.numbered, keep, 1))
 
 
 @dataclass(eq=False)
@@ -81,7 +52,7 @@ class Forward:
     rotary: Any
     """The text model's rotary embedding module."""
     flash: bool
-    """Whether attention runs on a flash kernel, which would take gaps in the position ids for packed sequences."""
+    """Whether attention runs on a flash kernel."""
     shifts: list[Tensor]
     """``[B]`` each: by how much position ids move down, in layers where survivors were renumbered on a cache."""
     untouched: bool = False
@@ -265,7 +236,8 @@ class Forward:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
         if self.alive is not None:
-            rope, ids = self._pruned(self.alive, rope, ids)
+            # A flash kernel would take gaps in the ids for packed sequences.
+            rope, ids = self.alive.positioned(rope, None if self.flash else ids)
         elif slots is not None and slots.shift is not None:
             which = [shift is slots.shift for shift in self.shifts].index(True)
             rope, moved = self.shifted.get((rope[0],), lambda: self._shifted(rope[0]))[which]
@@ -273,22 +245,6 @@ class Forward:
         mask = self._mask(kwargs.get("attention_mask"), layer, slots)
         changed = {"attention_mask": mask, "position_embeddings": rope}
         return {**changed, "position_ids": ids} if "position_ids" in kwargs else changed
-
-    def _pruned(self, alive: Alive, rope: Rope, ids: Tensor | None) -> tuple[Rope, Tensor | None]:
-        """Rotary tables and position ids of the survivors."""
-        numbered = alive.index if alive.numbered is None else alive.numbered
-        if alive.rope is not None:
-            rope = alive.rope
-        elif isinstance(numbered, slice):
-            rope = ops.in_memory(rope[0][..., numbered, :]), ops.in_memory(rope[1][..., numbered, :])
-        else:
-            rope = take_rope(rope[0], numbered), take_rope(rope[1], numbered)
-        if self.flash or ids is None:
-            return rope, None
-        renumbered = alive.positions
-        if renumbered is not None and renumbered.dim() == 2:
-            return rope, renumbered
-        return rope, ids[..., numbered] if isinstance(numbered, slice) else take_positions(ids, numbered)
 
     def _shifted(self, like: Tensor) -> list[tuple[Rope, Tensor]]:
         """Rotary tables and position ids of this forward, moved down by each of `shifts`: of all in one go."""
