@@ -195,7 +195,7 @@ def test_equal_tokens_are_what_ran(kind: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_compiled_on_every_side(family: str) -> None:
-    """The untouched model too: it runs under a recipe without stages. A LLaVA has no smaller image then."""
+    """The untouched model too: it runs under a recipe without stages."""
     found = bench(
         build(family),
         HALF,
@@ -205,8 +205,7 @@ def test_compiled_on_every_side(family: str) -> None:
         new_tokens=2,
         compile={"backend": "eager"},
     )
-    small = [] if family == "llava" else [SMALLER]
-    assert [row.name for row in found.rows] == [UNTOUCHED, "half", "random", "uniform", *small]
+    assert [row.name for row in found.rows] == [UNTOUCHED, "half", "random", "uniform", SMALLER]
     assert found.compiled and found.to_dict()["compiled"] is True
     assert found.rows[0].ceiling() == 1
     told = json.loads(json.dumps(found.to_dict(), allow_nan=False))["rows"][1]

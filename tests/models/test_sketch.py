@@ -79,6 +79,12 @@ def test_smaller_pictures_run_at_their_size(family: str) -> None:
     assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == small.tokens
     with any_resolution(model), torch.no_grad():
         assert torch.isfinite(model(**inputs).logits).all()
+        with tp.attach(model, "fastv", keep=4) as attached:
+            model(**inputs)
+            assert attached.report.grids == (small.grids,)
+            model.generate(**inputs, max_new_tokens=2)
+    assert attached.report.grids == (small.grids,)
+    assert attached.report.vision_tokens[0, -1] == 4
     if family == "llava":
         with pytest.raises(ValueError, match="Input image size"), torch.no_grad():
             model(**inputs)

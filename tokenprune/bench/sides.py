@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenprune.bench.clock import Sample, VisionClock, timed
 from tokenprune.errors import InputError
 from tokenprune.models.attach import Attached, attach
-from tokenprune.models.noise import LLAVA, Pictures, any_resolution, noise, smaller_picture
+from tokenprune.models.noise import Pictures, any_resolution, noise, smaller_picture
 from tokenprune.recipe import Recipe, load_recipe
 
 Compile = bool | Mapping[str, Any]
@@ -85,7 +85,6 @@ def sides(
     """The untouched model, the recipe, and beside it random and uniform choice and a smaller image at equal tokens.
 
     Equal: as many vision tokens in a layer, on average over the layers, as the recipe had in a first run; rounded down.
-    A compiled LLaVA has no smaller image: the recipe `none` knows its pictures in one size only.
 
     Raises:
         InputError: sides run different attention kernels; or as `noise` does.
@@ -101,10 +100,9 @@ def sides(
             others = [name for name in BASELINES if name != recipe.name]
             for name, other in ((name, load_recipe(name, average=equal)) for name in others):
                 made.append(open_side(stack, name, model, pictures, other, compile=compile))
-            if not (compile and model.config.model_type == LLAVA):
-                small = open_side(stack, SMALLER, model, smaller_picture(model.config, equal), compile=compile)
-                stack.enter_context(any_resolution(small.model))
-                made.append(small)
+            small = open_side(stack, SMALLER, model, smaller_picture(model.config, equal), compile=compile)
+            stack.enter_context(any_resolution(small.model))
+            made.append(small)
         check_kernels(made, model)
         yield made
 

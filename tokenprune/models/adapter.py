@@ -24,6 +24,13 @@ class VisionRow:
     """``[3, n]`` M-RoPE ids (time, height, width) of the vision tokens; None where the family has plain positions."""
     newline: tuple[bool, ...] | None
     """For each vision token whether it is the row separator of LLaVA-NeXT; None elsewhere."""
+    pixels: tuple[int, int] | None
+    """Height and width of each picture, where the model was given pictures of one size; else None."""
+
+
+def picture_size(pixels: Any) -> tuple[int, int] | None:
+    """Height and width of pictures ``[n, 3, H, W]``; None for what is none: tiles, patches, nothing."""
+    return (pixels.shape[2], pixels.shape[3]) if isinstance(pixels, Tensor) and pixels.dim() == 4 else None
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,18 @@ class Adapter:
     """Attribute of the base model: the embedding that ends a row of a tiled image (LLaVA-NeXT)."""
 
 
-def _fixed_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:
-    """LLaVA-1.5: every image is one square of the vision tower's patches."""
-    side = _tower_side(base)
-    n = sum(row.runs)
-    if n % side**2:
+def _fixed_grids(base: Any, row: VisionRow) -> tuple[Grid, ...]:
+    """LLaVA-1.5: every image is one rectangle of the vision tower's patches; as a rule the square it was trained on."""
+    vision = base.config.vision_config
+    height, width = row.pixels or (vision.image_size, vision.image_size)
+    rows, columns = height // vision.patch_size, width // vision.patch_size
+    n, whole = sum(row.runs), rows * columns
+    if not whole or n % whole:
         raise InputError(
-            f"expected whole images of {side} x {side} = {side**2} vision tokens, got {n} in one sample; "
+            f"expected whole images of {rows} x {columns} = {whole} vision tokens, got {n} in one sample; "
             "was the prefill cut into chunks?"
         )
-    return ((1, side, side),) * (n // side**2)
+    return ((1, rows, columns),) * (n // whole)
 
 
 def _tiled_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:

@@ -16,7 +16,7 @@ from tokenprune.budget import Prices
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.flops.prefill import Prefill
 from tokenprune.flops.shape import ModelShape
-from tokenprune.models.adapter import Anatomy, anatomy
+from tokenprune.models.adapter import Anatomy, anatomy, picture_size
 from tokenprune.models.compiled import BUCKETS, Compiled
 from tokenprune.models.engine import Engine
 from tokenprune.models.shape import model_shape
@@ -108,10 +108,11 @@ class Attached:
         if self._compiled is not None:
             kwargs = _with_static_cache(config, kwargs)
         self._engine.limit = _prompt_length(args, kwargs)
+        self._engine.pixels = picture_size(kwargs.get("pixel_values"))
         try:
             return original(*args, **kwargs)
         finally:
-            self._engine.limit = None
+            self._engine.limit = self._engine.pixels = None
 
 
 def attach(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.models.adapter import Anatomy
+from tokenprune.models.adapter import Anatomy, picture_size
 from tokenprune.models.cache import check_cache, different_slots, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
@@ -50,6 +50,8 @@ class Engine:
         """Lengths at which a prompt may leave an adaptive stage; None: any."""
         self.limit: int | None = None
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
+        self.pixels: tuple[int, int] | None = None
+        """Height and width of its pictures: `generate` may run the tower by itself, and give the base model none."""
         self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
         indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.before]
@@ -61,6 +63,7 @@ class Engine:
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
+        self._pixels: tuple[int, int] | None = None
         self._forward: Forward | None = None
         self._prefill: Prefill | None = None
         self._unopened: Callable[[], Prefill | None] | None = None
@@ -101,6 +104,7 @@ class Engine:
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._input_ids = input_ids
         self._attention_mask = kwargs.get("attention_mask")
+        self._pixels = picture_size(kwargs.get("pixel_values")) or self.pixels
         embeddings = kwargs.get("inputs_embeds")
         if input_ids is None and embeddings is not None:
             self._vision = self.anatomy.vision_mask(None, embeddings)
@@ -180,6 +184,7 @@ class Engine:
             real=real_tokens(self._attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
             embeddings=embeddings,
             positions=forward.positions,
+            pixels=self._pixels,
             limit=forward.length if self.limit is None else max(1, self.limit - forward.past),
             rated=any(stage.raters is not None for stage in self.pipeline),
         )
@@ -210,7 +215,7 @@ class Engine:
             self._close()
 
     def _close(self) -> None:
-        self._input_ids = self._attention_mask = self._vision = None
+        self._input_ids = self._attention_mask = self._vision = self._pixels = None
         self._forward = self._prefill = self._unopened = self._ran = None
         self.taps.inputs.clear()
 

@@ -44,6 +44,7 @@ def start_reading(
     real: Tensor,
     embeddings: Tensor,
     positions: Tensor,
+    pixels: tuple[int, int] | None,
     limit: int,
     rated: bool,
 ) -> Callable[[], Prompt | None]:
@@ -57,13 +58,14 @@ def start_reading(
         real: ``[B, L]`` bool, False on padding.
         embeddings: ``[B, L, D]`` input of the language model, vision features merged in.
         positions: position ids ``[1 or B, L]`` or ``[3, 1 or B, L]``.
+        pixels: height and width of each picture, where the model was given pictures of one size.
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
         rated: whether a stage needs raters.
 
     Raises:
         InputError: in the second call, if no text token follows the first image of a sample, and raters are needed.
     """
-    look = _look(anatomy, vision, real, embeddings, positions)
+    look = _look(anatomy, vision, real, embeddings, positions, pixels)
     return lambda: _prompt(anatomy, look(), embeddings, positions, real, limit=limit, rated=rated)
 
 
@@ -168,9 +170,17 @@ class _Seen:
     real: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray
+    pixels: tuple[int, int] | None
 
 
-def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor) -> Callable[[], _Seen]:
+def _look(
+    anatomy: Anatomy,
+    vision: Tensor,
+    real: Tensor,
+    embeddings: Tensor,
+    positions: Tensor,
+    pixels: tuple[int, int] | None,
+) -> Callable[[], _Seen]:
     """The one transfer of a prefill, started; the second call waits for it."""
     rows = [vision & real, real]
     name = anatomy.adapter.newline
@@ -188,6 +198,7 @@ def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, po
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
             positions=host[-axes:],
+            pixels=pixels,
         )
 
     return seen
@@ -221,6 +232,7 @@ def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
         runs=tuple(end - start for start, end in pairwise(breaks)),
         positions=seen.positions[:, row, own] if len(seen.positions) == 3 else None,
         newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
+        pixels=seen.pixels,
     )
     return anatomy.adapter.grids(anatomy.base, info)
 
