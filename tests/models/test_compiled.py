@@ -155,6 +155,23 @@ def test_padding_is_a_graph_and_no_recompile() -> None:
             assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
 
 
+def test_what_else_the_host_knows_of_a_prompt_is_a_graph_and_no_recompile() -> None:
+    """Prompts of one length: other text behind the picture, padding among it, position ids with a gap."""
+    model = build("llava", layers=LAYERS)
+    first, second = Row(before=3, after=9), Row(before=5, after=7)
+    batches = [inputs("llava", model, rows=rows) for rows in ([first, first], [second, second], [first, second])]
+    ids = torch.arange(batches[0]["input_ids"].shape[1]).expand(2, -1)
+    batches = [{**batch, "position_ids": ids} for batch in batches]
+    batches.append({**batches[0], "position_ids": torch.where(ids > 4, ids + 3, ids)})
+    assert len({batch["input_ids"].shape for batch in batches}) == 1
+    with tp.attach(model, STATIC):
+        expected = [logits_of(model, batch) for batch in batches]
+    with tp.attach(model, STATIC, compile=TRACED) as attached:
+        for graphs, (batch, logits) in enumerate(zip(batches, expected, strict=True), start=1):
+            assert worst(logits_of(model, batch), logits) < TOLERANCE
+            assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
+
+
 def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llava", layers=1)
     asked = recipe("early", stage("after_vision", fixed(0.5), sampler="uniform"))
