@@ -40,7 +40,7 @@ class Projection:
     """``[B or 1, H or 1, T, L]``: bool, True where a text token may see a token; or a number that is added to the dot
     product, where the lowest number of the dtype means hidden. None: all see all."""
     sees_itself: bool = False
-    """Whether `visible` is known to show every text token something, itself at least."""
+    """Whether `visible` is known to show every text token that has weight something: itself at least."""
     softcap: float | None = None
     """Scaled dot products are squeezed to ±softcap by tanh (Gemma)."""
     columns: Tensor | None = None

@@ -12,6 +12,7 @@ from pruned import TOLERANCE, logits_of, merged_states, reference_stages, run_bo
 from reference import generate_logits, masked_reference, pruned_difference
 
 import tokenprune as tp
+from tokenprune.parts.raters import AboveMeanRaters
 
 ATTENTIONS = ("sdpa", "eager")
 
@@ -127,6 +128,27 @@ def test_a_row_of_a_batch_equals_the_sample_alone(family: str, kind: str) -> Non
                 assert both.merged[row][both.merged[row] >= 0].tolist() == stage.merged[0].tolist()
             assert torch.equal(sequences[row, -6:], single[0, -6:])
             assert worst(tuple(step[row : row + 1] for step in logits), single_logits) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_votes_of_a_row_are_those_of_the_sample_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which tell more than the raters and tokens that they lead to: padding must not vote, nor be voted for."""
+    seen: list[torch.Tensor] = []
+    shares = AboveMeanRaters.shares
+    monkeypatch.setattr(
+        AboveMeanRaters, "shares", lambda self, tokens: (seen.append(shares(self, tokens)), seen[-1])[1]
+    )
+    model = build(family)
+    batch = inputs(family, model, rows=[*ragged_rows(family), Row(before=1, after=4)])
+    with tp.attach(model, "sparsevlm-v1.5", keep=0.5):
+        logits_of(model, batch)
+        for row in range(3):
+            logits_of(model, row_inputs(batch, row))
+    together, *each = seen
+    for row, alone in enumerate(each):
+        texts = alone.shape[1]
+        assert (together[row, texts:] == 0).all()
+        assert (together[row, :texts] - alone[0]).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["cache", "no cache"])

@@ -144,7 +144,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
             q=q,
             k=k,
             visible=rater_rows(at.mask, at.text if rows is None else at.text.gather(1, rows), at.stored, at.length),
-            sees_itself=at.mask is None,
+            sees_itself=True,  # what rates is no padding, and causal
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
             columns=_columns(tokens, at.tokens),
