@@ -97,6 +97,9 @@ def _prompt(
     grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
     text_slot = ops.upload(_places(after_image, max(texts)), device)
     index = torch.arange(max(total), device=device).expand_as(slot)
+    entered = {"vision_embedding": hidden}
+    if ops.ragged(total):
+        entered["vision_embedding_valid"] = valid
     tokens = Tokens(
         hidden=hidden,
         valid=valid,
@@ -111,7 +114,7 @@ def _prompt(
         sizes=total,
         total=total,
         grids=grids,
-        aux={"vision_embedding": hidden, **({"vision_embedding_valid": valid} if ops.ragged(total) else {})},
+        aux=entered,
     )
     return Prompt(
         tokens=tokens,
