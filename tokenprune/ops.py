@@ -162,7 +162,7 @@ def top_k(scores: Tensor, counts: Sequence[int], valid: Tensor | None = None, pr
     best = order[:, :most]
     if ragged(counts):
         best = best.masked_fill(~first(counts, most, scores.device), -1)
-    # counting puts them in order again in a fraction of a second sort's time
+    # another sort, of indices, would take a GPU longer than counting does
     return places(mask_of(best, n, padded=ragged(counts)), counts)
 
 

@@ -139,6 +139,16 @@ def test_a_new_shape_is_a_graph_and_no_recompile() -> None:
             assert attached.report.graphs == Graphs(compiled=1 + min(graphs, 2), calls=2 * graphs)
 
 
+def each_is_a_graph(model: Any, batches: list[Any]) -> None:
+    """Each of these prompts compiles one more graph, no recompile of a known one, and gives what it gives eagerly."""
+    with tp.attach(model, STATIC):
+        expected = [logits_of(model, batch) for batch in batches]
+    with tp.attach(model, STATIC, compile=TRACED) as attached:
+        for graphs, (batch, logits) in enumerate(zip(batches, expected, strict=True), start=1):
+            assert worst(logits_of(model, batch), logits) < TOLERANCE
+            assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
+
+
 def test_padding_is_a_graph_and_no_recompile() -> None:
     """Without padding, positions are renumbered without looking for it. With masks of four dimensions nothing else
     tells the two prompts apart."""
@@ -147,12 +157,7 @@ def test_padding_is_a_graph_and_no_recompile() -> None:
     for batch in batches:
         real = batch["attention_mask"].bool()
         batch["attention_mask"] = real[:, None, None, :] & torch.ones(real.shape[1], real.shape[1]).tril().bool()
-    with tp.attach(model, STATIC):
-        expected = [logits_of(model, batch) for batch in batches]
-    with tp.attach(model, STATIC, compile=TRACED) as attached:
-        for graphs, (batch, logits) in enumerate(zip(batches, expected, strict=True), start=1):
-            assert worst(logits_of(model, batch), logits) < TOLERANCE
-            assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
+    each_is_a_graph(model, batches)
 
 
 def test_what_else_the_host_knows_of_a_prompt_is_a_graph_and_no_recompile() -> None:
@@ -164,12 +169,7 @@ def test_what_else_the_host_knows_of_a_prompt_is_a_graph_and_no_recompile() -> N
     batches = [{**batch, "position_ids": ids} for batch in batches]
     batches.append({**batches[0], "position_ids": torch.where(ids > 4, ids + 3, ids)})
     assert len({batch["input_ids"].shape for batch in batches}) == 1
-    with tp.attach(model, STATIC):
-        expected = [logits_of(model, batch) for batch in batches]
-    with tp.attach(model, STATIC, compile=TRACED) as attached:
-        for graphs, (batch, logits) in enumerate(zip(batches, expected, strict=True), start=1):
-            assert worst(logits_of(model, batch), logits) < TOLERANCE
-            assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
+    each_is_a_graph(model, batches)
 
 
 def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPatch) -> None:

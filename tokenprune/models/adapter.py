@@ -63,9 +63,10 @@ def _fixed_grids(base: Any, row: VisionRow) -> tuple[Grid, ...]:
     return ((1, rows, columns),) * (n // whole)
 
 
-def _tiled_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:
+def _tiled_grids(base: Any, row: VisionRow) -> tuple[Grid, ...]:
     """LLaVA-NeXT: per image a square overview, then the unpadded tiles, each of their rows ended by a newline token."""
-    side = _tower_side(base)
+    vision = base.config.vision_config
+    side = vision.image_size // vision.patch_size
     newline, at, n = row.newline, 0, sum(row.runs)
     assert newline is not None
     grids: list[Grid] = []
@@ -102,11 +103,6 @@ def _positioned_grids(base: nn.Module, row: VisionRow) -> tuple[Grid, ...]:
         grids.append((frames, height, width))
         at += run
     return tuple(grids)
-
-
-def _tower_side(base: Any) -> int:
-    vision = base.config.vision_config
-    return int(vision.image_size // vision.patch_size)
 
 
 ADAPTERS: tuple[Adapter, ...] = (

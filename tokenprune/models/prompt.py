@@ -65,12 +65,20 @@ def start_reading(
     Raises:
         InputError: in the second call, if no text token follows the first image of a sample, and raters are needed.
     """
-    look = _look(anatomy, vision, real, embeddings, positions, pixels)
-    return lambda: _prompt(anatomy, look(), embeddings, positions, real, limit=limit, rated=rated)
+    look = _look(anatomy, vision, real, embeddings, positions)
+    return lambda: _prompt(anatomy, look(), embeddings, positions, real, pixels=pixels, limit=limit, rated=rated)
 
 
 def _prompt(
-    anatomy: Anatomy, seen: _Seen, embeddings: Tensor, positions: Tensor, real: Tensor, *, limit: int, rated: bool
+    anatomy: Anatomy,
+    seen: _Seen,
+    embeddings: Tensor,
+    positions: Tensor,
+    real: Tensor,
+    *,
+    pixels: tuple[int, int] | None,
+    limit: int,
+    rated: bool,
 ) -> Prompt | None:
     """As in `start_reading`."""
     device, (batch, length) = real.device, seen.real.shape
@@ -94,7 +102,7 @@ def _prompt(
     else:
         position = take_positions(positions.expand(batch, length), at)
     hidden = take(embeddings, at, 1)
-    grids = tuple(_grids(anatomy, seen, row) if n else () for row, n in enumerate(total))
+    grids = tuple(_grids(anatomy, seen, pixels, row) if n else () for row, n in enumerate(total))
     text_slot = ops.upload(_places(after_image, max(texts)), device)
     index = torch.arange(max(total), device=device).expand_as(slot)
     entered = {"vision_embedding": hidden}
@@ -173,17 +181,9 @@ class _Seen:
     real: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray
-    pixels: tuple[int, int] | None
 
 
-def _look(
-    anatomy: Anatomy,
-    vision: Tensor,
-    real: Tensor,
-    embeddings: Tensor,
-    positions: Tensor,
-    pixels: tuple[int, int] | None,
-) -> Callable[[], _Seen]:
+def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor) -> Callable[[], _Seen]:
     """The one transfer of a prefill, started; the second call waits for it."""
     rows = [vision & real, real]
     name = anatomy.adapter.newline
@@ -201,7 +201,6 @@ def _look(
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
             positions=host[-axes:],
-            pixels=pixels,
         )
 
     return seen
@@ -227,7 +226,7 @@ def _places(mask: np.ndarray, most: int) -> Tensor:
     return torch.from_numpy(index)
 
 
-def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
+def _grids(anatomy: Anatomy, seen: _Seen, pixels: tuple[int, int] | None, row: int) -> tuple[Grid, ...]:
     own = seen.vision[row]
     at = np.flatnonzero(own)
     breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
@@ -235,7 +234,7 @@ def _grids(anatomy: Anatomy, seen: _Seen, row: int) -> tuple[Grid, ...]:
         runs=tuple(end - start for start, end in pairwise(breaks)),
         positions=seen.positions[:, row, own] if len(seen.positions) == 3 else None,
         newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
-        pixels=seen.pixels,
+        pixels=pixels,
     )
     return anatomy.adapter.grids(anatomy.base, info)
 
