@@ -11,6 +11,7 @@ attention is far from uniform and hiding vision tokens moves the logits. No toke
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,8 +32,8 @@ FAMILIES: tuple[str, ...] = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "q
 PAD, BOS, EOS, IMAGE, VIDEO, VISION_START, VISION_END = 0, 1, 2, 195, 196, 197, 198
 """Special token ids of every model here; text tokens are 3 to 189."""
 
-SEVERAL_IMAGES_EXPAND = hasattr(tf.GenerationMixin, "_expand_multimodal_outputs")
-"""Older transformers shuffle the images of rows with several when `generate` expands them (beams, more answers)."""
+CACHE = "cache" if "cache" in inspect.signature(tf.LlamaModel.forward).parameters else "past_key_values"
+"""What a model calls its cache, among its arguments and in its output: transformers 5.24 renamed it."""
 
 _QWEN_SIZES: tuple[Size, ...] = ((8, 8), (8, 12), (12, 10), (4, 20))
 _SIZES: Mapping[str, tuple[Size, ...]] = {
@@ -73,14 +74,11 @@ def sizes(family: str) -> tuple[Size, ...]:
     return _SIZES[family]
 
 
-def ragged_rows(family: str, *, several_images: bool = True) -> list[Row]:
-    """Two rows with different numbers of vision and of text tokens; the second has two images, of different sizes.
-
-    LLaVA knows one size, so without `several_images` its second row has no image at all.
-    """
+def ragged_rows(family: str) -> list[Row]:
+    """Two rows with different numbers of vision and of text tokens; the second has two images, of different sizes where
+    the family knows several."""
     first, last = sizes(family)[0], sizes(family)[-1]
-    images = (last, first) if several_images else (last,) if first != last else ()
-    return [Row(before=3, images=(first,), after=9), Row(before=5, images=images, between=2, after=5)]
+    return [Row(before=3, images=(first,), after=9), Row(before=5, images=(last, first), between=2, after=5)]
 
 
 def build(family: str, *, attention: Attention = "sdpa", seed: int = 0, layers: int = 8) -> PreTrainedModel:
@@ -183,7 +181,7 @@ def row_inputs(batch: Batch, b: int) -> Batch:
 def next_turn(batch: Batch, sequences: Tensor, *, words: int = 5, seed: int = 1) -> Batch:
     """Text-only second turn on the same cache: `sequences [B, L + new]` that generate returned, and `words` new tokens.
 
-    Give it to `generate` together with the first turn's cache as `past_key_values`.
+    Give it to `generate` together with the first turn's cache, as `CACHE`.
     """
     random = torch.Generator().manual_seed(seed)
     added = torch.stack([_words(words, random) for _ in sequences])

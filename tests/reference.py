@@ -84,7 +84,7 @@ class _LayerHook:
         expansion, remainder = divmod(batch, len(self.columns))
         if remainder:
             raise ValueError(f"{batch} rows in the model, {len(self.columns)} in the reference")
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))  # renamed in transformers 5.24
         past, width, offset = 0, length, 0  # column of this forward's first token; columns that attention will see
         if cache is not None:
             past = int(cache.get_seq_length(self.index))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from families import (
+    CACHE,
     FAMILIES,
     IMAGE,
     PAD,
-    SEVERAL_IMAGES_EXPAND,
     VISION_END,
     VISION_START,
     Attention,
@@ -199,7 +199,7 @@ def test_generate_agrees_with_itself(family: str) -> None:
 @families
 def test_beams_and_several_answers(family: str) -> None:
     model = build(family)
-    batch = inputs(family, model, rows=ragged_rows(family, several_images=SEVERAL_IMAGES_EXPAND))
+    batch = inputs(family, model)
     alone, _ = generate_logits(model, row_inputs(batch, 0), num_beams=3, num_return_sequences=2)
     assert not torch.equal(alone[0], alone[1])
     drawn, _ = generate_logits(model, batch, do_sample=True, num_return_sequences=2)
@@ -217,10 +217,10 @@ def test_second_turn_on_the_same_cache(family: str) -> None:
     model = build(family)
     batch = inputs(family, model)
     cache = DynamicCache(config=model.config.get_text_config())
-    sequences, _ = generate_logits(model, batch, past_key_values=cache)
+    sequences, _ = generate_logits(model, batch, **{CACHE: cache})
     turn = next_turn(batch, sequences)
     assert cache.get_seq_length() == sequences.shape[1] - 1
-    longer, steps = generate_logits(model, turn, past_key_values=cache, max_new_tokens=1)
+    longer, steps = generate_logits(model, turn, **{CACHE: cache}, max_new_tokens=1)
     whole = model(**{**batch, **turn}).logits
     assert longer.shape[1] == turn["input_ids"].shape[1] + 1
     assert difference(steps[0], whole[:, -1]) < TOLERANCE

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from families import Row, build, inputs
+from families import CACHE, Row, build, inputs
 from kinds import ATTENTION, fixed, recipe, stage
 from transformers import StaticCache
 
@@ -59,7 +59,7 @@ def test_a_cut_sequence_writes_its_cache_into_buffers_of_its_lengths(cells: Modu
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=length + 1)
     with torch.no_grad():
         expected = model(**batch).logits
-        static = model(**batch, past_key_values=cache).logits
+        static = model(**batch, **{CACHE: cache}).logits
     assert (static - expected).abs().max() < 1e-5
     assert [layer.keys.shape[2] for layer in cache.layers] == [n + 1 for n in entering]
     assert [int(layer.get_seq_length()) for layer in cache.layers] == entering

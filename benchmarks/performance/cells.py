@@ -22,6 +22,7 @@ from tokenprune.bench.run import measure
 from tokenprune.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
 from tokenprune.bench.statistics import ratio
 from tokenprune.errors import TokenPruneError
+from tokenprune.models.cache import cache_in
 from tokenprune.models.noise import usual_pictures
 from tokenprune.recipe import Recipe
 
@@ -177,7 +178,7 @@ def cache_bytes(side: Side, text: int, batch: int) -> int:
     options: dict[str, Any] = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
     inputs = side.prompt(text=text, batch=batch)
     made = side.model.generate(**inputs, **options, return_dict_in_generate=True)
-    stores = [each.untyped_storage() for layer in made.past_key_values.layers for each in (layer.keys, layer.values)]
+    stores = [each.untyped_storage() for layer in cache_in(made).layers for each in (layer.keys, layer.values)]
     return sum({store.data_ptr(): store.nbytes() for store in stores}.values())
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tokenprune.budget import tokens_per_layer
 from tokenprune.builder import build
+from tokenprune.models.cache import cache_in
 from tokenprune.models.noise import Pictures
 from tokenprune.recipe import Recipe
 
@@ -39,7 +40,7 @@ def cut(model: Any, entering: list[int]) -> None:
 def _shrinking(dropped: list[int]) -> Callable[..., None]:
     def before_text(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Static buffers are made when they are first written to: by then they are to be as short as their layers'."""
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if getattr(cache, "is_compileable", False):
             for store, less in zip(cache.layers, dropped, strict=True):
                 if not store.is_initialized:

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import FAMILIES, IMAGE, Row, build, inputs, row_inputs, text_only_inputs
+from families import CACHE, FAMILIES, IMAGE, Row, build, inputs, row_inputs, text_only_inputs
 from kinds import ATTENTION, IDENTITY, KINDS, fixed, recipe, stage
 from pruned import logits_of
 from reference import generate_logits
 from torch import nn
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 import tokenprune as tp
 from tokenprune.errors import BudgetError, InputError, NotFiredError, RecipeError, UnsupportedModelError
@@ -276,7 +277,20 @@ def test_an_unknown_cache_is_refused() -> None:
     cache = tf.DynamicCache()
     cache.layers.append(tf.cache_utils.DynamicSlidingWindowLayer(sliding_window=8))
     with tp.attach(model, HALF), pytest.raises(UnsupportedModelError, match="DynamicSlidingWindowLayer cannot hold"):
-        model(**batch, past_key_values=cache)
+        model(**batch, **{CACHE: cache})
+
+
+def test_continuous_batching_of_images_is_refused() -> None:
+    """transformers itself takes no images there; prompts of text run as if nothing were attached."""
+    model = build("llava")
+    batch = inputs("llava", model)
+    paged = PagedAttentionCache.__new__(PagedAttentionCache)
+    positions = torch.arange(batch["input_ids"].shape[1])[None]
+    with (
+        tp.attach(model, KINDS["after_vision"]),
+        pytest.raises(UnsupportedModelError, match="PagedAttentionCache cannot"),
+    ):
+        model(**batch, cache=paged, position_ids=positions)
 
 
 def test_a_place_beyond_the_model_is_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Row, build, inputs, text_only_inputs
+from families import CACHE, FAMILIES, Row, build, inputs, text_only_inputs
 from kinds import ATTENTION, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
@@ -221,7 +221,7 @@ def test_buffers_are_as_small_as_without_compile() -> None:
         with tp.attach(model, STATIC, compile=compile):
             cache = model.generate(
                 **batch, max_new_tokens=3, do_sample=False, cache_implementation="static", return_dict_in_generate=True
-            ).past_key_values
+            )[CACHE]
         sizes.append([layer.keys.shape[-2] for layer in cache.layers])
     assert sizes[0] == sizes[1]
     assert sizes[0][0] > sizes[0][1] > sizes[0][2] == sizes[0][3]

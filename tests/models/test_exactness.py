@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Row, build, inputs, next_turn, ragged_rows, row_inputs, sizes, vision_mask
+from families import CACHE, FAMILIES, Row, build, inputs, next_turn, ragged_rows, row_inputs, sizes, vision_mask
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, merged_states, reference_stages, run_both, worst
 from reference import generate_logits, masked_reference, pruned_difference
@@ -102,7 +102,7 @@ def test_a_second_turn_of_text_on_the_same_cache_equals_the_masked_reference(
     def two_turns() -> tuple[torch.Tensor, ...]:
         first = model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
         following = next_turn(batch, first.sequences)
-        return generate_logits(model, {**following, "past_key_values": first.past_key_values})[1]
+        return generate_logits(model, {**following, CACHE: first[CACHE]})[1]
 
     with tp.attach(model, KINDS[kind]) as attached, merged_states(attached) as merged:
         logits = two_turns()
@@ -194,8 +194,8 @@ def test_a_new_image_in_the_second_turn_is_pruned_too(family: str, monkeypatch: 
     )
 
     def turns(first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
-        cache = model(**first, use_cache=True).past_key_values
-        return model(**second, past_key_values=cache).logits
+        cache = model(**first, use_cache=True)[CACHE]
+        return model(**second, **{CACHE: cache}).logits
 
     # The first turn is the beginning of `both`; the second brings the rest, with the second image's pixels.
     first = {k: v[:, :length] for k, v in both.items() if k in ("input_ids", "attention_mask", "mm_token_type_ids")}

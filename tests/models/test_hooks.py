@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Row, build, inputs, next_turn
+from families import CACHE, FAMILIES, Row, build, inputs, next_turn
 from kinds import KINDS, fixed, recipe, stage
 from pruned import worst
 from reference import generate_logits
@@ -61,7 +61,7 @@ def test_answers_are_those_with_hooks_that_stay(family: str, kind: str, monkeypa
             first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
             assert bool(hooked(model)) == staying
             following = next_turn(batch, first.sequences)
-            answers.append(generate_logits(model, {**following, "past_key_values": first.past_key_values}))
+            answers.append(generate_logits(model, {**following, CACHE: first[CACHE]}))
             patch.undo()
     (tokens, logits), (others, other_logits) = answers
     assert torch.equal(tokens, others)

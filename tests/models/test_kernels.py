@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, build, inputs, next_turn
+from families import CACHE, FAMILIES, build, inputs, next_turn
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
@@ -45,7 +45,7 @@ def test_flex_attention_equals_sdpa(family: str, kind: str, uncompiled: None) ->
             first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
             kept = [stage.kept for stage in attached.report.stages]
             following = next_turn(batch, first.sequences)
-            turn = generate_logits(model, {**following, "past_key_values": first.past_key_values})
+            turn = generate_logits(model, {**following, CACHE: first[CACHE]})
             answers.append((kept, generate_logits(model, batch), turn))
     (kept, *expected), (flex_kept, *got) = answers
     assert all(torch.equal(a, b) for a, b in zip(kept, flex_kept, strict=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Row, build, inputs, ragged_rows, vision_mask
+from families import CACHE, FAMILIES, Row, build, inputs, ragged_rows, vision_mask
 from kinds import fixed, recipe, stage
 from pruned import TOLERANCE, merged_states, reference_stages, worst
 from reference import generate_logits, masked_reference
@@ -196,9 +196,9 @@ def test_a_second_turn_goes_on_from_the_lower_number(family: str) -> None:
         first = {
             k: v[:, :-4] if k in ("input_ids", "attention_mask", "mm_token_type_ids") else v for k, v in batch.items()
         }
-        cache = model(**first, use_cache=True).past_key_values
+        cache = model(**first, use_cache=True)[CACHE]
         then = {"input_ids": batch["input_ids"][:, -4:], "attention_mask": batch["attention_mask"]}
-        resumed = model(**then, past_key_values=cache).logits
+        resumed = model(**then, **{CACHE: cache}).logits
     assert (whole - resumed).abs().max() < TOLERANCE
 
 
@@ -217,11 +217,11 @@ def test_two_images_in_two_turns_equal_both_in_one(positions: str) -> None:
             "attention_mask": both["attention_mask"][:, :cut],
             "pixel_values": both["pixel_values"][:1],
         }
-        cache = model(**first, use_cache=True).past_key_values
+        cache = model(**first, use_cache=True)[CACHE]
         second = {
             "input_ids": both["input_ids"][:, cut:],
             "attention_mask": both["attention_mask"],
             "pixel_values": both["pixel_values"][1:],
         }
-        turns = model(**second, past_key_values=cache).logits[:, -5:]
+        turns = model(**second, **{CACHE: cache}).logits[:, -5:]
     assert (whole - turns).abs().max() < TOLERANCE

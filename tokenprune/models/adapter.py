@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -130,6 +132,12 @@ class Anatomy:
     @property
     def layers(self) -> Sequence[nn.Module]:
         return self.text.layers
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument of the language model and its layers that holds the cache: transformers 5.24 renamed it."""
+        known = inspect.signature(type(self.text).forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""

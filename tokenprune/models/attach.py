@@ -17,6 +17,7 @@ from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.flops.prefill import Prefill
 from tokenprune.flops.shape import ModelShape
 from tokenprune.models.adapter import Anatomy, anatomy, picture_size
+from tokenprune.models.cache import cache_in
 from tokenprune.models.compiled import BUCKETS, Compiled
 from tokenprune.models.engine import Engine
 from tokenprune.models.shape import model_shape
@@ -182,8 +183,9 @@ def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Arguments of `generate` under compile: one step after the other in buffers of one size, hence in one graph."""
     # transformers would compile the whole model around ours, which breaks graphs.
     kwargs = {"disable_compile": True, **kwargs}
-    asked = ("past_key_values", "cache_implementation", "use_cache", "prompt_lookup_num_tokens", "assistant_model")
-    if any(kwargs.get(key, getattr(config, key, None)) not in (None, True) for key in asked):
+    asked = ("cache_implementation", "use_cache", "prompt_lookup_num_tokens", "assistant_model")
+    given = [cache_in(kwargs)] + [kwargs.get(key, getattr(config, key, None)) for key in asked]
+    if any(value not in (None, True) for value in given):
         return kwargs
     return {**kwargs, "cache_implementation": "static"}
 
@@ -200,7 +202,7 @@ def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
     lengths = [x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() >= 2]
     if not lengths:
         return None
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_in(kwargs)
     if isinstance(mask, torch.Tensor) and mask.dim() == 2:
         lengths.append(mask.shape[1])
     past = 0 if cache is None else int(cache.get_seq_length())

@@ -7,6 +7,7 @@ and a pruned layer only gathers rows and columns from them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,9 +122,17 @@ CacheLayer = VirtualDynamicLayer | VirtualStaticLayer
 _VIRTUAL = {DynamicLayer: VirtualDynamicLayer, StaticLayer: VirtualStaticLayer}
 
 
+def cache_in(kwargs: Mapping[str, Any]) -> Any | None:
+    """The cache among the arguments of a model or of one of its layers, by its name of today or by the one that it had
+    before transformers 5.24; None without."""
+    cache = kwargs.get("cache")
+    return kwargs.get("past_key_values") if cache is None else cache
+
+
 def layer_of(cache: Cache | None, index: int) -> Any | None:
-    """The cache layer at `index`; lazily built caches grow to it. None without a cache."""
-    if cache is None:
+    """The cache layer at `index`; lazily built caches grow to it. None without a cache, and from one without layers
+    (continuous batching has such, for prompts of text)."""
+    if not isinstance(cache, Cache):
         return None
     while len(cache.layers) <= index:
         cache.layers.append(cache.layer_class_to_replicate())
@@ -156,7 +165,7 @@ def written_keys(layer: Any | None, length: int) -> Tensor | None:
 
 def check_cache(cache: Cache | None) -> None:
     """Raise `UnsupportedModelError` unless every layer of `cache` can hold a shortened sequence."""
-    for layer in getattr(cache, "layers", ()):
+    for layer in () if cache is None else getattr(cache, "layers", (cache,)):
         if type(layer) not in _VIRTUAL and not isinstance(layer, VirtualLength):
             known = ", ".join(cls.__name__ for cls in _VIRTUAL)
             raise UnsupportedModelError(

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
-from tokenprune.models.cache import allocate, layer_of, virtualise
+from tokenprune.models.cache import allocate, cache_in, layer_of, virtualise
 from tokenprune.models.engine import Engine
 from tokenprune.report import Graphs
 
@@ -96,7 +96,7 @@ class Compiled:
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The text model's forward: compiled where that pays, else as it is."""
-        engine, cache = self.engine, kwargs.get("past_key_values")
+        engine, cache = self.engine, cache_in(kwargs)
         if not engine.prefilling:
             # On a dynamic cache every step has a shape of its own.
             if engine.decoding and getattr(cache, "is_compileable", False):
@@ -105,7 +105,7 @@ class Compiled:
         uses_cache = kwargs.get("use_cache")
         if cache is None and (self._text.config.use_cache if uses_cache is None else uses_cache):
             # The text model would make the same one, inside the graph: too late to prepare its layers.
-            cache = kwargs["past_key_values"] = DynamicCache(config=self._text.config)
+            cache = kwargs[engine.anatomy.cache_name] = DynamicCache(config=self._text.config)
         if not engine.pipeline.static:
             return self._layer_by_layer(args, kwargs)
         for index, removed in enumerate(engine.dropped()):
@@ -140,7 +140,7 @@ class Compiled:
     def _one_layer(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            self._prepare(kwargs.get("past_key_values"), index, 0, hidden)
+            self._prepare(cache_in(kwargs), index, 0, hidden)
             signature = ("layer", index, tuple(hidden.shape), *_described(kwargs, index))
             return self._call(self._single[index], signature, args, kwargs)
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.models.adapter import Anatomy, picture_size
-from tokenprune.models.cache import check_cache, different_slots, layer_of, slots_of, virtualise
+from tokenprune.models.cache import cache_in, check_cache, different_slots, layer_of, slots_of, virtualise
 from tokenprune.models.deepstack import survivors_only
 from tokenprune.models.forward import Forward
 from tokenprune.models.hooks import LayerHooks
@@ -111,7 +112,7 @@ class Engine:
 
     def _enter_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeddings = kwargs.get("inputs_embeds")
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         if embeddings is None:
             if self._input_ids is not None:
                 raise UnsupportedModelError(
@@ -121,7 +122,7 @@ class Engine:
         batch, length = embeddings.shape[:2]
         static = bool(getattr(cache, "is_compileable", False))
         decoding = length == 1 and cache is not None
-        past = 0 if cache is None or (static and decoding) else int(cache.get_seq_length())
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) and not (static and decoding) else 0
         slots = different_slots(cache)
         config = self.anatomy.text.config
         forward = self._forward = Forward(
@@ -240,7 +241,7 @@ class Engine:
             cache: empty, for the layers that are called inside.
         """
         self.announce(input_ids, attention_mask)
-        call = {"inputs_embeds": embeddings, "position_ids": positions, "past_key_values": cache}
+        call = {"inputs_embeds": embeddings, "position_ids": positions, "cache": cache}
         output = None
         try:
             self._enter_text(self.anatomy.text, (), call)
@@ -277,7 +278,7 @@ class Engine:
             forward = self._forward
             if forward is None:
                 return None
-            store = layer_of(kwargs.get("past_key_values"), index)
+            store = layer_of(cache_in(kwargs), index)
             prefill = self._opened()
             if prefill is None:
                 return args, forward.adjust(kwargs, store)

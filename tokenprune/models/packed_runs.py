@@ -45,8 +45,8 @@ class _Run:
             inputs_embeds=embedded,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.parts.cache_name: self.cache},
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
@@ -197,6 +197,6 @@ class Apart(_Run):
             "attention_mask": mask,
             "position_ids": positions,
             "position_embeddings": self.parts.text.rotary_emb(hidden, position_ids=positions),
-            "past_key_values": cache,
+            self.parts.cache_name: cache,
             "use_cache": True,
         }
