@@ -129,7 +129,7 @@ def cache_in(kwargs: Mapping[str, Any]) -> Any | None:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
-def layer_of(cache: Cache | None, index: int) -> Any | None:
+def layer_of(cache: Any | None, index: int) -> Any | None:
     """The cache layer at `index`; lazily built caches grow to it. None without a cache, and from one without layers
     (continuous batching has such, for prompts of text)."""
     if not isinstance(cache, Cache):
@@ -163,13 +163,13 @@ def written_keys(layer: Any | None, length: int) -> Tensor | None:
     return keys[:, :, keys.shape[2] - length :]
 
 
-def check_cache(cache: Cache | None) -> None:
-    """Raise `UnsupportedModelError` unless every layer of `cache` can hold a shortened sequence."""
+def check_cache(cache: Any | None) -> None:
+    """Raise `UnsupportedModelError` unless `cache` has layers, each of which can hold a shortened sequence."""
     for layer in () if cache is None else getattr(cache, "layers", (cache,)):
         if type(layer) not in _VIRTUAL and not isinstance(layer, VirtualLength):
             known = ", ".join(cls.__name__ for cls in _VIRTUAL)
             raise UnsupportedModelError(
-                f"cache layer {type(layer).__name__} cannot hold a shortened sequence; expected one of {known}. "
+                f"cache: {type(layer).__name__} cannot hold a shortened sequence; expected one of {known}. "
                 "Use the default cache, or cache_implementation='static'"
             )
 
