@@ -149,6 +149,18 @@ def test_adaptive_counts_come_from_the_data_unless_a_budget_fixes_them() -> None
     assert run_all(fixed, tokens_of(100), (2, 5))[1].sizes == (fixed.plan(100, ((1, 10, 10),))[1],) * 2
 
 
+def test_a_plan_is_little_work_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made anew for prompts of another shape, while the device waits; its search asks a recycler thousands of
+    times."""
+    made = []
+    limit = Fraction.limit_denominator
+    stages = [stage(Fraction(at, 32), SolvedScheduler(), ClusterRecycler()) for at in (3, 7, 16)]
+    pipeline = Pipeline(stages, budget=Budget("keep", 192), depth=32)
+    monkeypatch.setattr(Fraction, "limit_denominator", lambda *args: made.append(args) or limit(*args))
+    pipeline.plan(576, ((1, 24, 24),))
+    assert len(made) < 10
+
+
 @given(
     n=st.integers(0, 60),
     kind=st.sampled_from(["keep", "average", "final"]),

@@ -91,11 +91,11 @@ class ClusterRecycler(Recycler):
         self.metric = metric
         self.distance_scale = distance_scale
         self.check()
+        self._ratio = ops.rational(share)  # a budget asks for `recycled` thousands of times
 
     def recycled(self, dropped: int) -> int:
         """R, the tokens that are clustered, of `dropped`."""
-        share = ops.rational(self.share)
-        return min(dropped, share.numerator * dropped // share.denominator + self.plus_one)
+        return min(dropped, self._ratio.numerator * dropped // self._ratio.denominator + self.plus_one)
 
     def added(self, dropped: int) -> int:
         recycled = self.recycled(dropped)
