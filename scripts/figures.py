@@ -18,14 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 
 from tokenprune.builder import build
-from tokenprune.ops import take_rows, top_k
-from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler, Recycler
-from tokenprune.parts.samplers import TopKSampler
-from tokenprune.parts.schedulers import FixedScheduler
-from tokenprune.parts.scorers import Scorer
-from tokenprune.place import Place
+from tokenprune.core.ops import take_rows, top_k
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Tokens
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.recyclers.cluster import ClusterRecycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler
+from tokenprune.parts.schedulers.fixed import FixedScheduler
+from tokenprune.parts.scorers.base import Scorer
 from tokenprune.stage import Stage, StageResult
-from tokenprune.tokens import Tokens
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
@@ -405,7 +407,7 @@ def kept_picture() -> Figure:
     from PIL import Image
 
     import tokenprune as tp
-    from tokenprune.plot import plot_kept
+    from tokenprune.plot.kept import plot_kept
     from tokenprune.scenes import load_embedded, samples
 
     model, processor = load_embedded()

@@ -12,8 +12,8 @@ from reference import Stage, generate_logits, masked_reference
 from torch import Tensor
 
 import tokenprune as tp
-from tokenprune.parts.recyclers import Recycler
-from tokenprune.report import Report
+from tokenprune.core.report import Report
+from tokenprune.parts.recyclers.base import Recycler
 
 TOLERANCE = 1e-5
 

@@ -14,8 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenprune.attention import RaterAttention, attention_from_qk
-from tokenprune.tokens import Grid, Tokens
+from tokenprune.core.attention import RaterAttention, attention_from_qk
+from tokenprune.core.tokens import Grid, Tokens
 
 WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH = 6, 4, 2, 4
 

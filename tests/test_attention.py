@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.attention import GRAVITY_FLOOR, Projection, RaterAttention, attention_from_qk
+from tokenprune.core.attention import GRAVITY_FLOOR, Projection, RaterAttention, attention_from_qk
 from tokenprune.errors import InputError
 
 BEFORE, VISION, TEXT = 3, 7, 4

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenprune as tp
-from tokenprune.attention import attention_from_qk
-from tokenprune.audit import Audit, StageAudit, rank_correlation, share
-from tokenprune.audit.heads import HeadAudit
-from tokenprune.audit_plot import plot_audit
+from tokenprune.core.attention import attention_from_qk
+from tokenprune.core.report import Report, StageReport, Stopwatch
 from tokenprune.errors import InputError
-from tokenprune.parts.scorers import AttentionScorer
-from tokenprune.plot import save
-from tokenprune.report import Report, StageReport, Stopwatch
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.plot.audit import plot_audit
+from tokenprune.plot.style import save
+from tokenprune.study.audit import Audit, StageAudit, rank_correlation, share
+from tokenprune.study.audit.heads import HeadAudit
 
 GRID = (1, 8, 8)
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from kinds import KINDS, fixed, recipe, stage
 
 import tokenprune as tp
-from tokenprune.bench import Bench, bench, ratio
-from tokenprune.bench.chart import plot_times
-from tokenprune.bench.clock import Sample
-from tokenprune.bench.sides import SMALLER, UNTOUCHED, sides
 from tokenprune.errors import BudgetError, InputError, UnsupportedModelError
-from tokenprune.models.noise import Pictures, noise, smaller_picture, usual_pictures
+from tokenprune.families.noise import Pictures, noise, smaller_picture, usual_pictures
+from tokenprune.plot.times import plot_times
 from tokenprune.recipe import load_recipe
+from tokenprune.study.bench import Bench, bench, ratio
+from tokenprune.study.bench.clock import Sample
+from tokenprune.study.bench.sides import SMALLER, UNTOUCHED, sides
 
 HALF = load_recipe(recipe("half", stage(2, fixed(0.5), raters="last_text", scorer={"type": "attention"})))
 QUICK: dict[str, Any] = {"rounds": 3, "text": 9, "new_tokens": 3}
@@ -167,7 +167,7 @@ def test_sides_share_weights_and_leave_no_trace() -> None:
 
 
 def test_different_attention_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokenprune.bench.sides as module
+    import tokenprune.study.bench.sides as module
 
     twin = module._twin
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from tokenprune.errors import RecipeError
-from tokenprune.models.adapter import ADAPTERS
+from tokenprune.families.adapter import ADAPTERS
 from tokenprune.recipe import list_recipes, load_recipe
 
 ROOT = Path(__file__).parent.parent

@@ -1,4 +1,4 @@
-"""`tokenprune.evaluate`: cases, conditions, and small runs of the embedded model."""
+"""`tokenprune.study.evaluate`: cases, conditions, and small runs of the embedded model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from PIL import Image
 import tokenprune as tp
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, InputError
-from tokenprune.evaluate import (
+from tokenprune.families.load import Chat
+from tokenprune.scenes import TASKS, load_embedded, make_scene
+from tokenprune.scenes.world.questions import is_right
+from tokenprune.study.evaluate import (
     SMALLER,
     UNTOUCHED,
     Case,
@@ -31,11 +34,8 @@ from tokenprune.evaluate import (
     scene_cases,
     wilson,
 )
-from tokenprune.evaluate import run as runs
-from tokenprune.evaluate.conditions import share_of, shrink
-from tokenprune.models.load import Chat
-from tokenprune.scenes import TASKS, load_embedded, make_scene
-from tokenprune.scenes.questions import is_right
+from tokenprune.study.evaluate import run as runs
+from tokenprune.study.evaluate.conditions import share_of, shrink
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from families import build
 from tokenprune.budget import Budget
 from tokenprune.cli.main import call
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.evaluate import Case, Outcome, evaluate, make_conditions, scene_cases
-from tokenprune.evaluate.packing import Packer, picture_batches
-from tokenprune.models.load import Chat
+from tokenprune.families.load import Chat
 from tokenprune.scenes import load_embedded
+from tokenprune.study.evaluate import Case, Outcome, evaluate, make_conditions, scene_cases
+from tokenprune.study.evaluate.packing import Packer, picture_batches
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Statistics of `tokenprune.evaluate`, against closed forms."""
+"""Statistics of `tokenprune.study.evaluate`, against closed forms."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenprune.errors import InputError
-from tokenprune.evaluate import (
+from tokenprune.study.evaluate import (
     accuracy,
     difference,
     holm,
     sign_flip,
     wilson,
 )
-from tokenprune.evaluate.statistics import resampled_means
+from tokenprune.study.evaluate.statistics import resampled_means
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (7, 20), (90, 100)])

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.budget import Budget, plan
 from tokenprune.budget.in_flops import _Path
+from tokenprune.cost.account import account
+from tokenprune.cost.presets import PRESETS
+from tokenprune.cost.prices import Prefill
+from tokenprune.cost.shape import ModelShape
 from tokenprune.errors import BudgetError, InputError, TokenPruneError
-from tokenprune.flops.ledger import account
-from tokenprune.flops.prefill import Prefill
-from tokenprune.flops.presets import PRESETS
-from tokenprune.flops.shape import ModelShape
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_recipes, load_recipe
 

@@ -10,9 +10,9 @@ import pytest
 
 import tokenprune as tp
 from tokenprune.builder import build
+from tokenprune.cost.account import Ledger, account, readable, vision_only
+from tokenprune.cost.presets import PRESETS
 from tokenprune.errors import InputError
-from tokenprune.flops.ledger import Ledger, account, readable, vision_only
-from tokenprune.flops.presets import PRESETS
 from tokenprune.recipe import list_recipes, load_recipe
 
 LLAVA = PRESETS["llava-1.5-7b"]

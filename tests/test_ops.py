@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenprune import ops
+from tokenprune.core import gram, ops, ranks, transfer
 
 numbers = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.5, -torch.inf, torch.inf, 1e-45, -3e38])
 rows = st.integers(1, 4).flatmap(
@@ -83,7 +83,7 @@ def test_hash_is_uniform_and_depends_on_seed_and_index_alone():
 def test_equal_rows_are_at_equal_distances_to_the_bit():
     x = torch.randn(1, 40, 300, generator=torch.Generator().manual_seed(0)) + 100
     x[0, 31] = x[0, 2]
-    for apart in (ops.distances(x)[0], ops.distances(x, x.clone())[0]):
+    for apart in (gram.distances(x)[0], gram.distances(x, x.clone())[0]):
         assert apart[2, 31] == 0
         assert torch.equal(apart[2], apart[31])
         assert torch.allclose(apart, (x[0, :, None] - x[0]).norm(dim=-1), rtol=1e-4)
@@ -96,7 +96,7 @@ def test_numerical_rank_is_that_of_the_matrix_without_padding(rank_rows, columns
     a = torch.rand(rank_rows, inner, generator=generator) @ torch.rand(inner, columns, generator=generator)
     padded = torch.zeros(1, rank_rows + 3, columns + 5)
     padded[0, :rank_rows, 2 : columns + 2] = a
-    got = ops.numerical_rank(padded, torch.tensor([rank_rows]), torch.tensor([columns]))
+    got = ranks.numerical_rank(padded, torch.tensor([rank_rows]), torch.tensor([columns]))
     assert got.item() == torch.linalg.matrix_rank(a)
 
 
@@ -122,7 +122,7 @@ def test_rank_close_to_the_tolerance(a, more_rows, more_columns):
     padded = torch.zeros(2, a.shape[0] + more_rows, a.shape[1] + more_columns)
     padded[1, more_rows:, more_columns:] = a  # the first sample is all padding
     rows, columns = torch.tensor([0, a.shape[0]]), torch.tensor([0, a.shape[1]])
-    nothing, got = ops.numerical_rank(padded, rows, columns).tolist()
+    nothing, got = ranks.numerical_rank(padded, rows, columns).tolist()
     values = torch.linalg.svdvals(a.double())
     distance = values / (max(a.shape) * EPS * values[0]) - 1
     assume(bool((distance.abs() > 1e-6).all()))
@@ -134,7 +134,7 @@ def test_rank_close_to_the_tolerance(a, more_rows, more_columns):
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 99), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_singular_values_are_those_of_an_svd(rows, columns, seed, dtype):
     a = torch.randn(2, rows, columns, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    got, expected = ops.squared_singular_values(a), torch.linalg.svdvals(a.double()) ** 2
+    got, expected = ranks.squared_singular_values(a), torch.linalg.svdvals(a.double()) ** 2
     assert got.dtype == torch.float64
     assert torch.allclose(got, expected, rtol=1e-9, atol=1e-12 * float(expected.max()))
 
@@ -143,11 +143,11 @@ def test_repeated_and_equal_rows_add_no_rank():
     """Ties: raters that see the same, and tokens that nobody sees."""
     row = torch.softmax(torch.randn(1, 300, generator=torch.Generator().manual_seed(3)), -1)
     a = torch.cat([row, row, torch.roll(row, 7, 1), torch.zeros(1, 300), row])[None]
-    assert ops.numerical_rank(a, torch.tensor([5]), torch.tensor([300])).item() == 2
-    assert ops.energy_rank(a, 1.0).item() == 2
+    assert ranks.numerical_rank(a, torch.tensor([5]), torch.tensor([300])).item() == 2
+    assert ranks.energy_rank(a, 1.0).item() == 2
     flat = torch.full((1, 12, 300), 1 / 300)
-    assert ops.numerical_rank(flat, torch.tensor([12]), torch.tensor([300])).item() == 1
-    assert ops.energy_rank(flat, 1.0).item() == 1
+    assert ranks.numerical_rank(flat, torch.tensor([12]), torch.tensor([300])).item() == 1
+    assert ranks.energy_rank(flat, 1.0).item() == 1
 
 
 def test_rank_depends_on_storage_and_energy_rank_does_not():
@@ -155,23 +155,23 @@ def test_rank_depends_on_storage_and_energy_rank_does_not():
     generator = torch.Generator().manual_seed(0)
     a = torch.rand(20, 3, generator=generator) @ torch.rand(3, 576, generator=generator)
     size = torch.tensor([20]), torch.tensor([576])
-    assert ops.numerical_rank(a[None], *size).item() == 3
-    assert ops.numerical_rank(a.bfloat16().float()[None], *size).item() == 20
-    assert ops.energy_rank(a[None], 0.95).item() == ops.energy_rank(a.bfloat16().float()[None], 0.95).item() <= 3
+    assert ranks.numerical_rank(a[None], *size).item() == 3
+    assert ranks.numerical_rank(a.bfloat16().float()[None], *size).item() == 20
+    assert ranks.energy_rank(a[None], 0.95).item() == ranks.energy_rank(a.bfloat16().float()[None], 0.95).item() <= 3
 
 
 def test_energy_rank_by_hand():
     diagonal = torch.diag(torch.tensor([5.0, 3.0, 1.0, 1.0]))
     for energy, expected in ((0.5, 1), (0.51, 2), (0.8, 2), (0.9, 3), (0.95, 4), (1.0, 4)):
-        assert ops.energy_rank(diagonal[None], energy).item() == expected, energy
-    assert ops.energy_rank(torch.zeros(1, 3, 4), 0.9).item() == 0
-    assert ops.energy_rank(torch.zeros(1, 0, 4), 0.9).item() == 0
-    assert ops.numerical_rank(torch.zeros(1, 0, 4), torch.tensor([0]), torch.tensor([4])).item() == 0
+        assert ranks.energy_rank(diagonal[None], energy).item() == expected, energy
+    assert ranks.energy_rank(torch.zeros(1, 3, 4), 0.9).item() == 0
+    assert ranks.energy_rank(torch.zeros(1, 0, 4), 0.9).item() == 0
+    assert ranks.numerical_rank(torch.zeros(1, 0, 4), torch.tensor([0]), torch.tensor([4])).item() == 0
 
 
 @pytest.mark.parametrize("values", [(3, 3), (1, 2), (5,), (0, 0, 7)])
 def test_ints(values):
-    assert ops.ints(values, torch.device("cpu")).tolist() == list(values)
+    assert transfer.ints(values, torch.device("cpu")).tolist() == list(values)
 
 
 def test_places_and_masks_are_inverse():
@@ -198,17 +198,17 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 def test_products_are_summed_in_float32(device: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(2, n, 64, generator=generator).to(device, dtype) for n in (5, 7))
-    got, exact = ops.products(x, y), x.double() @ y.double().mT
+    got, exact = gram.products(x, y), x.double() @ y.double().mT
     assert got.dtype == torch.float32
     assert (got - exact).abs().max() < 1e-4, "sums in half precision are off by some hundredths"
     x.requires_grad_()
-    ops.products(x, y).sum().backward()
+    gram.products(x, y).sum().backward()
     assert torch.allclose(x.grad, y.sum(1, keepdim=True).expand_as(x), rtol=0.1)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_what_is_downloaded_is_on_the_host(device: str) -> None:
-    copied = ops.download(torch.arange(6, device=device))
+    copied = transfer.download(torch.arange(6, device=device))
     assert copied().device.type == "cpu" and copied().tolist() == list(range(6))
 
 

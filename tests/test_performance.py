@@ -17,7 +17,7 @@ from kinds import ATTENTION, fixed, recipe, stage
 from transformers import StaticCache
 
 import tokenprune as tp
-from tokenprune.models.noise import noise, usual_pictures
+from tokenprune.families.noise import noise, usual_pictures
 from tokenprune.recipe import load_recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "performance"

@@ -12,26 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tokenprune.attention import RaterAttention, attention_from_qk
 from tokenprune.budget import Budget
+from tokenprune.core.attention import RaterAttention, attention_from_qk
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError, RecipeError
-from tokenprune.parts.raters import AboveMeanRaters, LastTextRaters
-from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler, Recycler
-from tokenprune.parts.samplers import TopKSampler, UnionSampler
-from tokenprune.parts.schedulers import (
-    FixedScheduler,
-    LatticeScheduler,
-    PyramidScheduler,
-    RankRatioScheduler,
-    Scheduler,
-    SolvedScheduler,
-    TableScheduler,
-)
-from tokenprune.parts.scorers import AttentionScorer, RandomScorer
+from tokenprune.parts.raters.text import AboveMeanRaters, LastTextRaters
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.recyclers.cluster import ClusterRecycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
+from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, SolvedScheduler, TableScheduler
+from tokenprune.parts.schedulers.lattice import LatticeScheduler
+from tokenprune.parts.schedulers.rank import RankRatioScheduler
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.parts.scorers.baseline import RandomScorer
 from tokenprune.pipeline import Pipeline
-from tokenprune.place import Place
 from tokenprune.stage import Stage
-from tokenprune.tokens import Tokens
 
 TEXT = 11
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tokenprune.core.frames import frames_of
 from tokenprune.errors import InputError
-from tokenprune.plot import frames_of, plot_kept, save
+from tokenprune.plot.kept import plot_kept
+from tokenprune.plot.style import save
 
 GOLDEN = Path(__file__).parent / "cli" / "golden" / "kept.png"
 """Written anew by `TOKENPRUNE_WRITE_GOLDEN=1 pytest tests/test_plot.py`; look at it before you commit it."""
@@ -174,5 +176,5 @@ def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_plot_needs_neither_pyplot_nor_matplotlib_to_import() -> None:
-    code = "import sys, tokenprune.plot; assert 'matplotlib' not in sys.modules"
+    code = "import sys, tokenprune.plot.kept; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -14,13 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune.attention import attention_from_qk
 from tokenprune.budget import Budget, survivors
 from tokenprune.builder import build
+from tokenprune.core.attention import attention_from_qk
+from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.errors import BudgetError, RecipeError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
-from tokenprune.tokens import Grid, Tokens
 
 METHODS = (
     "fastv",

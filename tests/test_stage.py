@@ -10,15 +10,22 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
-from tokenprune.parts.raters import AboveMeanRaters, LastTextRaters
-from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
-from tokenprune.parts.samplers import RandomSampler, TopKSampler, UniformSampler, UnionSampler
-from tokenprune.parts.schedulers import FixedScheduler, LatticeScheduler, PyramidScheduler, RankRatioScheduler
-from tokenprune.parts.scorers import AttentionScorer, ConstantScorer, NormScorer, RandomScorer, Scorer
-from tokenprune.place import Place
+from tokenprune.parts.raters.text import AboveMeanRaters, LastTextRaters
+from tokenprune.parts.recyclers.cluster import ClusterRecycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
+from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
+from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler
+from tokenprune.parts.schedulers.lattice import LatticeScheduler
+from tokenprune.parts.schedulers.rank import RankRatioScheduler
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.parts.scorers.base import Scorer
+from tokenprune.parts.scorers.baseline import ConstantScorer, RandomScorer
+from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.stage import Stage
-from tokenprune.tokens import Tokens
 
 HERE = Place("before_layer", 3)
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
-from tokenprune.tokens import Tokens
 
 
 @settings(max_examples=50)

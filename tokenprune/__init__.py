@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenprune.budget import Budget as Budget
     from tokenprune.builder import build as build
-    from tokenprune.models.attach import Attached as Attached
-    from tokenprune.models.attach import attach as attach
-    from tokenprune.models.ledger import ledger as ledger
+    from tokenprune.core.report import Report as Report
+    from tokenprune.core.tokens import Tokens as Tokens
+    from tokenprune.engine.attach import Attached as Attached
+    from tokenprune.engine.attach import attach as attach
+    from tokenprune.families.ledger import ledger as ledger
     from tokenprune.pipeline import Pipeline as Pipeline
     from tokenprune.recipe import Recipe as Recipe
     from tokenprune.recipe import list_recipes as list_recipes
     from tokenprune.recipe import load_recipe as load_recipe
-    from tokenprune.report import Report as Report
     from tokenprune.stage import Stage as Stage
-    from tokenprune.tokens import Tokens as Tokens
 
 _HOMES = {
-    "Attached": "models.attach",
+    "Attached": "engine.attach",
     "Budget": "budget",
     "Pipeline": "pipeline",
     "Recipe": "recipe",
-    "Report": "report",
+    "Report": "core.report",
     "Stage": "stage",
-    "Tokens": "tokens",
-    "attach": "models.attach",
+    "Tokens": "core.tokens",
+    "attach": "engine.attach",
     "build": "builder",
-    "ledger": "models.ledger",
+    "ledger": "families.ledger",
     "list_recipes": "recipe",
     "load_recipe": "recipe",
 }

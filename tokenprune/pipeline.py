@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.errors import InputError, RecipeError, did_you_mean
-from tokenprune.place import Place
 from tokenprune.stage import Stage, StageResult
-from tokenprune.tokens import Grid, Tokens
 
 Key = str | int | Place
 """``"after_vision"``, ``"before_layer: 3"``, 3, or a `Place`."""
@@ -30,7 +30,7 @@ class Pipeline(nn.Module):
         tokens ─▶ pipeline["after_vision"] ─▶ layers 0 … 2 ─▶ pipeline[3] ─▶ layers 3 … ─▶
 
     It holds no state between calls. In a user's own model it is called once per place; the engine under
-    `tokenprune.models` asks for `plan` and runs the stages itself. Position ids in `Tokens` are always the original
+    `tokenprune.engine` asks for `plan` and runs the stages itself. Position ids in `Tokens` are always the original
     ones: whoever holds the whole sequence, text included, applies ``positions: renumber``.
 
     Stages, budget and depth are fixed when it is built: plans are remembered.

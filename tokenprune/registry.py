@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
@@ -23,7 +24,7 @@ from tokenprune.parts.part import Part, settings_model
 
 GROUP = "tokenprune.parts"
 
-_MODULES = {
+_FOLDERS = {
     "raters": "raters",
     "scorer": "scorers",
     "scheduler": "schedulers",
@@ -31,7 +32,7 @@ _MODULES = {
     "recycler": "recyclers",
 }
 
-ROLES = tuple(_MODULES)
+ROLES = tuple(_FOLDERS)
 """The roles of a stage, in the order in which they act."""
 
 
@@ -43,14 +44,11 @@ def parts(role: str) -> Mapping[str, type[Part]]:
         RecipeError: an unknown role; or a part that cannot be used: of the wrong kind, a name that is taken, a
             constructor that recipes cannot call.
     """
-    if role not in _MODULES:
+    if role not in _FOLDERS:
         raise RecipeError(f"unknown role {role!r}{did_you_mean(role, ROLES)}; expected one of: {', '.join(ROLES)}")
-    module = importlib.import_module(f"tokenprune.parts.{_MODULES[role]}")
-    classes = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
     found: dict[str, type[Part]] = {}
-    for part in classes:
-        if issubclass(part, Part) and not inspect.isabstract(part):
-            _add(found, role, part, where=f"{part.__module__}.{part.__name__}")
+    for part in _shipped(f"tokenprune.parts.{_FOLDERS[role]}"):
+        _add(found, role, part, where=f"{part.__module__}.{part.__name__}")
     for entry in entry_points(group=GROUP):
         if entry.name.startswith(f"{role}."):
             _add(found, role, _load(entry, role), where=f"entry point {entry.name!r} = {entry.value!r}")
@@ -77,6 +75,15 @@ def _add(found: dict[str, type[Part]], role: str, part: type[Part], where: str) 
         )
     check_constructor(part, where)
     found[name] = part
+
+
+def _shipped(folder: str) -> Iterator[type[Part]]:
+    """The parts that the files of a folder define; what they import from each other is skipped."""
+    package = importlib.import_module(folder)
+    for file in pkgutil.iter_modules(package.__path__, f"{folder}."):
+        module = importlib.import_module(file.name)
+        own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
+        yield from (part for part in own if issubclass(part, Part) and not inspect.isabstract(part))
 
 
 def _load(entry: EntryPoint, role: str) -> type[Part]:

@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokenprune import ops
+from tokenprune.core import ops
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
-from tokenprune.parts.raters import RaterSelector
-from tokenprune.parts.recyclers import Recycler
-from tokenprune.parts.samplers import Sampler
-from tokenprune.parts.schedulers import Scheduler
-from tokenprune.parts.scorers import Scorer
-from tokenprune.place import Place
-from tokenprune.tokens import Count, Tokens
+from tokenprune.parts.raters.base import RaterSelector
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.scorers.base import Scorer
 
 Positions = Literal["original", "renumber"]
 

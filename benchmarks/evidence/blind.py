@@ -19,22 +19,22 @@ import torch
 from targets import target
 from torch import Tensor
 
-from tokenprune import ops
 from tokenprune.budget import Budget
-from tokenprune.evaluate import Case, accuracy, scene_cases
-from tokenprune.models.attach import attach
-from tokenprune.parts.recyclers import DropRecycler
-from tokenprune.parts.samplers import TopKSampler
-from tokenprune.parts.schedulers import SolvedScheduler
-from tokenprune.parts.scorers import Scorer
+from tokenprune.core import ops
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Tokens
+from tokenprune.engine.attach import attach
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler
+from tokenprune.parts.schedulers.fixed import SolvedScheduler
+from tokenprune.parts.scorers.base import Scorer
 from tokenprune.pipeline import Pipeline
-from tokenprune.place import Place
 from tokenprune.scenes.answering import prompt
-from tokenprune.scenes.generate import UNITS
-from tokenprune.scenes.positions import position_table, read_positions
-from tokenprune.scenes.vocabulary import GRID, VISION_TOKENS
+from tokenprune.scenes.training.positions import position_table, read_positions
+from tokenprune.scenes.world.generate import UNITS
+from tokenprune.scenes.world.vocabulary import GRID, VISION_TOKENS
 from tokenprune.stage import Stage
-from tokenprune.tokens import Tokens
+from tokenprune.study.evaluate import Case, accuracy, scene_cases
 
 BATCH = 32
 SEED = 0

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenprune.budget import Budget
-from tokenprune.evaluate import Condition, make_conditions
 from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.study.evaluate import Condition, make_conditions
 
 SCENES = 150
 GRID_TASKS = ("localisation", "existence", "counting", "code", "ground")

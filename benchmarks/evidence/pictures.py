@@ -9,8 +9,8 @@ import grid
 import verdict
 from matplotlib.figure import Figure
 
-from tokenprune.evaluate.chart import COLOURS
-from tokenprune.plot import INK, SOFT_INK
+from tokenprune.plot.accuracy import COLOURS
+from tokenprune.plot.style import INK, SOFT_INK
 
 CRITERIA = ("attention", "attention-vision", "no-rope")
 LINES = ("attention", "no-rope", "no-rope+grid", "uniform", "random", "last")

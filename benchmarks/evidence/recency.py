@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from tokenprune.scenes.generate import TEST_SEEDS
-from tokenprune.scenes.texts import LENGTH, texts
-from tokenprune.scenes.vocabulary import VISION_TOKENS
+from tokenprune.scenes.training.texts import LENGTH, texts
+from tokenprune.scenes.world.generate import TEST_SEEDS
+from tokenprune.scenes.world.vocabulary import VISION_TOKENS
 
 BINS = ((1, 8), (9, 32), (33, 88))
 

@@ -24,14 +24,14 @@ from recency import recency
 from rich.progress import Progress
 from targets import target
 
-from tokenprune.audit import Audit
-from tokenprune.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate, scene_cases
-from tokenprune.models.attach import attach
+from tokenprune.engine.attach import attach
 from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
 from tokenprune.scenes.fingerprint import fingerprint
-from tokenprune.scenes.generate import UNITS
-from tokenprune.scenes.positions import position_table, read_positions
+from tokenprune.scenes.training.positions import position_table, read_positions
+from tokenprune.scenes.world.generate import UNITS
+from tokenprune.study.audit import Audit
+from tokenprune.study.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate, scene_cases
 
 HERE = Path(__file__).parent
 Scores = dict[tuple[str, str], NDArray[np.float64]]

@@ -6,8 +6,8 @@ from functools import cache
 
 import grid
 
-from tokenprune.evaluate import Case
 from tokenprune.scenes import make_scene
+from tokenprune.study.evaluate import Case
 
 Box = tuple[float, float, float, float]
 

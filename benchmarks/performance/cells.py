@@ -16,15 +16,15 @@ import torch
 import transformers
 from cut import cut, lengths
 
-from tokenprune.bench.clock import Sample
-from tokenprune.bench.result import Row
-from tokenprune.bench.run import measure
-from tokenprune.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
-from tokenprune.bench.statistics import ratio
+from tokenprune.engine.cache import cache_in
 from tokenprune.errors import TokenPruneError
-from tokenprune.models.cache import cache_in
-from tokenprune.models.noise import usual_pictures
+from tokenprune.families.noise import usual_pictures
 from tokenprune.recipe import Recipe
+from tokenprune.study.bench.clock import Sample
+from tokenprune.study.bench.result import Row
+from tokenprune.study.bench.run import measure
+from tokenprune.study.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
+from tokenprune.study.bench.statistics import ratio
 
 CUT = "cut like {}"
 """Name of the side that tells what the machine allows a recipe."""

@@ -30,8 +30,8 @@ from cells import Quiet, Results, compare, keep_freed_memory
 from hooks import hook_share
 from prepack import prepack
 
-from tokenprune.models.load import quiet
-from tokenprune.models.sketch import sketch_config, sketch_model
+from tokenprune.families.load import quiet
+from tokenprune.families.sketch import sketch_config, sketch_model
 from tokenprune.recipe import load_recipe
 
 KEEPS = (192, 128, 64)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tokenprune.budget import tokens_per_layer
 from tokenprune.builder import build
-from tokenprune.models.cache import cache_in
-from tokenprune.models.noise import Pictures
+from tokenprune.engine.cache import cache_in
+from tokenprune.families.noise import Pictures
 from tokenprune.recipe import Recipe
 
 

@@ -22,8 +22,8 @@ import torch
 from cells import Results, compare
 
 from tokenprune.errors import InputError
-from tokenprune.models.load import quiet
-from tokenprune.models.sketch import sketch_config, sketch_model
+from tokenprune.families.load import quiet
+from tokenprune.families.sketch import sketch_config, sketch_model
 from tokenprune.recipe import load_recipe
 
 KEEP = 0.25

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from tokenprune.bench.sides import open_side
-from tokenprune.models.noise import usual_pictures
+from tokenprune.families.noise import usual_pictures
 from tokenprune.recipe import Recipe
+from tokenprune.study.bench.sides import open_side
 
 
 def hook_share(model: Any, recipe: Recipe, *, tokens: int, text: int, rounds: int) -> float:

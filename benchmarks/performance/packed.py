@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from tokenprune.budget import Budget
-from tokenprune.evaluate import Case, Condition, make_conditions, scene_cases
-from tokenprune.evaluate.asking import ask
-from tokenprune.evaluate.cost import Meter
-from tokenprune.evaluate.packing import Packer, picture_batches
-from tokenprune.evaluate.run import _batches
-from tokenprune.models.load import Chat
+from tokenprune.families.load import Chat
 from tokenprune.scenes import load_embedded
+from tokenprune.study.evaluate import Case, Condition, make_conditions, scene_cases
+from tokenprune.study.evaluate.asking import ask
+from tokenprune.study.evaluate.cost import Meter
+from tokenprune.study.evaluate.packing import Packer, picture_batches
+from tokenprune.study.evaluate.run import _batches
 
 SCENES, SIZE, KEEP = 20, 32, 0.33
 RECIPES = ("fastv", "feather", "pyramiddrop", "sparsevlm")

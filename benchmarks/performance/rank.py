@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from tokenprune import ops
+from tokenprune.core import ranks
 
 SHAPES = ((8, 576), (16, 576), (32, 576), (64, 576), (128, 576), (256, 576), (32, 2880), (64, 2880), (64, 16384))
 PAIRS = 9
@@ -47,7 +47,7 @@ def measure(raters: int, tokens: int) -> dict[str, float | int]:
     rows, columns = torch.tensor([raters]), torch.tensor([tokens])
 
     def gram() -> Tensor:
-        return ops.numerical_rank(matrix, rows, columns)
+        return ranks.numerical_rank(matrix, rows, columns)
 
     def svd() -> Tensor:
         return torch.linalg.matrix_rank(matrix)
@@ -60,7 +60,7 @@ def measure(raters: int, tokens: int) -> dict[str, float | int]:
         for kind in ("full", "low", "bfloat16"):
             for seed in range(20):
                 one = attention(raters, tokens, seed, kind)
-                same += int(ops.numerical_rank(one, rows, columns) == torch.linalg.matrix_rank(one))
+                same += int(ranks.numerical_rank(one, rows, columns) == torch.linalg.matrix_rank(one))
                 total += 1
     return {
         "raters": raters,

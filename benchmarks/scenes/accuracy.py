@@ -20,14 +20,14 @@ import torch
 import transformers
 from rich.progress import track
 
-from tokenprune.evaluate import wilson
 from tokenprune.scenes import TASKS, TEST_SEEDS, embedded_path, load_embedded
 from tokenprune.scenes.answering import answer
 from tokenprune.scenes.fingerprint import fingerprint
-from tokenprune.scenes.generate import CELLS, COLOURS, SHAPES, SIZES, scene
-from tokenprune.scenes.grounds import GROUNDS
-from tokenprune.scenes.plates import CODE_LENGTH, LETTERS
-from tokenprune.scenes.questions import MAX_COUNT, Question, is_right, questions
+from tokenprune.scenes.world.generate import CELLS, COLOURS, SHAPES, SIZES, scene
+from tokenprune.scenes.world.grounds import GROUNDS
+from tokenprune.scenes.world.plates import CODE_LENGTH, LETTERS
+from tokenprune.scenes.world.questions import MAX_COUNT, Question, is_right, questions
+from tokenprune.study.evaluate import wilson
 
 MIX = (*TASKS, "localisation")
 ABOUT_ONE_OBJECT = ("localisation", "relation", "box", "colour", "shape", "size")

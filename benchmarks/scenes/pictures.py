@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from PIL import Image
 
-from tokenprune.evaluate.chart import COLOURS
-from tokenprune.plot import INK, SOFT_INK
+from tokenprune.plot.accuracy import COLOURS
+from tokenprune.plot.style import INK, SOFT_INK
 from tokenprune.scenes import TASKS, TEST_SEEDS
-from tokenprune.scenes.generate import scene
+from tokenprune.scenes.world.generate import scene
 
 LOG = Path(__file__).with_name("training_log.jsonl")
 IMAGES = Path(__file__).parents[2] / "docs" / "images"

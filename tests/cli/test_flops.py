@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import tokenprune as tp
-from tokenprune.flops.presets import PRESETS
-from tokenprune.models.shape import model_shape
-from tokenprune.plot_layers import plot_layers
+from tokenprune.cost.presets import PRESETS
+from tokenprune.families.shape import model_shape
+from tokenprune.plot.layers import plot_layers
 from tokenprune.recipe import list_recipes, load_recipe
 
 

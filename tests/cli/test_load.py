@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tokenprune.errors import InputError, TokenPruneError, UnsupportedModelError
-from tokenprune.models.load import device_named, load
+from tokenprune.families.load import device_named, load
 
 
 def test_qwen_processor_loads_without_torchvision(qwen_folder: Path, picture: Path) -> None:

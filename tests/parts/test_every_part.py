@@ -11,19 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune import registry
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.part import Part
-from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
-from tokenprune.parts.samplers import RandomSampler, TopKSampler, UniformSampler, UnionSampler
-from tokenprune.parts.schedulers import (
-    FixedScheduler,
-    LatticeScheduler,
-    PyramidScheduler,
-    RankRatioScheduler,
-    TableScheduler,
-)
-from tokenprune.parts.scorers import AttentionScorer, DensityPeaksScorer, NormScorer, RandomScorer
-from tokenprune.tokens import Tokens
+from tokenprune.parts.recyclers.cluster import ClusterRecycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
+from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
+from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, TableScheduler
+from tokenprune.parts.schedulers.lattice import LatticeScheduler
+from tokenprune.parts.schedulers.rank import RankRatioScheduler
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.parts.scorers.baseline import RandomScorer
+from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 
 WITH_ARGUMENTS: list[Part] = [
     *(registry.get("raters", "above_mean")(threshold=t) for t in ("at_least", "above")),

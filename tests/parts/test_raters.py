@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenprune import ops
-from tokenprune.parts.raters import AboveMeanRaters, AllTextRaters, LastTextRaters
-from tokenprune.tokens import Tokens
+from tokenprune.core import ops
+from tokenprune.core.tokens import Tokens
+from tokenprune.parts.raters.text import AboveMeanRaters, AllTextRaters, LastTextRaters
 
 RATERS = [AboveMeanRaters(), AboveMeanRaters(threshold="above"), LastTextRaters(), AllTextRaters()]
 

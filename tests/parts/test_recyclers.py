@@ -10,11 +10,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenprune import ops
+from tokenprune.core import gram
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.density import prominence
-from tokenprune.parts.recyclers import ClusterRecycler, DropRecycler
-from tokenprune.parts.samplers import TopKSampler
-from tokenprune.tokens import Tokens
+from tokenprune.parts.recyclers.cluster import ClusterRecycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.by_score import TopKSampler
 
 recyclers = st.builds(
     lambda share, per, plus, mean, cosine, width: ClusterRecycler(
@@ -114,7 +115,7 @@ def test_clusters_are_plain_pythons(size, clusters, cosine, divide, seed):
     assert [column.nonzero().flatten().tolist() for column in member[0].T] == list(expected.values())
     padded = recycler.clusters(x, valid, [clusters])
     assert torch.equal(padded[0], centres) and torch.equal(padded[1], member)
-    densest = prominence(ops.distances(x), None, [1]).argmax().item()  # one neighbour, itself: all equally dense
+    densest = prominence(gram.distances(x), None, [1]).argmax().item()  # one neighbour, itself: all equally dense
     assert densest == recycler.clusters(x, None, [1])[0].item()
 
 

@@ -14,7 +14,8 @@ from pydantic import Field
 from tokenprune import registry
 from tokenprune.errors import RecipeError
 from tokenprune.parts.part import Part
-from tokenprune.parts.scorers import AttentionScorer, Scorer
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.parts.scorers.base import Scorer
 
 
 class MineScorer(Scorer):
@@ -127,7 +128,11 @@ def test_a_third_partys_part_is_found_where_it_belongs(install):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("scorer.attention", "AttentionAgain", "there is a scorer 'attention' already, tokenprune.parts.scorers.Att"),
+        (
+            "scorer.attention",
+            "AttentionAgain",
+            "there is a scorer 'attention' already, tokenprune.parts.scorers.attention.Att",
+        ),
         ("scorer.anything", "AnythingScorer", "argument 'anything' must be keyword-only"),
         ("scorer.positional", "PositionalScorer", "argument 'power' must be keyword-only"),
         ("scorer.untyped", "UntypedScorer", "argument 'power' must have a type annotation"),

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
-from tokenprune.parts.samplers import RandomSampler, TopKSampler, UniformSampler, UnionSampler
+from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
+from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
 from tokenprune.parts.spread import PHASES, spread
-from tokenprune.tokens import Tokens
 
 SAMPLERS = [
     TopKSampler(),

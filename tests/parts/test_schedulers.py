@@ -10,17 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError
-from tokenprune.parts.samplers import UnionSampler
-from tokenprune.parts.schedulers import (
-    FixedScheduler,
-    LatticeScheduler,
-    PyramidScheduler,
-    RankRatioScheduler,
-    SolvedScheduler,
-    TableScheduler,
-)
-from tokenprune.tokens import Tokens
+from tokenprune.parts.samplers.by_score import UnionSampler
+from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, SolvedScheduler, TableScheduler
+from tokenprune.parts.schedulers.lattice import LatticeScheduler
+from tokenprune.parts.schedulers.rank import RankRatioScheduler
 
 GRID = ((1, 24, 24),)
 schedulers = st.one_of(

@@ -12,17 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
-from tokenprune.parts.raters import AllTextRaters, LastTextRaters
-from tokenprune.parts.scorers import (
-    AttentionScorer,
-    ConstantScorer,
-    DensityPeaksScorer,
-    NormScorer,
-    RandomScorer,
-    RasterScorer,
-)
-from tokenprune.tokens import Tokens
+from tokenprune.parts.raters.text import AllTextRaters, LastTextRaters
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.parts.scorers.baseline import ConstantScorer, RandomScorer, RasterScorer
+from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 
 
 @dataclasses.dataclass

@@ -9,15 +9,15 @@ import pytest
 from pydantic import Field
 from torch import Tensor
 
+from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.parts.part import Part
-from tokenprune.parts.recyclers import Recycler
-from tokenprune.parts.samplers import Sampler
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.samplers.base import Sampler
 from tokenprune.recipe import describe_part, load_recipe, part_models
 from tokenprune.recipe.part_models import part_model
-from tokenprune.recipe.type_text import type_text
+from tokenprune.recipe.text.type_text import type_text
 from tokenprune.registry import ROLES, check_constructor, parts
-from tokenprune.tokens import Count, Tokens
 
 
 class Fake(Sampler):

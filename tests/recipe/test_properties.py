@@ -18,9 +18,9 @@ from recipe.bad_recipes import BAD, FIXED
 
 from tokenprune.errors import RecipeError
 from tokenprune.recipe import InvalidRecipeError, Recipe, list_recipes, load_recipe, parse_recipe, recipe_path
-from tokenprune.recipe.node import Source
-from tokenprune.recipe.yaml_reader import read_yaml, text_source
-from tokenprune.recipe.yaml_rules import Dumper
+from tokenprune.recipe.text.node import Source
+from tokenprune.recipe.text.yaml_reader import read_yaml, text_source
+from tokenprune.recipe.text.yaml_rules import Dumper
 
 quick = settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 

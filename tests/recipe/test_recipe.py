@@ -11,8 +11,8 @@ from fractions import Fraction
 import pytest
 
 from tokenprune.budget import Budget
+from tokenprune.core.place import Place
 from tokenprune.errors import BudgetError, RecipeError
-from tokenprune.place import Place
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_path
 from tokenprune.stage import Stage
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenprune.scenes.boxes import BINS, bin_of, box_answer, same_box
-from tokenprune.scenes.questions import is_right
+from tokenprune.scenes.world.boxes import BINS, bin_of, box_answer, same_box
+from tokenprune.scenes.world.questions import is_right
 
 EDGE = st.integers(0, BINS - 1)
 BOXES = st.tuples(EDGE, EDGE, EDGE, EDGE).map(

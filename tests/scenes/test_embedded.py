@@ -16,11 +16,11 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 import tokenprune.scenes as scenes
 from tokenprune.scenes.answering import answer
 from tokenprune.scenes.fingerprint import fingerprint
-from tokenprune.scenes.generate import TEST_SEEDS, scene
-from tokenprune.scenes.questions import questions
-from tokenprune.scenes.stages import STAGES
-from tokenprune.scenes.train import make_plan
-from tokenprune.scenes.vocabulary import VISION_TOKENS
+from tokenprune.scenes.training.phases import STAGES
+from tokenprune.scenes.training.train import make_plan
+from tokenprune.scenes.world.generate import TEST_SEEDS, scene
+from tokenprune.scenes.world.questions import questions
+from tokenprune.scenes.world.vocabulary import VISION_TOKENS
 
 MEASURED = Path(__file__).parents[2] / "benchmarks" / "scenes" / "accuracy.json"
 Pair = tuple[LlavaForConditionalGeneration, LlavaProcessor]

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tokenprune.scenes.generate import (
+from tokenprune.scenes.world.generate import (
     CELL,
     COLOURS,
     SHAPES,
@@ -19,8 +19,8 @@ from tokenprune.scenes.generate import (
     owners,
     scene,
 )
-from tokenprune.scenes.grounds import GROUNDS, PHOTOGRAPHIC, texture
-from tokenprune.scenes.plates import GLYPHS
+from tokenprune.scenes.world.grounds import GROUNDS, PHOTOGRAPHIC, texture
+from tokenprune.scenes.world.plates import GLYPHS
 
 SEED = TEST_SEEDS[2]
 
@@ -47,7 +47,7 @@ def test_train_and_test_share_no_seed() -> None:
 
 
 def test_training_refuses_held_out_seeds() -> None:
-    from tokenprune.scenes.batches import training_batch
+    from tokenprune.scenes.training.batches import training_batch
 
     with pytest.raises(ValueError, match="held out"):
         training_batch(TEST_SEEDS[0], 0, 1)

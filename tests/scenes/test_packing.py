@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tokenprune.scenes.batches import caption_tokens, question_tokens, tally_tokens, to_pixels
-from tokenprune.scenes.generate import TEST_SEEDS, scene
-from tokenprune.scenes.model import build_model
-from tokenprune.scenes.packing import IGNORE, image_prefix, pack, packed_logits, packed_mask, vision_features
-from tokenprune.scenes.questions import PLURALS, questions
-from tokenprune.scenes.vocabulary import BOS, IMAGE, PAD, VISION_TOKENS, token_ids
+from tokenprune.scenes.training.batches import caption_tokens, question_tokens, tally_tokens, to_pixels
+from tokenprune.scenes.training.model import build_model
+from tokenprune.scenes.training.packing import IGNORE, image_prefix, pack, packed_logits, packed_mask, vision_features
+from tokenprune.scenes.world.generate import TEST_SEEDS, scene
+from tokenprune.scenes.world.questions import PLURALS, questions
+from tokenprune.scenes.world.vocabulary import BOS, IMAGE, PAD, VISION_TOKENS, token_ids
 
 SEED = TEST_SEEDS[4]
 

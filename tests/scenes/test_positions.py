@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tokenprune.scenes.model import build_config, build_model
-from tokenprune.scenes.positions import POSITIONS, position_table, read_positions
-from tokenprune.scenes.vocabulary import GRID, VISION_TOKENS
+from tokenprune.scenes.training.model import build_config, build_model
+from tokenprune.scenes.training.positions import POSITIONS, position_table, read_positions
+from tokenprune.scenes.world.vocabulary import GRID, VISION_TOKENS
 
 LENGTH = VISION_TOKENS + 20
 

@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaProcessor
 
 from tokenprune.scenes.answering import prompt
-from tokenprune.scenes.batches import encode, question_tokens, to_pixels
-from tokenprune.scenes.generate import TEST_SEEDS, scene
-from tokenprune.scenes.questions import questions, words
-from tokenprune.scenes.vocabulary import ANSWER, BOS, IMAGE, VISION_TOKENS, build_processor, token_ids
+from tokenprune.scenes.training.batches import encode, question_tokens, to_pixels
+from tokenprune.scenes.world.generate import TEST_SEEDS, scene
+from tokenprune.scenes.world.questions import questions, words
+from tokenprune.scenes.world.vocabulary import ANSWER, BOS, IMAGE, VISION_TOKENS, build_processor, token_ids
 
 SEED = TEST_SEEDS[5]
 

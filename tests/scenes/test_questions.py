@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from tokenprune.scenes import make_scene
-from tokenprune.scenes.generate import COLOURS, SHAPES, SIZES, TEST_SEEDS, Scene, scene
-from tokenprune.scenes.plates import LETTERS
-from tokenprune.scenes.questions import TASKS, TEMPLATES, Question, questions, words
+from tokenprune.scenes.world.generate import COLOURS, SHAPES, SIZES, TEST_SEEDS, Scene, scene
+from tokenprune.scenes.world.plates import LETTERS
+from tokenprune.scenes.world.questions import TASKS, TEMPLATES, Question, questions, words
 
 SEED = TEST_SEEDS[3]
 SINGULAR = {"crosses": "cross", **{f"{shape}s": shape for shape in SHAPES if shape != "cross"}}

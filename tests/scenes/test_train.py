@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from tokenprune.scenes import stages, train
-from tokenprune.scenes.alignment import EDGES, FIELDS, Teacher, vision_labels
-from tokenprune.scenes.boxes import bin_of
-from tokenprune.scenes.generate import TEST_SEEDS, scene
-from tokenprune.scenes.model import build_config, build_model
-from tokenprune.scenes.muon import orthogonalise
-from tokenprune.scenes.plates import LETTERS
-from tokenprune.scenes.texts import LENGTH, texts
-from tokenprune.scenes.vocabulary import token_ids
+from tokenprune.scenes.training import phases, train
+from tokenprune.scenes.training.alignment import EDGES, FIELDS, Teacher, vision_labels
+from tokenprune.scenes.training.model import build_config, build_model
+from tokenprune.scenes.training.muon import orthogonalise
+from tokenprune.scenes.training.texts import LENGTH, texts
+from tokenprune.scenes.world.boxes import bin_of
+from tokenprune.scenes.world.generate import TEST_SEEDS, scene
+from tokenprune.scenes.world.plates import LETTERS
+from tokenprune.scenes.world.vocabulary import token_ids
 
 COLUMN = {name: number for number, name in enumerate(FIELDS)}
-SMALL = tuple(replace(stage, batch=min(stage.batch, 2), texts=min(stage.texts, 2)) for stage in stages.STAGES)
+SMALL = tuple(replace(stage, batch=min(stage.batch, 2), texts=min(stage.texts, 2)) for stage in phases.STAGES)
 PLAN = train.Plan(seed=3, steps={stage.name: 2 for stage in SMALL}, precision="fp32", lags="recent")
 
 

@@ -10,12 +10,12 @@ from typing import Protocol
 from tokenprune.budget.path import bisect, realise, shape_of
 from tokenprune.budget.rule import Budget, part_of
 from tokenprune.budget.steps import Step
+from tokenprune.core.tokens import Grid
 from tokenprune.errors import BudgetError
-from tokenprune.tokens import Grid
 
 
 class Prices(Protocol):
-    """What the prefill of one prompt costs, in multiply-adds; see `tokenprune.flops.prefill.Prefill`."""
+    """What the prefill of one prompt costs, in multiply-adds; see `tokenprune.cost.prices.Prefill`."""
 
     @property
     def untouched(self) -> int:

@@ -10,8 +10,8 @@ from itertools import pairwise
 from tokenprune.budget.path import bisect, realise, scaled, shape_of
 from tokenprune.budget.rule import Budget, BudgetKind, count_of
 from tokenprune.budget.steps import Step
+from tokenprune.core.tokens import Grid
 from tokenprune.errors import BudgetError
-from tokenprune.tokens import Grid
 
 MANY = 10**9
 """Vision tokens at which a share is judged, where no rounding to whole tokens is left."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from tokenprune.budget.steps import Recycle, Step
-from tokenprune.tokens import Grid
+from tokenprune.core.tokens import Grid
 
 
 def bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]:

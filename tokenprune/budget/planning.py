@@ -9,8 +9,8 @@ from tokenprune.budget.in_flops import Prices, solve_flops
 from tokenprune.budget.in_tokens import MANY, refuse, solve_tokens
 from tokenprune.budget.rule import Budget, count_of
 from tokenprune.budget.steps import StaticSchedule, Step, check_order
+from tokenprune.core.tokens import Grid
 from tokenprune.errors import BudgetError
-from tokenprune.tokens import Grid
 
 
 def plan(

@@ -31,17 +31,17 @@ def count_of(keep: float, of: int) -> int:
         return min(keep, of)
     if not 0.0 < keep <= 1.0:
         raise BudgetError(f"keep as a share must lie in (0, 1], got {keep} (write a count without a decimal point)")
-    share = _plain(keep)
+    share = plain_fraction(keep)
     return min(of, max(1, share.numerator * of // share.denominator))
 
 
 def part_of(share: float, of: int) -> int:
     """`share` of a large number such as a cost, rounded down."""
-    plain = _plain(share)
+    plain = plain_fraction(share)
     return plain.numerator * of // plain.denominator
 
 
-def _plain(share: float) -> Fraction:
+def plain_fraction(share: float) -> Fraction:
     """The nearest plain fraction undoes float error: 1 - 0.9 is 0.09999999999999998, yet a tenth of 10 tokens is 1."""
     return Fraction(share).limit_denominator(10**9)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tokenprune.core.tokens import Grid
 from tokenprune.errors import BudgetError
-from tokenprune.tokens import Grid
 
 
 class Schedule(Protocol):

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tokenprune.models.attach import attach
+from tokenprune.engine.attach import attach
 
 if TYPE_CHECKING:
-    from tokenprune.models.load import Chat
+    from tokenprune.core.report import Report
+    from tokenprune.families.load import Chat
     from tokenprune.recipe import Recipe
-    from tokenprune.report import Report
 
 ROUNDS = 7
 """Timed runs of each side, at most."""

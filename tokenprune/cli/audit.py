@@ -131,8 +131,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _draw(survey: Survey, recipe: Recipe, model: str, path: Path) -> None:
-    from tokenprune.audit_plot import plot_audit
-    from tokenprune.plot import save
+    from tokenprune.plot.audit import plot_audit
+    from tokenprune.plot.style import save
 
     title = f"{recipe.name} · {model} model · {survey.audit.pictures} {survey.what}"
     save(plot_audit(survey.audit.stages, title=title), path)

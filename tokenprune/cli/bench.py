@@ -96,7 +96,7 @@ def command(
     batches = list(dict.fromkeys(batch or (1, 8)))
     doing = "compiling, minutes at first, then timing" if compile_ else "timing"
     with counter(doing, _runs(resolved, batches, rounds, baselines)) as on_run:
-        from tokenprune.bench import bench
+        from tokenprune.study.bench import bench
 
         result = bench(
             network,
@@ -117,8 +117,8 @@ def command(
 
     if save_plot is not None:
         with progress("drawing"):
-            from tokenprune.bench.chart import plot_times
-            from tokenprune.plot import save
+            from tokenprune.plot.style import save
+            from tokenprune.plot.times import plot_times
 
             save(plot_times(result), save_plot)
     if json_:
@@ -134,15 +134,15 @@ def _network(
     """The model: random weights of a published shape, or where --layers or --width change it; else its own."""
     import torch
 
-    from tokenprune.flops.presets import PRESETS
-    from tokenprune.models.load import device_named, dtype_named, quiet
+    from tokenprune.cost.presets import PRESETS
+    from tokenprune.families.load import device_named, dtype_named, quiet
 
     scaled = layers is not None or width is not None
     if model not in PRESETS and not scaled:
         return open_model(model, dtype, device, attention).model
     if model == "embedded":
         raise InputError("--layers and --width give random weights; the embedded model is tiny and has its own")
-    from tokenprune.models.sketch import sketch_config, sketch_model
+    from tokenprune.families.sketch import sketch_config, sketch_model
 
     where = device_named(device)
     kind = dtype_named(dtype) or (torch.float32 if where.type == "cpu" else torch.bfloat16)
@@ -158,7 +158,7 @@ def _called(model: str, layers: int | None, width: int | None) -> str:
 
 def _runs(recipe: Recipe, batches: list[int], rounds: int, baselines: bool) -> int:
     """Runs that the progress bar counts: rounds and one warm-up, of every side."""
-    from tokenprune.bench.sides import BASELINES
+    from tokenprune.study.bench.sides import BASELINES
 
     others = sum(name != recipe.name for name in BASELINES) + 1
     return len(batches) * (rounds + 1) * (2 + baselines * others)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
-    from tokenprune.bench import Bench, Ratio, Row
+    from tokenprune.study.bench import Bench, Ratio, Row
 
 
 def show(result: Bench) -> None:

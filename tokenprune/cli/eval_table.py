@@ -11,7 +11,7 @@ from tokenprune.cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from tokenprune.evaluate import Estimate, Evaluation, Row
+    from tokenprune.study.evaluate import Estimate, Evaluation, Row
 
 COLUMNS = (
     "condition",
@@ -135,7 +135,7 @@ def _pairs(result: Evaluation) -> Any:
 
 
 def _notes(result: Evaluation, *, pairs: bool) -> list[str]:
-    from tokenprune.evaluate import GATE, SMALLER
+    from tokenprune.study.evaluate import GATE, SMALLER
 
     labels = {row.label: row for row in result.rows}
     lines = ["tokens: vision tokens in a layer, mean over layers; final: in the last one; method: time a question"]

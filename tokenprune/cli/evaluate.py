@@ -26,8 +26,8 @@ from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget, BudgetKind
-    from tokenprune.evaluate import Case
-    from tokenprune.models.load import Chat
+    from tokenprune.families.load import Chat
+    from tokenprune.study.evaluate import Case
 
 NAME = "eval"
 EXAMPLES = (
@@ -147,14 +147,14 @@ def command(
     if csv is not None:
         check_folder(csv, "--csv")
     with progress("reading recipes and questions"):
-        from tokenprune.evaluate.conditions import make_conditions
+        from tokenprune.study.evaluate.conditions import make_conditions
 
         conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines, sets=sets or ())
         cases = _cases(scenes, task, images, questions)
     if difficulty and not any(case.difficulty for case in cases):
         raise InputError("--difficulty: none of these questions says how difficult it is")
     with progress(f"loading {model}"):
-        from tokenprune.evaluate import evaluate
+        from tokenprune.study.evaluate import evaluate
 
         chat = open_model(model, dtype, device, attention)
     if not budgets:
@@ -183,8 +183,8 @@ def command(
         write_text(csv, as_csv(result), "--csv")
     if save_plot is not None:
         with progress("drawing"):
-            from tokenprune.evaluate.chart import plot_accuracy
-            from tokenprune.plot import save
+            from tokenprune.plot.accuracy import plot_accuracy
+            from tokenprune.plot.style import save
 
             drawn = plot_accuracy(result, flops=cost == "flops", title=f"{model} · {len(cases)} questions")
             save(drawn, save_plot)
@@ -240,8 +240,8 @@ def _check(
 
 def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:
     if images is None or questions is None:
-        from tokenprune.evaluate.cases import scene_cases
         from tokenprune.scenes import TASKS
+        from tokenprune.study.evaluate.cases import scene_cases
 
         return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
     from tokenprune.cli.question_file import read_cases

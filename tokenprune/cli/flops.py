@@ -12,10 +12,10 @@ from tokenprune.cli.terminal import check_plot, console, print_json, progress, t
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from tokenprune.flops.ledger import Cost, Ledger
-    from tokenprune.flops.shape import ModelShape
+    from tokenprune.core.tokens import Grid
+    from tokenprune.cost.account import Cost, Ledger
+    from tokenprune.cost.shape import ModelShape
     from tokenprune.recipe import Recipe
-    from tokenprune.tokens import Grid
 
 NAME = "flops"
 EXAMPLES = (
@@ -76,12 +76,12 @@ def command(
     with progress(f"reading the configuration of {model}"):
         shape = _shape(model)
         grids = _grids(shape, tokens, grid)
-    from tokenprune.models.ledger import ledger
+    from tokenprune.families.ledger import ledger
 
     told = ledger(shape, resolved, grids=grids, text=text, question=question, new_tokens=new_tokens, kv_bytes=kv_bytes)
     if save_plot is not None:
-        from tokenprune.plot import save
-        from tokenprune.plot_layers import plot_layers
+        from tokenprune.plot.layers import plot_layers
+        from tokenprune.plot.style import save
 
         save(plot_layers(told), save_plot)
     if json_:
@@ -93,7 +93,7 @@ def command(
 
 
 def _shape(model: str) -> ModelShape:
-    from tokenprune.models.ledger import shape_of
+    from tokenprune.families.ledger import shape_of
 
     if model == "embedded":
         from dataclasses import replace
@@ -106,7 +106,7 @@ def _shape(model: str) -> ModelShape:
 
 def _grids(shape: ModelShape, tokens: int | None, grid: str | None) -> tuple[Grid, ...]:
     from tokenprune.cli.show import grid_of
-    from tokenprune.models.ledger import picture
+    from tokenprune.families.ledger import picture
 
     return picture(shape, tokens) if grid is None else (grid_of(tokens, grid),)
 
@@ -114,7 +114,7 @@ def _grids(shape: ModelShape, tokens: int | None, grid: str | None) -> tuple[Gri
 def _show(told: Ledger, recipe: Recipe) -> None:
     from rich.text import Text
 
-    from tokenprune.flops.ledger import VIEWS, readable
+    from tokenprune.cost.account import VIEWS, readable
 
     screen = console()
     about = "" if told.exact else "≈"
@@ -155,7 +155,7 @@ PIECES = (
 
 
 def _stages(told: Ledger, about: str) -> Any:
-    from tokenprune.flops.ledger import readable
+    from tokenprune.cost.account import readable
 
     made = table("stage", "place", ">tokens after it", ">own cost", "of which")
     for stage in told.reduced.stages:

@@ -14,7 +14,7 @@ from tokenprune.cli.pictures import open_picture
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from tokenprune.evaluate import Case
+    from tokenprune.study.evaluate import Case
 
 NEEDED = ("image", "question", "answer")
 FIELDS = (*NEEDED, "task", "difficulty")
@@ -26,7 +26,7 @@ def read_cases(file: Path, images: Path) -> list[Case]:
     Raises:
         InputError: file or folder cannot be read, or lines are wrong: each of them told with its number.
     """
-    from tokenprune.evaluate import Case
+    from tokenprune.study.evaluate import Case
 
     if not images.is_dir():
         raise InputError(f"--images: no such folder: {images}")

@@ -15,7 +15,7 @@ from tokenprune.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tokenprune.models.load import Chat
+    from tokenprune.families.load import Chat
 
 NAME = "run"
 EXAMPLES = (
@@ -109,7 +109,8 @@ def command(
         result = compare(chat, inputs, resolved, max_new_tokens=max_new_tokens)
     if save_plot is not None:
         with progress("drawing"):
-            from tokenprune.plot import plot_kept, save
+            from tokenprune.plot.kept import plot_kept
+            from tokenprune.plot.style import save
 
             title = f"{resolved.name} · {asked} → {result.reduced.answer}"
             save(plot_kept([chat.seen(picture) for picture in pictures], result.report, title=title), save_plot)
@@ -152,7 +153,7 @@ def check_attention(name: str) -> None:
 
 def open_model(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
     """The embedded model (float32 on the CPU unless told otherwise), or one from a folder or the hub."""
-    from tokenprune.models.load import Chat, device_named, dtype_named, load, quiet
+    from tokenprune.families.load import Chat, device_named, dtype_named, load, quiet
 
     if model != "embedded":
         return load(model, dtype=dtype, device=device, attention="eager" if attention == "eager" else "sdpa")

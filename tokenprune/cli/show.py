@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tokenprune.budget import Prices
+    from tokenprune.core.tokens import Grid
     from tokenprune.pipeline import Pipeline
     from tokenprune.recipe import Recipe
-    from tokenprune.tokens import Grid
 
 NAME = "show"
 EXAMPLES = (
@@ -138,8 +138,8 @@ def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, qu
     """What a prompt costs on a LLaVA-1.5-7B of the pipeline's depth."""
     from dataclasses import replace
 
-    from tokenprune.flops.prefill import Prefill
-    from tokenprune.flops.presets import PRESETS
+    from tokenprune.cost.presets import PRESETS
+    from tokenprune.cost.prices import Prefill
 
     model = PRESETS["llava-1.5-7b"]
     layers = model.decoder.layers if pipeline.depth is None else pipeline.depth

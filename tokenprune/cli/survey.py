@@ -8,14 +8,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.audit import THIRDS, Audit, Box, Estimate, share
-from tokenprune.audit.heads import HeadAudit
 from tokenprune.cli.pictures import open_picture
+from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
-from tokenprune.models.attach import attach
+from tokenprune.study.audit import THIRDS, Audit, Box, Estimate, share
+from tokenprune.study.audit.heads import HeadAudit
 
 if TYPE_CHECKING:
-    from tokenprune.models.load import Chat
+    from tokenprune.families.load import Chat
     from tokenprune.recipe import Recipe
     from tokenprune.scenes import Question
 
@@ -50,7 +50,7 @@ class Survey:
 def of_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Done) -> Survey:
     """Ask the embedded model where things are in the first `scenes` held-out scenes that can be asked about."""
     from tokenprune.scenes.answering import answer
-    from tokenprune.scenes.generate import UNITS
+    from tokenprune.scenes.world.generate import UNITS
 
     survey = Survey("scenes", HeadAudit(chat.model, recipe), thirds={name: Tally() for name in ("all", *THIRDS)})
     asked = islice(_localisation(), scenes)

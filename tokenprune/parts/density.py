@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokenprune import ops
+from tokenprune.core import ops
 
 
 def prominence(apart: Tensor, valid: Tensor | None, neighbours: Sequence[int]) -> Tensor:

@@ -41,7 +41,7 @@ class Work:
         layer: Literal["previous", "next"] = "previous",
         gravity: bool = False,
     ) -> int:
-        """What `tokenprune.attention` and the engine do for one reading of a layer's attention.
+        """What `tokenprune.core.attention` and the engine do for one reading of a layer's attention.
 
         Each of R raters is compared with the keys of all tokens, whichever of them its softmax is over. Queries and
         keys of the previous layer are those that it has computed; of the next layer, which has not run, R queries and

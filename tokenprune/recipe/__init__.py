@@ -7,8 +7,8 @@ from tokenprune.recipe.files import list_recipes, recipe_path
 from tokenprune.recipe.load import load_recipe, parse_recipe
 from tokenprune.recipe.part_help import ArgumentHelp, PartHelp, describe_part
 from tokenprune.recipe.part_models import PartSpec
-from tokenprune.recipe.problems import InvalidRecipeError, Problem, format_problems
 from tokenprune.recipe.schema import Recipe, StageSpec
+from tokenprune.recipe.text.problems import InvalidRecipeError, Problem, format_problems
 
 __all__ = [
     "ArgumentHelp",

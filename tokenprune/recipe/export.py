@@ -11,7 +11,7 @@ import yaml
 
 from tokenprune.recipe.fields import BUDGETS
 from tokenprune.recipe.schema import Recipe
-from tokenprune.recipe.yaml_rules import Dumper
+from tokenprune.recipe.text.yaml_rules import Dumper
 
 SCHEMA_ID = "urn:tokenprune:recipe:1"
 SCHEMA_FILE = "recipe.schema.json"

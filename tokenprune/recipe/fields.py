@@ -11,12 +11,12 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from tokenprune.budget import Budget, BudgetKind
+from tokenprune.core.place import Place
 from tokenprune.errors import did_you_mean
 from tokenprune.parts.limits import Keep, Share
-from tokenprune.place import Place
-from tokenprune.recipe.node import got
 from tokenprune.recipe.part_models import refuse
-from tokenprune.recipe.type_text import type_text
+from tokenprune.recipe.text.node import got
+from tokenprune.recipe.text.type_text import type_text
 
 MAX_LAYER = 9999
 BUDGETS: tuple[str, ...] = get_args(BudgetKind)

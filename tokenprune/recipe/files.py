@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tokenprune.errors import did_you_mean
 from tokenprune.recipe.merge import expand, inherit
-from tokenprune.recipe.node import Node, Source, Spot, got
-from tokenprune.recipe.problems import InvalidRecipeError, Problem
-from tokenprune.recipe.yaml_reader import MAX_BYTES, decode, read_yaml, text_source
+from tokenprune.recipe.text.node import Node, Source, Spot, got
+from tokenprune.recipe.text.problems import InvalidRecipeError, Problem
+from tokenprune.recipe.text.yaml_reader import MAX_BYTES, decode, read_yaml, text_source
 
 MAX_EXTENDS = 16
 SUFFIXES = (".yaml", ".yml")

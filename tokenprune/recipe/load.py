@@ -16,11 +16,11 @@ from tokenprune.errors import BudgetError, did_you_mean
 from tokenprune.recipe.files import Layer, find, load_file, load_text, over_base
 from tokenprune.recipe.locate import explain
 from tokenprune.recipe.merge import expand
-from tokenprune.recipe.node import Node, Source, Spot, from_data
 from tokenprune.recipe.overrides import apply, apply_set
-from tokenprune.recipe.problems import InvalidRecipeError, Problem, in_order
 from tokenprune.recipe.schema import Recipe
-from tokenprune.recipe.yaml_reader import text_source
+from tokenprune.recipe.text.node import Node, Source, Spot, from_data
+from tokenprune.recipe.text.problems import InvalidRecipeError, Problem, in_order
+from tokenprune.recipe.text.yaml_reader import text_source
 
 Keep = int | float | None
 

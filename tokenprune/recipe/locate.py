@@ -10,11 +10,11 @@ from pydantic_core import ErrorDetails
 
 from tokenprune.errors import did_you_mean
 from tokenprune.recipe.fields import BUDGETS
-from tokenprune.recipe.node import Node, Path, dotted, follow, got
 from tokenprune.recipe.part_models import part_models
-from tokenprune.recipe.problems import Problem
 from tokenprune.recipe.schema import Recipe, StageSpec
-from tokenprune.recipe.type_text import choices, inside, type_text
+from tokenprune.recipe.text.node import Node, Path, dotted, follow, got
+from tokenprune.recipe.text.problems import Problem
+from tokenprune.recipe.text.type_text import choices, inside, type_text
 from tokenprune.registry import ROLES
 
 

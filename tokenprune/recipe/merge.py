@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenprune.recipe.node import Node
+from tokenprune.recipe.text.node import Node
 from tokenprune.registry import ROLES
 
 OWN = frozenset({"version", "name", "summary", "differences", "variants", "extends"})

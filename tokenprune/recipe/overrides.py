@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from tokenprune.errors import did_you_mean
 from tokenprune.recipe.merge import expand_part
-from tokenprune.recipe.node import MAX_DEPTH, Node, Spot, dotted, got
-from tokenprune.recipe.problems import Problem
-from tokenprune.recipe.yaml_reader import read_yaml, text_source
+from tokenprune.recipe.text.node import MAX_DEPTH, Node, Spot, dotted, got
+from tokenprune.recipe.text.problems import Problem
+from tokenprune.recipe.text.yaml_reader import read_yaml, text_source
 from tokenprune.registry import ROLES
 
 DEFAULT_PARTS = {"scorer": "constant", "scheduler": "solved", "sampler": "top_k", "recycler": "drop"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import get_type_hints
 
 from tokenprune.parts.part import Part
-from tokenprune.recipe.type_text import type_text
+from tokenprune.recipe.text.type_text import type_text
 
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?: ?(.*)")
 

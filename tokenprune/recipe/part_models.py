@@ -14,8 +14,8 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, cor
 
 from tokenprune.errors import RecipeError, TokenPruneError, did_you_mean
 from tokenprune.parts.part import Part
-from tokenprune.recipe.node import got
 from tokenprune.recipe.part_help import describe_part
+from tokenprune.recipe.text.node import got
 from tokenprune.registry import parts
 
 MAX_INTEGER = 2**31 - 1

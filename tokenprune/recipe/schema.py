@@ -11,12 +11,12 @@ from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from tokenprune.parts.raters import RaterSelector
-from tokenprune.parts.recyclers import Recycler
-from tokenprune.parts.samplers import Sampler
-from tokenprune.parts.schedulers import Scheduler
-from tokenprune.parts.scorers import Scorer
-from tokenprune.place import Place
+from tokenprune.core.place import Place
+from tokenprune.parts.raters.base import RaterSelector
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.scorers.base import Scorer
 from tokenprune.recipe.fields import BudgetField, PlaceField, place_to_plain
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse

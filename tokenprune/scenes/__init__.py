@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.scenes import generate
 from tokenprune.scenes.embedded import embedded_path, load_embedded
-from tokenprune.scenes.generate import TEST_SEEDS, TRAIN_SEEDS, SceneObject
-from tokenprune.scenes.questions import TASKS, Question, questions
 from tokenprune.scenes.samples import Sample, samples
+from tokenprune.scenes.world import generate
+from tokenprune.scenes.world.generate import TEST_SEEDS, TRAIN_SEEDS, SceneObject
+from tokenprune.scenes.world.questions import TASKS, Question, questions
 
 
 @dataclass(frozen=True)

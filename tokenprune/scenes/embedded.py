@@ -36,7 +36,7 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Write weights (bfloat16), configuration and processor of `model` to `folder`; `model` stays as it is."""
     import torch
 
-    from tokenprune.scenes.vocabulary import build_processor
+    from tokenprune.scenes.world.vocabulary import build_processor
 
     copy.deepcopy(model).cpu().to(torch.bfloat16).eval().save_pretrained(folder)
     build_processor().save_pretrained(folder)

@@ -15,12 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from tokenprune.models.attach import attach
+from tokenprune.engine.attach import attach
 from tokenprune.scenes.answering import answer
 from tokenprune.scenes.embedded import load_embedded
-from tokenprune.scenes.generate import TEST_SEEDS, UNITS, Scene, scene
-from tokenprune.scenes.questions import Question, questions
 from tokenprune.scenes.samples import FOLDER
+from tokenprune.scenes.world.generate import TEST_SEEDS, UNITS, Scene, scene
+from tokenprune.scenes.world.questions import Question, questions
 
 SEED = TEST_SEEDS[1]
 SIDE = 384

@@ -1,0 +1,189 @@
+"""Questions that share a picture, asked together: what `generate` and the engine make of each of them alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, Row, build, inputs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kinds import ATTENTION, KINDS, fixed, recipe, stage
+from pruned import TOLERANCE, logits_of, worst
+from reference import generate_logits
+from torch import Tensor
+
+import tokenprune as tp
+from tokenprune.core.report import Report
+from tokenprune.engine.packed.generate import check_packable, generate_packed, packed_run, shared_layers
+from tokenprune.engine.packed.prompt import pack
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.load import Chat
+from tokenprune.scenes import load_embedded
+from tokenprune.study.evaluate import Case, scene_cases
+from tokenprune.study.evaluate.asking import _generate, _inputs
+from tokenprune.study.evaluate.packing import Packer
+
+STEPS = 3
+LOOKS = {"scorer": ATTENTION, "raters": "last_text"}
+BLIND = ({"scorer": {"type": "random", "seed": 3}}, {"sampler": "uniform"}, {"scorer": "raster"}, {"scorer": "norm"})
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat("embedded", *load_embedded())
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return scene_cases(3)
+
+
+@torch.inference_mode()
+def alone(chat: Chat, cases: list[Case], recipe: Any) -> tuple[tuple[Tensor, ...], Report]:
+    """Logits of the first tokens of each answer, from plain forwards under the engine, left-padded."""
+    inputs = _inputs(chat, [case.picture() for case in cases], [case.question for case in cases])
+    with tp.attach(chat.model, recipe) as attached:
+        made = chat.model.generate(
+            **inputs,
+            max_new_tokens=STEPS,
+            min_new_tokens=STEPS,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    return made.logits, attached.report
+
+
+@torch.inference_mode()
+def together(chat: Chat, cases: list[Case], recipe: Any, like: tuple[Tensor, ...]) -> tuple[list[Tensor], Report]:
+    """The same, packed; each step is fed what was generated there."""
+    with tp.attach(chat.model, recipe) as attached:
+        run = packed_run(attached, Packer(chat).prompt(cases))
+        logits = [run.prefill()]
+        for given_logits in like[:-1]:
+            banned = given_logits.clone()
+            banned[:, chat.model.generation_config.eos_token_id] = -torch.inf  # as min_new_tokens does
+            logits.append(run.step(banned.argmax(-1)))
+    return logits, attached.report
+
+
+def same(chat: Chat, cases: list[Case], recipe: Any) -> Report:
+    expected, plain = alone(chat, cases, recipe)
+    logits, report = together(chat, cases, recipe, expected)
+    scale = max(1.0, max(float(step.abs().max()) for step in expected))
+    assert worst(tuple(logits), expected) < TOLERANCE * scale
+    assert torch.equal(report.vision_tokens, plain.vision_tokens)
+    assert (report.total, report.grids) == (plain.total, plain.grids)
+    for one, other in zip(report.to_dict()["stages"], plain.to_dict()["stages"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    return report
+
+
+@pytest.mark.parametrize("name", tp.list_recipes())
+def test_every_recipe_as_it_is_and_with_a_budget(name: str, chat: Chat, cases: list[Case]) -> None:
+    same(chat, cases, name)
+    if name != "none":
+        report = same(chat, cases, tp.load_recipe(name, average=0.6))
+        assert bool((report.vision_tokens[:, -1] < 144).all())
+
+
+@settings(deadline=None, max_examples=12)
+@given(data=st.data())
+def test_any_places_and_counts(data: st.DataObject, chat: Chat, cases: list[Case]) -> None:
+    places = data.draw(st.lists(st.integers(1, 7), min_size=1, max_size=3, unique=True).map(sorted))
+    counts = sorted((data.draw(st.integers(1, 144)) for _ in places), reverse=True)
+    parts = data.draw(st.lists(st.sampled_from([LOOKS, *BLIND]), min_size=3, max_size=3))
+    positions = data.draw(st.sampled_from(["original", "renumber"]))
+    stages = [
+        stage(place, fixed(count), positions=positions, **part)
+        for place, count, part in zip(places, counts, parts, strict=False)
+    ]
+    start = data.draw(st.integers(0, len(cases) - 4))
+    same(chat, cases[start : start + 4], recipe("drawn", *stages))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_any_llava_with_text_before_the_picture(kind: str, attention: Any) -> None:
+    """Random weights, two pictures, questions of 1 to 9 tokens, and shares of the pictures that differ."""
+    model = build("llava", attention=attention)
+    batch = inputs("llava", model, rows=[Row(images=[(20, 20)], between=0)] * 2)
+    ids = batch["input_ids"][0]
+    image = model.config.image_token_id
+    width = int((ids == image).nonzero().max()) + 1
+    assert int(ids[0]) != image, "no text before the picture"
+    words = [int(i) for i in ids if i != image]
+    questions = [(words * 3)[start : start + length] for start, length in ((0, 9), (1, 1), (2, 4), (0, 6), (3, 2))]
+    owner = [1, 0, 1, 1, 0]
+    pixels = batch["pixel_values"]
+    chosen = KINDS.get(kind, kind)
+    prompt = pack(model, {"pixel_values": pixels}, ids[:width].expand(2, -1), questions, owner)
+    with tp.attach(model, chosen) as attached:
+        run = packed_run(attached, prompt)
+        first = run.prefill()
+        second = run.step(first.argmax(-1))
+        counts = attached.report.vision_tokens
+        for row, (question, picture) in enumerate(zip(questions, owner, strict=True)):
+            alone = torch.cat([ids[:width], torch.tensor(question)])[None]
+            expected = logits_of(model, {"input_ids": alone, "pixel_values": pixels[picture][None]})[0, -1]
+            assert torch.allclose(first[row], expected, atol=TOLERANCE, rtol=0)
+            assert torch.equal(counts[row], attached.report.vision_tokens[0])
+            made = generate_logits(
+                model, {"input_ids": alone, "pixel_values": pixels[picture][None]}, max_new_tokens=2, min_new_tokens=2
+            )[1]
+            assert torch.allclose(second[row], made[1][0], atol=TOLERANCE, rtol=0)
+
+
+def test_what_looks_at_the_question_is_not_shared() -> None:
+    """All 8 layers, or those below the first stage."""
+
+    def shared(*stages: dict[str, Any], **more: Any) -> int:
+        return shared_layers(tp.build(recipe("r", *stages, **more), depth=8), 8)
+
+    blind = stage(2, fixed(0.5), scorer="norm")
+    assert shared(blind) == shared() == shared(blind, budget={"average": 0.7}) == 8
+    assert shared(stage(3, fixed(0.5), **LOOKS)) == 3
+    assert shared(blind, stage(5, fixed(0.2), **LOOKS)) == 2
+    pipeline = tp.build(recipe("r", blind), depth=8)
+
+    class Foreign(type(pipeline.stages[0].sampler)):  # type: ignore[misc]
+        """A part of somebody else's, which may read the text by itself."""
+
+    pipeline.stages[0].sampler.__class__ = Foreign
+    assert shared_layers(pipeline, 8) == 2
+
+
+@pytest.mark.parametrize(("limit", "ends"), [(1, [2, 5]), (3, [2, 5]), (32, [2, 5]), (6, 5), (4, None)])
+def test_answers_end_where_generate_ends_them(limit: int, ends: Any, chat: Chat, cases: list[Case]) -> None:
+    given_ends, chat.model.generation_config.eos_token_id = chat.model.generation_config.eos_token_id, ends
+    try:
+        for name in ("none", "fastv"):
+            inputs_ = _inputs(chat, [case.picture() for case in cases], [case.question for case in cases])
+            with tp.attach(chat.model, name) as attached:
+                expected = _generate(chat, inputs_, limit)[:, inputs_["input_ids"].shape[1] :]
+                got = generate_packed(attached, Packer(chat).prompt(cases), max_new_tokens=limit)
+            assert torch.equal(got, expected)
+    finally:
+        chat.model.generation_config.eos_token_id = given_ends
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
+def test_other_families_are_refused(family: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"packed: a picture of .*; ask it by generate"):
+        check_packable(build(family))
+
+
+def test_what_greedy_decoding_would_not_do_is_refused() -> None:
+    model = build("llava")
+    model.generation_config.suppress_tokens = None
+    check_packable(model)
+    usual = model.generation_config.repetition_penalty
+    model.generation_config.repetition_penalty = 1.3
+    with pytest.raises(UnsupportedModelError, match=r"packed: its generation settings .*: repetition_penalty"):
+        check_packable(model)
+    model.generation_config.repetition_penalty = usual
+    model.config.text_config._attn_implementation = "flex_attention"
+    with pytest.raises(UnsupportedModelError, match="packed: attention is 'flex_attention', not sdpa or eager"):
+        check_packable(model)

@@ -1,0 +1,1 @@
+"""What every other room builds on: tokens, places, attention, reports and pure tensor functions."""

@@ -1,0 +1,74 @@
+"""Where vision tokens lie on the pictures: one plane for each image, or for each time step of a video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tokenprune.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tokenprune.core.tokens import Grid
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture plane of a sample: an image, or one time step of a video."""
+
+    image: int
+    """Index of the picture to draw it on."""
+    start: int
+    """Original index of its first vision token."""
+    height: int
+    width: int
+    name: str = "image 1"
+    newline: bool = False
+    """A separator token ends each row; it belongs to no part of the picture and is not drawn."""
+
+    @property
+    def columns(self) -> int:
+        """Tokens per row in the sequence, the separator included."""
+        return self.width + self.newline
+
+    def mask(self, indices: Iterable[int]) -> NDArray[np.bool_]:
+        """``[height, width]``: True where one of the original `indices` lies; indices of other frames are ignored."""
+        cells = np.zeros(self.height * self.columns, dtype=bool)
+        inside = [index - self.start for index in indices if 0 <= index - self.start < cells.size]
+        cells[inside] = True
+        return cells.reshape(self.height, self.columns)[:, : self.width]
+
+
+def frames_of(grids: Sequence[Grid], images: int) -> list[Frame]:
+    """The picture planes of a sample, in the order of its vision tokens.
+
+    Args:
+        grids: (T, H, W) of each image or video of the sample, in vision tokens.
+        images: pictures at hand: one for each grid (a video's time steps share it), or one for each time step, or one
+            for two grids: LLaVA-NeXT's overview of an image and its tiles, whose last column holds newline tokens.
+
+    Raises:
+        InputError: the pictures do not fit the grids.
+    """
+    steps = sum(t for t, _, _ in grids)
+    tiled = 2 * images == len(grids) == steps
+    if not tiled and images not in (len(grids), steps):
+        raise InputError(f"plot: got {images} picture{'' if images == 1 else 's'} for the grids {list(grids)}")
+    frames: list[Frame] = []
+    start = 0
+    for number, (t, h, w) in enumerate(grids):
+        newline = tiled and number % 2 == 1
+        for step in range(t):
+            if tiled:
+                picture = number // 2
+                name = f"image {picture + 1}, {'tiles' if newline else 'overview'}"
+            else:
+                picture = number if images == len(grids) else len(frames)
+                name = f"image {number + 1}" if t == 1 else f"video {number + 1}, step {step + 1}"
+            frames.append(Frame(picture, start, h, w - newline, name, newline))
+            start += h * w
+    return frames

@@ -1,0 +1,250 @@
+"""`Report`: what really ran, filled by the forward itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.tokens import Grid
+from tokenprune.errors import NotFiredError
+
+
+@dataclass
+class Stopwatch:
+    """Time spent inside `measure` blocks: on a GPU by events, so that measuring never waits for the device."""
+
+    cuda: bool
+    spans: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def measure(self) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.spans.append((start, self._now()))
+
+    def _now(self) -> Any:
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all blocks so far. Waits for the device."""
+        if not self.cuda:
+            return float(sum(stop - start for start, stop in self.spans))
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(stop) for start, stop in self.spans) / 1000
+
+
+@dataclass(frozen=True, eq=False)
+class StageReport:
+    """What one stage did in the last prefill."""
+
+    name: str
+    place: str
+    layer: int | None
+    """0-based layer before which it acted; None after vision, that is before layer 0."""
+    kept: Tensor
+    """``[B, K]`` original indices of the tokens that survive as they are, ascending, -1 where padded."""
+    merged: Tensor
+    """``[B, M]`` original indices of the anchors whose slot now holds a merged token, -1 where padded."""
+    sizes: tuple[int, ...]
+    """Vision tokens of each sample after the stage, kept and merged."""
+    scores: Tensor | None
+    """``[B, N]`` scores of the tokens that came in; None when nothing had to be scored."""
+    scored: Tensor
+    """``[B, N]`` original indices of the tokens that came in, -1 where padded."""
+    watch: Stopwatch | None
+    """None in a compiled forward: one graph has no clock inside."""
+
+    @property
+    def seconds(self) -> float:
+        """Time of the method at this stage; NaN in a compiled forward."""
+        return math.nan if self.watch is None else self.watch.seconds
+
+    def select(self, rows: Sequence[int]) -> StageReport:
+        """The same for `rows` of its samples."""
+        index = torch.tensor(rows, device=self.kept.device)
+        return replace(
+            self,
+            kept=self.kept[index],
+            merged=self.merged[index],
+            sizes=tuple(self.sizes[row] for row in rows),
+            scores=None if self.scores is None else self.scores[index],
+            scored=self.scored[index],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; padding is left out."""
+        return {
+            "name": self.name,
+            "place": self.place,
+            "layer": self.layer,
+            "kept": _rows(self.kept),
+            "merged": _rows(self.merged),
+            "tokens": list(self.sizes),
+            "seconds": _number(self.seconds),
+        }
+
+
+@dataclass
+class Graphs:
+    """What torch.compile made of an attached recipe so far."""
+
+    compiled: int = 0
+    """Graphs, one for each new shape."""
+    breaks: int = 0
+    """Places where a graph broke."""
+    recompiles: int = 0
+    """Of the graphs, those compiled for shapes that had one already."""
+    calls: int = 0
+    """Calls of compiled code."""
+
+    def note(self, compiled: int, breaks: int, *, known: bool) -> None:
+        """One call, which compiled so many graphs; `known` if its shapes had come before."""
+        self.calls += 1
+        self.compiled += compiled
+        self.breaks += breaks
+        self.recompiles += compiled if known else max(0, compiled - 1)
+
+
+@dataclass(eq=False)
+class Report:
+    """What the stages of an attached recipe did in the last forward that brought vision tokens.
+
+    Every attribute that tells a result raises `NotFiredError` as long as no such forward has run.
+    """
+
+    recipe: str
+    fingerprint: str
+    layers: int
+    """Decoder layers of the model."""
+    expected: int
+    """Stages of the recipe."""
+    graphs: Graphs | None = None
+    """Counts of compiled code; None where nothing is compiled."""
+    prefills: int = 0
+    """Forwards so far that brought vision tokens. Without a cache, generation makes one a token."""
+    _total: tuple[int, ...] = ()
+    _grids: tuple[tuple[Grid, ...], ...] = ()
+    _stages: list[StageReport] = field(default_factory=list)
+    _complete: bool = False
+
+    def begin(self, total: tuple[int, ...], grids: tuple[tuple[Grid, ...], ...]) -> None:
+        """A forward with vision tokens starts."""
+        self._total, self._grids, self._stages, self._complete = total, grids, [], False
+
+    def finish(self, ran: list[StageReport]) -> None:
+        """The forward is over, and these stages ran; raise `NotFiredError` unless they are all of the recipe."""
+        self._stages = ran
+        if len(self._stages) != self.expected:
+            fired = ", ".join(stage.name for stage in self._stages) or "none"
+            raise NotFiredError(
+                f"recipe {self.recipe!r}: {self.expected} stages were attached, but only these ran: {fired}. "
+                "Was the model compiled before attach, or are its layers called in another way?"
+            )
+        self.prefills += 1
+        self._complete = True
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Turn the samples of the last forward into `rows` of them, as a batch that is repeated after its prefill."""
+        self._need()
+        self._total = tuple(self._total[row] for row in rows)
+        self._grids = tuple(self._grids[row] for row in rows)
+        self._stages = [stage.select(rows) for stage in self._stages]
+
+    @property
+    def total(self) -> tuple[int, ...]:
+        """Original vision tokens of each sample."""
+        self._need()
+        return self._total
+
+    @property
+    def grids(self) -> tuple[tuple[Grid, ...], ...]:
+        """Per sample the (T, H, W) of each image, in vision tokens."""
+        self._need()
+        return self._grids
+
+    @property
+    def stages(self) -> tuple[StageReport, ...]:
+        """One entry a stage, in order."""
+        self._need()
+        return tuple(self._stages)
+
+    @property
+    def vision_tokens(self) -> Tensor:
+        """``[B, layers]`` int64: vision tokens that entered each decoder layer."""
+        self._need()
+        counts = torch.tensor(self._total).unsqueeze(1).repeat(1, self.layers)
+        for stage in self._stages:
+            counts[:, stage.layer or 0 :] = torch.tensor(stage.sizes).unsqueeze(1)
+        return counts
+
+    @property
+    def seconds(self) -> float:
+        """Time of the method in all stages; NaN in a compiled forward."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        counts = self.vision_tokens
+        return {
+            "recipe": self.recipe,
+            "fingerprint": self.fingerprint,
+            "prefills": self.prefills,
+            "total": list(self.total),
+            "vision_tokens": counts.tolist(),
+            "average": counts.double().mean(1).tolist(),
+            "final": counts[:, -1].tolist(),
+            "stages": [stage.to_dict() for stage in self.stages],
+            "seconds": _number(self.seconds),
+            "graphs": None if self.graphs is None else asdict(self.graphs),
+        }
+
+    def __str__(self) -> str:
+        if not self._complete:
+            return f"recipe {self.recipe} ({self.fingerprint}): no image has come through, so nothing was reduced"
+        counts = self.vision_tokens
+        seconds = self.seconds
+        spent = "" if math.isnan(seconds) else f", time of the method {1000 * seconds:.1f} ms"
+        lines = [f"recipe {self.recipe} ({self.fingerprint}){spent}"]
+        if self.graphs is not None:
+            lines.append(
+                "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
+            )
+        for row, total in enumerate(self._total):
+            lines.append(f"sample {row}: {total} vision tokens")
+            for stage in self._stages:
+                merged = int((stage.merged[row] >= 0).sum())
+                kept = stage.sizes[row] - merged
+                tail = f" + {merged} merged" if merged else ""
+                lines.append(f"  {stage.place:<18} (layer {stage.layer or 0}): {kept} kept{tail}")
+            mean = counts[row].double().mean().item()
+            share = f" = {mean / total:.1%}" if total else ""
+            lines.append(f"  average over {self.layers} layers {mean:.1f}{share}, final {int(counts[row, -1])}")
+        return "\n".join(lines)
+
+    def _need(self) -> None:
+        if not self._complete:
+            raise NotFiredError(
+                f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
+                "nothing to report"
+            )
+
+
+def _number(seconds: float) -> float | None:
+    """JSON has no NaN."""
+    return None if math.isnan(seconds) else seconds
+
+
+def _rows(index: Tensor) -> list[list[int]]:
+    return [[i for i in row if i >= 0] for row in index.tolist()]

@@ -1,0 +1,174 @@
+"""`ModelShape`: the numbers of a vision-language model that decide what a forward costs.
+
+Everything counts multiply-adds of matrix products and convolutions. Biases, norms, activations, rotary embeddings and
+softmax do not count: they are linear in the tokens and below one per cent of a layer.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenprune.core.tokens import Grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """The language model."""
+
+    layers: int
+    width: int
+    """Numbers per hidden state (D)."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    """Width of the MLP (m)."""
+    vocab: int
+    matrices: int = 3
+    """Matrices of the MLP: 3 when gated, else 2."""
+
+    def linear(self, matrices: int | None = None) -> int:
+        """Projections and MLP of one layer for one token; `matrices` replaces those of the MLP."""
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+        return attention + (self.matrices if matrices is None else matrices) * self.width * self.mlp
+
+    def attention(self, queries: int, keys: int) -> int:
+        """Scores and weighted sum of one layer, all pairs of queries and keys."""
+        return 2 * queries * keys * self.heads * self.head_dim
+
+    def causal(self, tokens: int) -> int:
+        """`attention` of a prompt where each token sees itself and those before it: what a causal kernel needs."""
+        return tokens * (tokens + 1) * self.heads * self.head_dim
+
+    @property
+    def head(self) -> int:
+        """lm_head for one token."""
+        return self.width * self.vocab
+
+    def kv_numbers(self, tokens: int) -> int:
+        """Numbers that one layer's cache holds of so many tokens."""
+        return 2 * tokens * self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionShape(ABC):
+    """A vision tower, and the projector or merger behind it."""
+
+    layers: int
+    width: int
+    mlp: int
+    matrices: int
+    """Matrices of the MLP: 2, or 3 when gated."""
+    patch: int
+    """Numbers of a patch that enter the patch embedding: 3 · side², times the frames that it spans."""
+    projector: tuple[tuple[int, int], ...]
+    """(in, out) of the matrices that each vision token passes."""
+    projectors: int = 1
+    """How many of them run: Qwen3-VL has one more for each DeepStack level."""
+    unused: int = 0
+    """Of the layers, those at the end that run although nobody reads them (LLaVA takes the last layer but one)."""
+
+    def layer(self, patches: int, pairs: int) -> int:
+        """One layer on so many patches, of which so many pairs see each other."""
+        return patches * self.width * (4 * self.width + self.matrices * self.mlp) + 2 * pairs * self.width
+
+    def projected(self, tokens: int) -> int:
+        """The projector for so many vision tokens."""
+        return tokens * self.projectors * sum(a * b for a, b in self.projector)
+
+    @abstractmethod
+    def tower(self, total: int, grids: Sequence[Grid]) -> int:
+        """The tower for a sample's images, all layers that run."""
+
+    @abstractmethod
+    def projection(self, total: int, grids: Sequence[Grid]) -> int:
+        """The projector for a sample's images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipShape(VisionShape):
+    """A ViT on square images (or tiles) with a class token, which attends to all of one image."""
+
+    side: int
+    """Patches along a side of an image."""
+    class_token: bool = True
+    """Whether the projector leaves the class token out."""
+
+    def images(self, total: int, grids: Sequence[Grid]) -> int:
+        """Images or tiles that the tower sees.
+
+        LLaVA-NeXT tells by its grids: an overview, then the unpadded tiles whose rows end with a newline token. Where
+        the grids say nothing, as few as give so many tokens.
+        """
+        square = (1, self.side, self.side)
+        pairs = list(zip(grids[::2], grids[1::2], strict=False))
+        if pairs and len(grids) % 2 == 0 and all(a == square and b != square for a, b in pairs):
+            tiles = [math.ceil(rows / self.side) * math.ceil((wide - 1) / self.side) for _, (_, rows, wide) in pairs]
+            return len(tiles) + sum(tiles)
+        return math.ceil(total / self.side**2)
+
+    def tower(self, total: int, grids: Sequence[Grid]) -> int:
+        patches = self.side**2
+        layers = self.layers * self.layer(patches + 1, (patches + 1) ** 2)
+        return self.images(total, grids) * (patches * self.patch * self.width + layers)
+
+    def projection(self, total: int, grids: Sequence[Grid]) -> int:
+        return self.projected(self.images(total, grids) * (self.side**2 + (not self.class_token)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyClip(ClipShape):
+    """The same ViT on pictures of other sizes, whose position embeddings are interpolated to them."""
+
+    def tower(self, total: int, grids: Sequence[Grid]) -> int:
+        sizes = [math.prod(grid) for grid in grids]
+        layers = sum(self.layers * self.layer(n + 1, (n + 1) ** 2) for n in sizes)
+        return sum(sizes) * self.patch * self.width + layers
+
+    def projection(self, total: int, grids: Sequence[Grid]) -> int:
+        return self.projected(total + (0 if self.class_token else len(grids)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenShape(VisionShape):
+    """A ViT on pictures of any size, whose patches are merged before the language model."""
+
+    merge: int = 2
+    """Patches along a side of a vision token."""
+    window: int | None = None
+    """Vision tokens along a side of an attention window; None where all patches of a frame see each other."""
+    full: tuple[int, ...] = ()
+    """Layers without windows, where there are windows."""
+
+    def tower(self, total: int, grids: Sequence[Grid]) -> int:
+        area = self.merge**2
+        patches = area * sum(math.prod(grid) for grid in grids)
+        everywhere = area**2 * sum(t * (h * w) ** 2 for t, h, w in grids)
+        full = self.layers if self.window is None else len(set(self.full) & set(range(self.layers)))
+        cost = patches * self.patch * self.width + full * self.layer(patches, everywhere)
+        if self.window is not None:
+            windowed = area**2 * sum(t * _squares(h, self.window) * _squares(w, self.window) for t, h, w in grids)
+            cost += (self.layers - full) * self.layer(patches, windowed)
+        return cost
+
+    def projection(self, total: int, grids: Sequence[Grid]) -> int:
+        return self.projected(total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """A vision-language model in numbers."""
+
+    name: str
+    family: str
+    """`model_type` of its configuration."""
+    decoder: DecoderShape
+    vision: VisionShape
+
+
+def _squares(side: int, window: int) -> int:
+    """Sum of the squared lengths of the windows along a side; the last one may be cut short."""
+    return side // window * window**2 + (side % window) ** 2

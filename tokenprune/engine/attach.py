@@ -1,0 +1,216 @@
+"""`attach`: put a recipe on an unmodified Hugging Face vision-language model, and take it off again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokenprune.budget import Prices
+from tokenprune.core.report import Graphs, Report
+from tokenprune.core.tokens import Grid
+from tokenprune.cost.prices import Prefill
+from tokenprune.cost.shape import ModelShape
+from tokenprune.engine.cache import cache_in
+from tokenprune.engine.compiled import BUCKETS, Compiled
+from tokenprune.engine.engine import Engine
+from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.families.adapter import Anatomy, anatomy, picture_size
+from tokenprune.families.shape import model_shape
+from tokenprune.pipeline import Pipeline
+from tokenprune.recipe import Recipe, load_recipe
+
+
+class Attached:
+    """A recipe on a model, until `detach` or the end of its ``with`` block. Made by `attach`."""
+
+    def __init__(self, parts: Anatomy, recipe: Recipe | Pipeline, compile: Mapping[str, Any] | None = None) -> None:
+        self._anatomy = parts
+        self.recipe = recipe
+        prices = None
+        if recipe.budget is not None and recipe.budget.kind == "flops":
+            prices = partial(_prices, model_shape(parts.model))
+        stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
+        pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
+        pipeline.to(next(parts.text.parameters()).device)
+        self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
+        self._engine = Engine(parts, pipeline, self.report)
+        self._compiled: Compiled | None = None
+        if compile is not None:
+            self.report.graphs = Graphs()
+            self._engine.buckets = BUCKETS
+            self._compiled = Compiled(self._engine, self.report.graphs, compile)
+        self._handle: Any = None
+        self._generate: Any = None
+
+    def _mount(self) -> None:
+        model: Any = self._anatomy.model
+        self._engine.mount()
+        if self._compiled is not None:
+            self._compiled.mount()
+        self._handle = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True, prepend=True)
+        if hasattr(model, "generate"):
+            # An instance attribute shadows the method: only generate() itself knows where the prompt ends.
+            original = model.generate
+            self._generate = model.__dict__.get("generate")
+            model.generate = lambda *args, **kwargs: self._run_generate(original, args, kwargs)
+
+    def detach(self) -> None:
+        """Take the recipe off: the model is bit-identical to one that never had it. Safe to call twice."""
+        if self._handle is None:
+            return
+        self._handle.remove()
+        self._handle = None
+        if self._compiled is not None:
+            self._compiled.unmount()
+        self._engine.unmount()
+        self._anatomy.model.__dict__.pop("generate", None)
+        if self._generate is not None:
+            self._anatomy.model.generate = self._generate
+        _forget_compiled()
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        state = "attached to" if self._handle is not None else "detached from"
+        return f"<recipe {self.recipe.name!r} {state} {type(self._anatomy.model).__name__}>"
+
+    def _refuse_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if kwargs.get("labels") is None or not self._engine.pipeline.stages:
+            return
+        ids, embeddings = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+        reference = embeddings if ids is None else ids
+        if reference is not None and bool(self._anatomy.vision_mask(ids, reference).any()):
+            raise InputError(
+                "labels were given, but the attached recipe shortens the sequence, so logits and labels would not "
+                "line up; compute the loss on a detached model, or score the answer by generate()"
+            )
+
+    def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        config = kwargs.get("generation_config") or self._anatomy.model.generation_config
+        chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        if chunk is not None:
+            raise UnsupportedModelError(
+                f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; "
+                "leave prefill_chunk_size out"
+            )
+        if self._compiled is not None:
+            kwargs = _with_static_cache(config, kwargs)
+        self._engine.limit = _prompt_length(args, kwargs)
+        self._engine.pixels = picture_size(kwargs.get("pixel_values"))
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._engine.limit = self._engine.pixels = None
+
+
+def attach(
+    model: nn.Module,
+    recipe: str | Path | Mapping[str, Any] | Recipe | Pipeline,
+    *,
+    keep: float | None = None,
+    average: float | None = None,
+    final: float | None = None,
+    flops: float | None = None,
+    compile: bool | Mapping[str, Any] = False,
+) -> Attached:
+    """Attach a recipe to a Hugging Face vision-language model.
+
+    Use it as a context manager, or keep the result and call `detach` on it. While it is attached, `model(...)` and
+    `model.generate(...)` run with fewer vision tokens; prompts without vision tokens pass through untouched.
+
+    Args:
+        model: a supported model (docs/models.md); its weights and class stay as they are.
+        recipe: a recipe's name, path, dict or `Recipe`; or a `Pipeline` of stages made in Python, as they are.
+        keep: budget that replaces the recipe's: vision tokens per layer from the recipe's first place on, a share
+            (float) or a count (int) of each sample's original ones.
+        average: the same, averaged over all layers.
+        final: the same, after the last stage.
+        flops: budget that replaces the recipe's: a share of the multiply-adds of the untouched prefill, from the pixels
+            to the first token, the recipe's own included. It is solved for each sample when its prompt comes.
+        compile: run the language model under torch.compile, stages included, and a vision tower of fixed-size pictures
+            (docs/compile.md); a mapping is passed on, such as ``{"mode": "reduce-overhead"}``. `generate` then takes a
+            static cache, unless it is told otherwise.
+
+    Raises:
+        InputError: an option of torch.compile that is decided here, or that it does not take; a second budget for a
+            `Pipeline`.
+        RecipeError: the recipe is not valid, or does not fit the model's depth.
+        BudgetError: the budget is out of range.
+        UnsupportedModelError: no adapter knows the model, a recipe is attached to it already, or `flops` is asked of a
+            model whose shape the ledger does not know.
+    """
+    if isinstance(recipe, Pipeline):
+        _refuse_budget(keep=keep, average=average, final=final, flops=flops)
+        loaded: Recipe | Pipeline = recipe
+    else:
+        loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
+    parts = anatomy(model)
+    for hook in parts.text._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), Engine):
+            raise UnsupportedModelError(
+                f"attach: recipe {hook.__self__.report.recipe!r} is attached to this model already; detach it first"
+            )
+    options = compile if isinstance(compile, Mapping) else {} if compile else None
+    attached = Attached(parts, loaded, options)
+    _forget_compiled()
+    attached._mount()
+    return attached
+
+
+def _refuse_budget(**given: float | None) -> None:
+    for kind, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"attach(pipeline, {kind}={value}): a Pipeline has the budget that it was made with; "
+                f"make it with budget=Budget({kind!r}, {value})"
+            )
+
+
+def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate` under compile: one step after the other in buffers of one size, hence in one graph."""
+    # transformers would compile the whole model around ours, which breaks graphs.
+    kwargs = {"disable_compile": True, **kwargs}
+    asked = ("cache_implementation", "use_cache", "prompt_lookup_num_tokens", "assistant_model")
+    given = [cache_in(kwargs)] + [kwargs.get(key, getattr(config, key, None)) for key in asked]
+    if any(value not in (None, True) for value in given):
+        return kwargs
+    return {**kwargs, "cache_implementation": "static"}
+
+
+def _prices(
+    shape: ModelShape, pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int
+) -> Prices:
+    return Prefill(shape, pipeline, total, grids, text, question)
+
+
+def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Tokens of a generate() call's prompt, those already in the cache included; None when it cannot be told."""
+    given = [kwargs.get("input_ids"), kwargs.get("inputs"), kwargs.get("inputs_embeds"), args[0] if args else None]
+    lengths = [x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() >= 2]
+    if not lengths:
+        return None
+    mask, cache = kwargs.get("attention_mask"), cache_in(kwargs)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        lengths.append(mask.shape[1])
+    past = 0 if cache is None else int(cache.get_seq_length())
+    longest = max(lengths)
+    return longest if longest > past else past + longest
+
+
+def _forget_compiled() -> None:
+    """Drop compiled code: torch.compile does not notice hooks that come or go later (pytorch/pytorch#117758)."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

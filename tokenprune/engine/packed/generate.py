@@ -1,0 +1,108 @@
+"""Greedy answers to many questions about few pictures, with everything that the questions share computed once.
+
+A decoder is causal: what stands before a question does not depend on it, until a stage lets it choose. Below the first
+such stage a picture is run once, and the questions read its keys and values. Stages run in the hooks of the attached
+recipe, as they do under `generate`; the model's own layers do the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.engine.attach import Attached
+from tokenprune.engine.packed.prompt import PackedPrompt
+from tokenprune.engine.packed.runs import Apart, Together
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.adapter import anatomy
+from tokenprune.pipeline import Pipeline
+from tokenprune.stage import Stage
+
+HARMLESS = frozenset(
+    {
+        *("_from_model_config", "bos_token_id", "decoder_start_token_id", "do_sample", "eos_token_id", "max_length"),
+        *("max_new_tokens", "num_beams", "output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+        *("pad_token_id", "return_dict_in_generate", "temperature", "top_k", "top_p", "transformers_version"),
+        "use_cache",
+    }
+)
+"""Fields of a `GenerationConfig` that leave greedy decoding with a limit of its own as it is, or that are read here."""
+
+
+def check_packable(model: Any) -> None:
+    """Raise `UnsupportedModelError`, with the reason, unless questions to `model` can share their picture."""
+    parts = anatomy(model)
+    text, settings = parts.text, model.generation_config
+    attention = str(getattr(text.config, "_attn_implementation", ""))
+    changed = sorted(set(settings.to_diff_dict()) - HARMLESS)
+    if parts.adapter.family != "llava":
+        reason = f"a picture of {parts.adapter.title} does not stand in the prompt like one of LLaVA-1.5"
+    elif not hasattr(text, "norm"):
+        reason = f"{type(text).__name__} has no final norm under that name"
+    elif attention not in ("sdpa", "eager"):
+        reason = f"attention is {attention!r}, not sdpa or eager"
+    elif changed:
+        reason = f"its generation settings change what greedy decoding does: {', '.join(changed)}"
+    else:
+        return
+    raise UnsupportedModelError(f"packed: {reason}; ask it by generate")
+
+
+def shared_layers(pipeline: Pipeline, depth: int) -> int:
+    """How many layers see the same prefix whatever the question: all of them if no stage looks at the question."""
+    # Any other budget may ask for the length of the question.
+    blind = pipeline.budget is None or pipeline.budget.kind in ("keep", "average", "final")
+    blind = blind and not any(_looks(stage) for stage in pipeline)
+    return depth if blind else min(pipeline.layers(depth))
+
+
+def _looks(stage: Stage) -> bool:
+    """Whether its choice may depend on the question. Our own parts know it through raters and attention alone."""
+    parts = (stage.scorer, stage.scheduler, stage.sampler, stage.recycler)
+    shipped = all(type(part).__module__.startswith("tokenprune.parts.") for part in parts)
+    return stage.raters is not None or bool(stage.reads_attention) or not shipped
+
+
+@torch.inference_mode()
+def generate_packed(attached: Attached, prompt: PackedPrompt, *, max_new_tokens: int) -> Tensor:
+    """Greedy answers, ``[Q, tokens]`` int64, with the pad token behind the end of each.
+
+    Equals ``model.generate(do_sample=False)`` on the single prompts but for rounding. `attached.report` then has a row
+    for each question; its seconds are those of the whole batch.
+
+    Args:
+        attached: the recipe, on a model that `check_packable` lets pass.
+        prompt: from `pack`, of the same model.
+        max_new_tokens: longest answer, in tokens.
+    """
+    run = packed_run(attached, prompt)
+    ends, pad = _end_tokens(attached._anatomy.model)
+    stop = torch.tensor(ends, device=prompt.owner.device)
+    logits = run.prefill()
+    done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    made: list[Tensor] = []
+    while True:
+        token = logits.float().argmax(-1).masked_fill(done, pad)
+        made.append(token)
+        done = done | torch.isin(token, stop)
+        if len(made) == max_new_tokens or bool(done.all()):
+            return torch.stack(made, dim=1)
+        logits = run.step(token)
+
+
+def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
+    """The batch, ready to start."""
+    depth = len(attached._anatomy.layers)
+    shared = shared_layers(attached._engine.pipeline, depth)
+    return Together(attached, prompt) if shared == depth else Apart(attached, prompt, shared)
+
+
+def _end_tokens(model: Any) -> tuple[list[int], int]:
+    """Token ids that end an answer, and the one that fills the rows which ended before others."""
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    pad = settings.pad_token_id
+    return ends, pad if pad is not None else ends[0] if ends else 0

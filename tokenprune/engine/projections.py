@@ -1,0 +1,175 @@
+"""Queries of the raters and keys of all tokens: a decoder layer's own, or from its own projections before it runs."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.core import ops
+from tokenprune.core.attention import Projection, RaterAttention
+from tokenprune.core.tokens import Tokens
+from tokenprune.engine.cache import written_keys
+from tokenprune.engine.gather import take, take_rope
+from tokenprune.engine.masks import Mask, rater_rows
+from tokenprune.errors import UnsupportedModelError
+
+Rope = tuple[Tensor, Tensor]
+Turn = Callable[[Tensor, Rope], Tensor]
+"""A rotary embedding of one tensor ``[B, H, L, d]``."""
+
+
+@dataclass(eq=False)
+class LayerInput:
+    """What enters a decoder layer in a prefill, after any pruning there: all that its attention depends on."""
+
+    layer: nn.Module
+    turn: Turn
+    """`rotary` of the layer's attention."""
+    hidden: Tensor | None
+    """``[B, L, D]``; None where the layer is about to run, so that its projections need not be computed here."""
+    rope: Rope
+    """cos and sin, ``[B, L, d]``."""
+    mask: Mask | None
+    store: Any | None
+    """The layer's cache."""
+    stored: int
+    """Tokens of earlier forwards that it holds."""
+    text: Tensor
+    """``[B, T]`` index in this sequence of the text tokens that may rate."""
+    tokens: Tokens
+    """The vision tokens in this sequence."""
+    queries: Tensor | None = None
+    """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
+    keys: Tensor | None = None
+    """``[B, L, Hkv·d]``, as the layer has projected them."""
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return self.rope[0].shape[-2]
+
+
+def rotary(attention: nn.Module) -> Turn:
+    """The family's own rotary embedding (it knows about half-RoPE and interleaving)."""
+    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    if next(iter(inspect.signature(apply).parameters)) == "q":
+        return lambda x, rope: apply(x, x[:, :0], *rope)[0]  # there are no keys to turn
+    return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)
+
+
+def check_attention(layer: nn.Module) -> None:
+    """Raise `UnsupportedModelError` unless the layer has the projections that rater attention is computed from."""
+    attention = getattr(layer, "self_attn", None)
+    missing = [n for n in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, n)]
+    if not hasattr(layer, "input_layernorm"):
+        missing.append("input_layernorm")
+    if missing:
+        raise UnsupportedModelError(
+            f"{type(layer).__name__} has no {', '.join(missing)}: rater attention cannot be computed"
+        )
+
+
+def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Queries ``[B, H, R, d]`` of text tokens that may rate, and keys ``[B, Hkv, L, d]`` of all tokens.
+
+    Bias and q/k norms are the layer's own; with `rope` off, both stay as they are before the rotary embedding.
+
+    Args:
+        source: the layer. If it has run, what it projected is used, and nothing is projected twice; nor are keys turned
+            twice that stand in its cache.
+        rope: with rotary embedding.
+        rows: ``[B, R]`` which of the text tokens; None is all of them.
+
+    Raises:
+        UnsupportedModelError: the layer has run, but not through its q_proj and k_proj.
+    """
+    attention: Any = source.layer.self_attn
+    text = source.text if rows is None else source.text.gather(1, rows)
+    if source.hidden is not None:
+        norm: Any = source.layer.input_layernorm
+        queries = attention.q_proj(norm(take(source.hidden, text, 1)))
+        keys = attention.k_proj(norm(source.hidden))
+    elif source.queries is None or source.keys is None:
+        raise UnsupportedModelError(
+            f"{type(source.layer).__name__} ran without calling its q_proj and k_proj (a fused kernel?): "
+            "the attention of raters cannot be read"
+        )
+    else:
+        queries = source.queries if rows is None else take(source.queries, rows, 1)
+        keys = source.keys
+    q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
+    if rope:
+        q = source.turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
+        written = None if source.keys is None else written_keys(source.store, source.length)
+        k = source.turn(k, source.rope) if written is None or written.device != k.device else written
+    return q, k
+
+
+def positional_kernel(source: LayerInput) -> tuple[Tensor, Tensor]:
+    """`project` for all-ones queries and keys: what rotary distance alone contributes (SparseVLM+ gravity)."""
+    attention: Any = source.layer.self_attn
+    batch = source.text.shape[0]
+    ones = torch.ones(batch, 1, source.length, attention.head_dim, dtype=torch.float32, device=source.rope[0].device)
+    rope = (source.rope[0].float(), source.rope[1].float())
+    k = source.turn(ones, rope)
+    return take(k, source.text, 2), k
+
+
+def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, most: int | None) -> RaterAttention:
+    """Attention of a prompt's raters over `tokens`, exact beside any kernel.
+
+    Args:
+        sources: what entered the layer ``"previous"`` to the place and, before the stage, the ``"next"`` one. Where an
+            earlier stage of the same place has dropped tokens, the previous layer has still seen them.
+        tokens: vision tokens that entered the stage.
+        most: as in `RaterAttention`.
+    """
+
+    def source(layer: str) -> LayerInput:
+        found = sources[layer]
+        assert found is not None, f"input of the {layer} layer was not remembered"
+        return found
+
+    def projection(layer: str, rope: bool, rows: Tensor | None) -> Projection:
+        at = source(layer)
+        q, k = project(at, rope=rope, rows=rows)
+        attention: Any = at.layer.self_attn
+        return Projection(
+            q=q,
+            k=k,
+            visible=rater_rows(at.mask, at.text if rows is None else at.text.gather(1, rows), at.stored, at.length),
+            sees_itself=True,  # what rates is no padding, and causal
+            scaling=float(attention.scaling),
+            softcap=getattr(attention, "attn_logit_softcapping", None),
+            columns=_columns(tokens, at.tokens),
+        )
+
+    return RaterAttention(
+        project=projection,
+        columns=tokens.slot,
+        columns_valid=tokens.valid_if_padded,
+        kernel=lambda layer: positional_kernel(source(layer)),
+        most=most,
+    )
+
+
+def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
+    """``[B, N]`` slots of `tokens` in the sequence of `within`; None where that is their own."""
+    if tokens.slot is within.slot:
+        return None
+    slots = tokens.slot.new_zeros(len(tokens.total), max(tokens.total))
+    slots = ops.put_(slots, within.origin, within.slot, within.valid_if_padded)
+    return slots.gather(1, tokens.origin.clamp(min=0))
+
+
+def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
+    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
+    heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
+    norm = getattr(attention, f"{which}_norm", None)
+    return (heads if norm is None else norm(heads)).transpose(1, 2)

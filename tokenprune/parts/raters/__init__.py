@@ -1,0 +1,1 @@
+"""Rater selectors: which text tokens have a say about the vision tokens."""

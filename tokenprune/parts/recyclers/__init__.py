@@ -1,0 +1,1 @@
+"""Recyclers: what becomes of the vision tokens that were not kept."""

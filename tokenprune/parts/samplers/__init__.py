@@ -1,0 +1,1 @@
+"""Samplers: which vision tokens survive, from scores and a count."""

@@ -1,0 +1,24 @@
+"""The base class of samplers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from tokenprune.core.tokens import Count, Tokens
+from tokenprune.parts.part import Part
+
+
+class Sampler(Part):
+    """Picks exactly `count` tokens of each sample. Base class of the role ``sampler``."""
+
+    role = "sampler"
+    suffix = "Sampler"
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+        """Indices into N of the tokens kept, ``[B, K]`` int64, ascending, without duplicates, -1 padded on the right.
+
+        K is the largest count of the batch. Equal scores are decided by the lower index.
+        """

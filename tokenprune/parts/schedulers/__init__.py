@@ -1,0 +1,1 @@
+"""Schedulers: how many vision tokens survive a stage."""

@@ -1,0 +1,63 @@
+"""The base classes of schedulers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.parts.part import Part
+
+
+class Scheduler(Part):
+    """Decides how many tokens the sampler keeps (what a recycler adds comes on top). Base of the role ``scheduler``."""
+
+    role = "scheduler"
+    suffix = "Scheduler"
+
+    @property
+    def static(self) -> bool:
+        """Whether the count follows from shapes alone, so that `count` may be asked."""
+        return False
+
+    @property
+    def needs_attention(self) -> str | None:
+        """The layer whose attention it reads: ``"previous"``, ``"next"``, or None when it reads none."""
+        return None
+
+    @abstractmethod
+    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
+        """Tokens (a real number) that the stage keeps as a rule: the shape that a budget for the whole recipe scales.
+
+        Args:
+            size: real vision tokens of the sample that enter the stage.
+            total: original vision tokens of the sample.
+            grids: (T, H, W) of each of its images.
+        """
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
+        """Counts, one per sample: Python ints when static, else int64 ``[B]`` on the device of the scores."""
+
+
+class StaticScheduler(Scheduler):
+    """A scheduler that never needs scores: serving engines size the sequence first, and static shapes compile."""
+
+    @property
+    def static(self) -> bool:
+        return True
+
+    @abstractmethod
+    def count(self, size: int, *, total: int, grids: Sequence[Grid]) -> int:
+        """Tokens to keep, 1 … `size` (0 when `size` is 0); arguments as in `nominal`."""
+
+    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
+        return float(self.count(size, total=total, grids=grids))
+
+    def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
+        return tuple(
+            self.count(size, total=total, grids=grids)
+            for size, total, grids in zip(tokens.sizes, tokens.total, tokens.grids, strict=True)
+        )

@@ -1,0 +1,1 @@
+"""Scorers: one float32 per vision token; higher survives."""

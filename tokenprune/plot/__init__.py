@@ -1,0 +1,1 @@
+"""Figures: what was kept, accuracy, times, layers, audits."""

@@ -1,0 +1,202 @@
+"""Pictures of what a recipe kept: one panel for the input and one for each stage, as a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from tokenprune.core.frames import Frame, frames_of
+from tokenprune.errors import InputError
+from tokenprune.plot.style import INK, MERGED, SOFT_INK
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from tokenprune.core.tokens import Grid
+
+
+class StageLike(Protocol):
+    """What a picture needs of one stage of a report."""
+
+    @property
+    def place(self) -> Any: ...
+    @property
+    def kept(self) -> Any: ...
+    @property
+    def merged(self) -> Any: ...
+
+
+class ReportLike(Protocol):
+    """What a picture needs of a report; `tokenprune.core.report.Report` has it all."""
+
+    @property
+    def stages(self) -> Sequence[Any]: ...
+    @property
+    def grids(self) -> Sequence[Sequence[Grid]]: ...
+    @property
+    def total(self) -> Sequence[int]: ...
+
+
+def plot_kept(
+    images: Image | Sequence[Image],
+    report: ReportLike,
+    row: int = 0,
+    *,
+    title: str | None = None,
+    panel: float = 2.9,
+    most: int = 12,
+) -> Figure:
+    """Draw the vision tokens that each stage kept over the pictures they came from.
+
+    Dropped cells fade, kept cells stay clear inside a thin outline, and a dot marks the anchor of a merged token.
+
+    Args:
+        images: the picture or pictures of one sample, as the model saw them (cropped, where the processor crops).
+        report: report of a run, `tokenprune.attach(...).report`.
+        row: which sample of the batch.
+        title: text above the panels, cut to their width.
+        panel: height of a panel in inches.
+        most: lines of panels; of more images or time steps than that, an even choice is drawn.
+
+    Raises:
+        InputError: no such sample, or pictures that do not fit the report.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = list(images) if isinstance(images, Sequence) else [images]
+    if not 0 <= row < len(report.total):
+        raise InputError(f"plot: no sample {row} in a report of {len(report.total)}")
+    frames = frames_of(report.grids[row], len(pictures))
+    if len(frames) > most:
+        frames = [frames[number * len(frames) // most] for number in range(most)]
+    columns = 1 + len(report.stages)
+    aspect = float(np.clip(np.median([pictures[f.image].width / pictures[f.image].height for f in frames]), 0.5, 2.0))
+    top, bottom = (0.42 if title else 0.0), 0.34
+    size = (columns * (panel * aspect + 0.12), len(frames) * (panel + 0.42) + top + bottom)
+    figure = Figure(figsize=size, dpi=160, facecolor="white")
+    axes = figure.subplots(len(frames), columns, squeeze=False)
+    figure.subplots_adjust(
+        left=0.012, right=0.988, bottom=bottom / size[1], top=1 - (top + 0.4) / size[1], wspace=0.05, hspace=0.16
+    )
+    several = len(frames) > 1
+    for line, frame in enumerate(frames):
+        picture = np.asarray(pictures[frame.image].convert("RGB"), dtype=np.float32) / np.float32(255)
+        _draw(axes[line, 0], picture, frame, kept=None, merged=None)
+        note = [f"{report.total[row]} vision tokens"] if line == 0 else []
+        _caption(axes[line, 0], "" if line else "input", " · ".join(note + [frame.name] * several))
+        for column, stage in enumerate(report.stages, start=1):
+            kept, merged = _indices(stage.kept, row), _indices(stage.merged, row)
+            cells = frame.mask(kept)
+            _draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
+            note = [_count(kept, merged, report.total[row])] if line == 0 else []
+            note += [f"{cells.sum()} of {cells.size} here"] * several
+            _caption(axes[line, column], "" if line else _place(stage), " · ".join(note))
+    if title:
+        room = int((size[0] - 0.2) * 13)  # characters of this size to the inch
+        text = title if len(title) <= room else title[: room - 1].rstrip() + "…"
+        at = (0.012, 1 - 0.3 / size[1])
+        figure.text(*at, text, fontsize=10, color=INK, ha="left", va="baseline", parse_math=False)
+    _legend(figure, size, any(_indices(stage.merged, row) for stage in report.stages))
+    return figure
+
+
+def _indices(tensor: Any, row: int) -> list[int]:
+    return [int(index) for index in tensor[row].tolist() if index >= 0]
+
+
+def _place(stage: StageLike) -> str:
+    layer = getattr(stage, "layer", None)
+    return "after vision" if layer is None else f"before layer {layer}"
+
+
+def _count(kept: list[int], merged: list[int], total: int) -> str:
+    return f"kept {len(kept)} of {total}" + (f" + {len(merged)} merged" if merged else "")
+
+
+def _caption(axes: Axes, head: str, line: str) -> None:
+    where: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    axes.annotate(head, xytext=(0, 14), fontsize=9, color=INK, weight="bold", **where)
+    axes.annotate(line, xytext=(0, 4), fontsize=8, color=SOFT_INK, **where)
+
+
+def _draw(
+    axes: Axes,
+    picture: NDArray[np.float32],
+    frame: Frame,
+    *,
+    kept: NDArray[np.bool_] | None,
+    merged: NDArray[np.bool_] | None,
+) -> None:
+    """One panel. Axes are in cells: x from 0 to the grid's width, y downwards to its height."""
+    axes.set_axis_off()
+    height, width = frame.height, frame.width
+    shape = picture.shape[0] / picture.shape[1]
+    extent = (0.0, float(width), float(height), 0.0)
+    look = {"extent": extent, "aspect": shape * width / height, "interpolation": "antialiased"}
+    axes.imshow(picture if kept is None else _fade(picture, kept), **look)
+    if kept is None:
+        if max(height, width) <= 48:  # finer grids would hide the picture
+            axes.vlines(range(1, width), 0, height, colors="white", linewidth=0.35, alpha=0.55)
+            axes.hlines(range(1, height), 0, width, colors="white", linewidth=0.35, alpha=0.55)
+        return
+    _outline(axes, kept)
+    if merged is not None and merged.any():
+        y, x = np.nonzero(merged)
+        side = 72 * axes.get_window_extent().height / axes.figure.dpi / height  # a cell, in points
+        dot = float(np.clip(side * 0.5, 1.2, 8)) ** 2
+        axes.scatter(x + 0.5, y + 0.5, s=dot, c=MERGED, edgecolors=INK, linewidths=0.5, zorder=3)
+
+
+def _fade(picture: NDArray[np.float32], kept: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The picture with the pixels of all cells that are not kept turned grey and pale."""
+    height, width = picture.shape[:2]
+    y = np.minimum(np.arange(height) * kept.shape[0] // height, kept.shape[0] - 1)
+    x = np.minimum(np.arange(width) * kept.shape[1] // width, kept.shape[1] - 1)
+    clear = kept[y[:, None], x[None, :]][..., None]
+    grey = picture @ np.asarray([0.299, 0.587, 0.114], dtype=np.float32)
+    pale = 0.66 + 0.12 * grey[..., None] + 0.11 * picture
+    return np.where(clear, picture, pale).astype(np.float32)
+
+
+def _outline(axes: Axes, kept: NDArray[np.bool_]) -> None:
+    """A thin line where a kept cell meets a dropped one or the border: neighbours share one outline."""
+    from matplotlib.collections import LineCollection
+
+    framed = np.pad(kept, 1)
+    segments = [((x, y), (x, y + 1)) for y, x in zip(*np.nonzero(framed[1:-1, 1:] != framed[1:-1, :-1]), strict=True)]
+    segments += [((x, y), (x + 1, y)) for y, x in zip(*np.nonzero(framed[1:, 1:-1] != framed[:-1, 1:-1]), strict=True)]
+    axes.add_collection(
+        LineCollection(segments, colors=INK, linewidths=0.9, capstyle="projecting", clip_on=False, zorder=2),
+        autolim=False,
+    )
+
+
+def _legend(figure: Figure, size: tuple[float, float], merged: bool) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles: list[Any] = [
+        Patch(facecolor="white", edgecolor=INK, linewidth=0.9, label="kept"),
+        Patch(facecolor="#d2d5d9", edgecolor="none", label="dropped"),
+    ]
+    if merged:
+        dot = Line2D([], [], linestyle="none", marker="o", markersize=5, color=MERGED, markeredgecolor=INK)
+        dot.set(markeredgewidth=0.5, label="anchor of a merged token")
+        handles.append(dot)
+    figure.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(0.006, 0.02 / size[1]),
+        ncols=len(handles),
+        fontsize=7.5,
+        frameon=False,
+        labelcolor=SOFT_INK,
+        handlelength=1.1,
+        handletextpad=0.5,
+        columnspacing=1.3,
+    )

@@ -1,0 +1,1 @@
+"""Measurements of recipes: accuracy, time, and where in the picture tokens are kept."""

@@ -1,0 +1,33 @@
+"""Accuracy of recipes at equal cost, with intervals: on generated scenes, or on pictures and questions of your own."""
+
+from __future__ import annotations
+
+from tokenprune.study.evaluate.cases import Case, normal, same_words, scene_cases
+from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
+from tokenprune.study.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
+from tokenprune.study.evaluate.run import evaluate
+from tokenprune.study.evaluate.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
+
+__all__ = [
+    "BASELINES",
+    "GATE",
+    "SMALLER",
+    "UNTOUCHED",
+    "Case",
+    "Condition",
+    "Estimate",
+    "Evaluation",
+    "Outcome",
+    "Pair",
+    "Row",
+    "accuracy",
+    "difference",
+    "evaluate",
+    "holm",
+    "make_conditions",
+    "normal",
+    "same_words",
+    "scene_cases",
+    "sign_flip",
+    "wilson",
+]
