@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tokenprune.scenes import embedded_path
-from tokenprune.scenes.fingerprint import fingerprint
+from tokenprune.scenes.digest import digest
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "benchmarks" / "evidence"
@@ -42,7 +42,7 @@ def test_pages_are_written_from_the_committed_results(page: ModuleType) -> None:
 def test_the_first_results_are_those_of_the_shipped_weights(page: ModuleType) -> None:
     shipped = page.results()[0]
     assert shipped["name"] == "seed-0"
-    assert shipped["weights"] == fingerprint(embedded_path() / "model.safetensors")
+    assert shipped["weights"] == digest(embedded_path() / "model.safetensors")
     training = json.loads((ROOT / "benchmarks" / "scenes" / "training.json").read_text())
     assert shipped["training"] == training
 

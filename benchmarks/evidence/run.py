@@ -27,7 +27,7 @@ from targets import target
 from tokenprune.engine.attach import attach
 from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
-from tokenprune.scenes.fingerprint import fingerprint
+from tokenprune.scenes.digest import digest
 from tokenprune.scenes.training.positions import position_table, read_positions
 from tokenprune.scenes.world.generate import UNITS
 from tokenprune.study.audit import Audit
@@ -217,7 +217,7 @@ def main() -> None:
     work = options.work or options.model.parent / "evidence"
     facts = {
         "name": options.name,
-        "weights": fingerprint(options.model / "model.safetensors"),
+        "weights": digest(options.model / "model.safetensors"),
         "training": training | {"positions": positions},
         "scenes": grid.SCENES,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},

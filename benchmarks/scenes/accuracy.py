@@ -22,7 +22,7 @@ from rich.progress import track
 
 from tokenprune.scenes import TASKS, TEST_SEEDS, embedded_path, load_embedded
 from tokenprune.scenes.answering import answer
-from tokenprune.scenes.fingerprint import fingerprint
+from tokenprune.scenes.digest import digest
 from tokenprune.scenes.world.generate import CELLS, COLOURS, SHAPES, SIZES, scene
 from tokenprune.scenes.world.grounds import GROUNDS
 from tokenprune.scenes.world.plates import CODE_LENGTH, LETTERS
@@ -84,7 +84,7 @@ def measure(folder: Path, scenes: int, stream: int, batch_size: int) -> dict[str
         "seconds": round(seconds, 1),
         "tasks": {task: summary(by_task[task]) for task in TASKS},
         "difficulty": {name: summary(by_difficulty[name]) for name in sorted(by_difficulty)},
-        "weights": fingerprint(folder / "model.safetensors"),
+        "weights": digest(folder / "model.safetensors"),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }

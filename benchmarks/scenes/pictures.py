@@ -33,7 +33,7 @@ def sheet(columns: int = 6, rows: int = 2, side: int = 192) -> Image.Image:
 
 
 def curve(log: list[dict[str, Any]]) -> Figure:
-    """Losses and training accuracy over time, with the borders of the stages."""
+    """Losses and training accuracy over time, with the borders of its phases."""
     figure = Figure(figsize=(8.4, 5.6), dpi=150, layout="constrained", facecolor="white")
     above, below = figure.subplots(2, 1, sharex=True)
     minutes = np.array([line["seconds"] / 60 for line in log])
@@ -64,7 +64,7 @@ def curve(log: list[dict[str, Any]]) -> Figure:
 
 def _lines(axes: Any, minutes: Any, log: list[dict[str, Any]], what: str, names: list[str]) -> None:
     for number, name in enumerate(names):
-        # A stage without this number breaks the line.
+        # A phase without this number breaks the line.
         values = np.array([line[what].get(name, np.nan) for line in log])
         smooth = np.array([values[max(0, i - SMOOTHED + 1) : i + 1].mean() for i in range(len(values))])
         style = "-" if number < len(COLOURS) else "--"

@@ -15,9 +15,9 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 
 import tokenprune.scenes as scenes
 from tokenprune.scenes.answering import answer
-from tokenprune.scenes.fingerprint import fingerprint
-from tokenprune.scenes.training.phases import STAGES
-from tokenprune.scenes.training.train import make_plan
+from tokenprune.scenes.digest import digest
+from tokenprune.scenes.training.phases import PHASES
+from tokenprune.scenes.training.trainer import make_plan
 from tokenprune.scenes.world.generate import TEST_SEEDS, scene
 from tokenprune.scenes.world.questions import questions
 from tokenprune.scenes.world.vocabulary import VISION_TOKENS
@@ -34,7 +34,7 @@ def embedded() -> Pair:
 def test_files_are_small_and_are_those_that_were_measured() -> None:
     weights = scenes.embedded_path() / "model.safetensors"
     assert weights.stat().st_size < 10e6
-    assert fingerprint(weights) == json.loads(MEASURED.read_text())["weights"]
+    assert digest(weights) == json.loads(MEASURED.read_text())["weights"]
     names = {file.name for file in scenes.embedded_path().iterdir()}
     assert {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json"} <= names
     everything = sum(file.stat().st_size for file in scenes.embedded_path().parent.rglob("*") if file.is_file())
@@ -85,7 +85,7 @@ FLOORS = {
 
 
 def test_shipped_weights_reach_the_targets() -> None:
-    """Of the measurement that the fingerprint ties to the weights: 150 held-out scenes."""
+    """Of the measurement that the digest ties to the weights: 150 held-out scenes."""
     measured = json.loads(MEASURED.read_text())
     tasks = {name: row["accuracy"] for name, row in measured["tasks"].items()}
     assert tasks["localisation"] >= 0.9 and measured["difficulty"]["localisation: colour"]["accuracy"] >= 0.98
@@ -94,10 +94,10 @@ def test_shipped_weights_reach_the_targets() -> None:
 
 
 def test_the_script_trains_what_was_shipped() -> None:
-    """Plan, stages and log of the shipped run are those of the training script as it is."""
+    """Plan, phases and log of the shipped run are those of the training script as it is."""
     stored = json.loads((MEASURED.parent / "training.json").read_text())
     plan = make_plan(0, "fp32")
-    assert stored == {**asdict(plan), "stages": [asdict(stage) for stage in STAGES]}
+    assert stored == {**asdict(plan), "stages": [asdict(phase) for phase in PHASES]}
     lines = [json.loads(line) for line in (MEASURED.parent / "training_log.jsonl").read_text().splitlines()]
     last = {line["stage"]: line["step"] for line in lines}
     assert last == plan.steps

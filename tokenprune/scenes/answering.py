@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+    Picture = NDArray[np.uint8] | Image.Image
 
 
 def prompt(processor: LlavaProcessor, question: str) -> str:
@@ -19,7 +24,7 @@ def prompt(processor: LlavaProcessor, question: str) -> str:
 def answer(
     model: LlavaForConditionalGeneration,
     processor: LlavaProcessor,
-    pairs: Iterable[tuple[Any, str]],
+    pairs: Iterable[tuple[Picture, str]],
     *,
     batch_size: int = 32,
 ) -> list[str]:
@@ -31,7 +36,7 @@ def answer(
 
 
 def _answer_batch(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, batch: Sequence[tuple[Any, str]]
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, batch: Sequence[tuple[Picture, str]]
 ) -> list[str]:
     inputs = processor(
         images=[picture for picture, _ in batch],

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -21,6 +21,9 @@ from tokenprune.scenes.embedded import load_embedded
 from tokenprune.scenes.samples import FOLDER
 from tokenprune.scenes.world.generate import TEST_SEEDS, UNITS, Scene, scene
 from tokenprune.scenes.world.questions import Question, questions
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 SEED = TEST_SEEDS[1]
 SIDE = 384
@@ -50,7 +53,9 @@ def _first(task: str, photographic: bool, start: int) -> tuple[Scene, Question]:
         index += 1
 
 
-def _demonstrates(model: Any, processor: Any, item: Scene, question: Question) -> bool:
+def _demonstrates(
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, item: Scene, question: Question
+) -> bool:
     asked = [(item.render(SIDE), question.question)]
     untouched = answer(model, processor, asked)
     with attach(model, "sparsevlm"):

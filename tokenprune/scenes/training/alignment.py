@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokenprune.scenes.training.packing import IGNORE
+from tokenprune.scenes.training.sequences import IGNORE
 from tokenprune.scenes.world.boxes import BINS, bin_of
 from tokenprune.scenes.world.generate import CELLS, COLOURS, GROUNDS, SHAPES, SIZES, UNITS, Scene, owners
 from tokenprune.scenes.world.plates import CODE_LENGTH, LETTERS, Plate, glyph_places
@@ -36,7 +37,7 @@ _COLUMN = {name: number for number, name in enumerate(FIELDS)}
 
 def vision_labels(scene: Scene) -> NDArray[np.int64]:
     """Labels `[144, 13]` in the order of `FIELDS`; -100 where it is unclear what a vision token shows."""
-    owner = owners(scene, GRID).reshape(-1)
+    owner = rearrange(owners(scene, GRID), "row column -> (row column)")
     table = np.zeros((len(scene.objects) + 1, len(FIELDS)), np.int64)
     table[0, _COLUMN["ground"]] = GROUNDS.index(scene.ground) + 1
     colours, sizes = list(COLOURS), list(SIZES)
@@ -63,7 +64,7 @@ def vision_labels(scene: Scene) -> NDArray[np.int64]:
 
 def _label_plate(labels: NDArray[np.int64], plate: Plate) -> None:
     """Write what the plate covers into `labels`: nothing but letters."""
-    letter, on_plate = (places.reshape(-1) for places in glyph_places(plate, GRID))
+    letter, on_plate = (rearrange(each, "row column -> (row column)") for each in glyph_places(plate, GRID))
     labels[(on_plate < 0) & (labels[:, _COLUMN["ground"]] > 0)] = IGNORE
     labels[on_plate > 0] = 0
     labels[letter < 0] = IGNORE
@@ -111,9 +112,9 @@ class Teacher(nn.Module):
         for field, count in enumerate(FIELDS.values()):
             part = logits[..., start : start + count + 1]
             start += count + 1
-            wanted = labels[..., field].flatten()
-            loss = F.cross_entropy(part.flatten(0, 1), wanted, ignore_index=IGNORE, reduction="none")
-            dense = dense + (loss.view_as(weight) * weight).sum()
+            flat, wanted = rearrange(part, "b n c -> (b n) c"), rearrange(labels[..., field], "b n -> (b n)")
+            loss = F.cross_entropy(flat, wanted, ignore_index=IGNORE, reduction="none")
+            dense = dense + (rearrange(loss, "(b n) -> b n", b=len(weight)) * weight).sum()
         target = self.targets(labels, embedding.detach())
         align = ((vision - target).square().mean(-1) * weight).sum()
         present = torch.cat([_present(labels[..., _COLUMN[n]], FIELDS[n]) for n in SUMMARY_FIELDS], dim=-1)

@@ -8,11 +8,12 @@ from functools import cache
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenprune.scenes.training.alignment import EDGES, vision_labels
-from tokenprune.scenes.training.packing import PackedText, Segment, pack, question_segment
+from tokenprune.scenes.training.sequences import PackedText, Segment, pack_segments, question_segment
 from tokenprune.scenes.world.boxes import bin_of
 from tokenprune.scenes.world.generate import COLOURS, SHAPES, TRAIN_SEEDS, Scene, scene
 from tokenprune.scenes.world.questions import MAX_COUNT, PLURALS, Question, questions
@@ -39,7 +40,7 @@ UNKNOWN_SHARE = 0.06
 class Batch:
     """`pixels [B, 3, 96, 96]` float32, `labels [B, 144, 13]`, packed text, and the questions behind it.
 
-    `pixels` or `text` is None where a stage does not use it.
+    `pixels` or `text` is None where a phase of training does not use it.
     """
 
     pixels: Tensor | None
@@ -61,7 +62,7 @@ def encode(text: str) -> list[int]:
 
 def to_pixels(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     """Model input `[B, 3, 96, 96]` from uint8 pictures, with the image processor's normalisation."""
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    stacked = rearrange(torch.from_numpy(np.stack(images)), "b h w c -> b c h w")
     return (stacked.float() / 255 - 0.5) / 0.25
 
 
@@ -154,4 +155,4 @@ def _pack(
         + [tally_tokens(item, rng) for _ in range(tallies)]
         for item, row in zip(scenes, asked, strict=True)
     ]
-    return pack(rows, pad=_ids()[PAD])
+    return pack_segments(rows, pad=_ids()[PAD])

@@ -6,16 +6,18 @@ order and who may attend to whom stay as they are; only the ids, and with them t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune.scenes.world.vocabulary import GRID, VISION_TOKENS
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import LlavaForConditionalGeneration
+
+Tensors = tuple[Tensor, ...]
 
 POSITIONS = ("raster", "reversed", "equal", "none")
 """The usual ids; rows of the picture numbered from the bottom; one id for all vision tokens; no rotation at all."""
@@ -44,9 +46,8 @@ def read_positions(model: LlavaForConditionalGeneration, table: Tensor) -> Remov
     """Let the rotary embedding of `model` read `table[id]` for every position id, until the handle is removed."""
     table = table.to(model.device)
 
-    def replace(_: Any, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    def replace(_: nn.Module, args: Tensors, kwargs: dict[str, Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
         return args, {**kwargs, "position_ids": table[kwargs["position_ids"]]}
 
-    rotary: Any = model.model.language_model.rotary_emb
-    handle: RemovableHandle = rotary.register_forward_pre_hook(replace, with_kwargs=True)
-    return handle
+    rotary: nn.Module = model.model.language_model.rotary_emb
+    return rotary.register_forward_pre_hook(replace, with_kwargs=True)

@@ -2,7 +2,7 @@
 
 Language models learn from text that what was said last matters most, and FEATHER (section 3) blames the decay of
 attention with distance for the choice of the bottom rows of a picture. A decoder that has seen pictures only has no
-reason for it, so the embedded model gets this stage; `uniform` lags and no text are the controls.
+reason for it, so the embedded model gets this phase; `uniform` lags and no text are the controls.
 """
 
 from __future__ import annotations

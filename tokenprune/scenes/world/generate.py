@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 
 from tokenprune.scenes.world.grounds import GROUNDS, PHOTOGRAPHIC, PROCEDURAL, UNITS, texture
@@ -266,7 +267,7 @@ def owners(item: Scene, grid: int = 12) -> NDArray[np.int64]:
         rows, columns, distance = _window(thing, UNITS)
         cover = np.zeros((UNITS, UNITS), np.float32)
         cover[rows, columns] = distance < _OUTLINE / 2
-        share = cover.reshape(grid, span, grid, span).mean((1, 3))
+        share = reduce(cover, "(row y) (column x) -> row column", "mean", y=span, x=span)
         result[share >= 0.25] = number
         result[(share > 0.04) & (share < 0.25) & (result == 0)] = -1
     for number, thing in enumerate(item.objects, start=1):

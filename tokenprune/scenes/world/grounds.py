@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from einops import reduce
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -33,7 +34,7 @@ def _photograph(name: str, half: bool) -> Array:
     """Luminance `[256, 256]`, or its 2x2 box average `[128, 128]` (point sampling would alias)."""
     with Image.open(_FOLDER / f"{name}.jpg") as image:
         pixels = np.asarray(image.convert("L"), dtype=np.float32)
-    return pixels.reshape(128, 2, 128, 2).mean((1, 3)) if half else pixels
+    return reduce(pixels, "(row y) (column x) -> row column", "mean", y=2, x=2) if half else pixels
 
 
 def _photographic(name: str, rng: np.random.Generator, side: int) -> Array:

@@ -8,7 +8,14 @@ import torch
 
 from tokenprune.scenes.training.batches import caption_tokens, question_tokens, tally_tokens, to_pixels
 from tokenprune.scenes.training.model import build_model
-from tokenprune.scenes.training.packing import IGNORE, image_prefix, pack, packed_logits, packed_mask, vision_features
+from tokenprune.scenes.training.sequences import (
+    IGNORE,
+    image_prefix,
+    pack_segments,
+    packed_logits,
+    packed_mask,
+    vision_features,
+)
 from tokenprune.scenes.world.generate import TEST_SEEDS, scene
 from tokenprune.scenes.world.questions import PLURALS, questions
 from tokenprune.scenes.world.vocabulary import BOS, IMAGE, PAD, VISION_TOKENS, token_ids
@@ -22,7 +29,7 @@ def test_packed_forward_equals_stock_forward() -> None:
     scenes = [scene(SEED, 0), scene(SEED, 1)]
     rng = np.random.default_rng(0)
     rows = [[question_tokens(q) for q in questions(s)] + [caption_tokens(s, rng), tally_tokens(s, rng)] for s in scenes]
-    text = pack(rows, pad=ids[PAD])
+    text = pack_segments(rows, pad=ids[PAD])
     pixels = to_pixels([s.image for s in scenes])
     vision = vision_features(model, pixels)[1]
     packed = packed_logits(model, *image_prefix(model, vision, ids[BOS]), text, start=VISION_TOKENS + 1)

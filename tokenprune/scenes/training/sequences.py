@@ -1,4 +1,4 @@
-"""Packed sequences: many questions behind one image, each as if it were alone.
+"""Training sequences: many questions packed behind one image, each as if it were alone.
 
     prefix (BOS, vision tokens)   question 0   question 1   ...   padding
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def question_segment(prompt: Sequence[int], answer: Sequence[int], minor: frozen
     return Segment([*prompt, *answer][:-1], labels, weights)
 
 
-def pack(batch: Sequence[Sequence[Segment]], *, pad: int) -> PackedText:
+def pack_segments(batch: Sequence[Sequence[Segment]], *, pad: int) -> PackedText:
     """Pack the segments of each image one after another; images are padded to the longest."""
     width = max(sum(len(segment.ids) for segment in row) for row in batch)
 
-    def stack(rows: Iterable[list[Any]], fill: float) -> Tensor:
+    def stack(rows: Iterable[list[int]] | Iterable[list[float]], fill: float) -> Tensor:
         return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
     return PackedText(
@@ -79,9 +80,9 @@ def packed_mask(segment: Tensor, prefix: int) -> Tensor:
     Padding (segment 0) sees the prefix like any text, so that no row of the softmax is empty; nothing reads it.
     """
     full = torch.nn.functional.pad(segment, (prefix, 0), value=-1)
-    rows, columns = full[:, :, None], full[:, None, :]
+    rows, columns = rearrange(full, "b row -> b 1 row 1"), rearrange(full, "b column -> b 1 1 column")
     allowed = (columns == -1) | (rows == columns)
-    return (allowed & torch.ones_like(allowed[0]).tril()).unsqueeze(1)
+    return allowed & torch.ones_like(allowed[:1]).tril()
 
 
 def packed_logits(
@@ -109,5 +110,5 @@ def image_prefix(model: LlavaForConditionalGeneration, vision: Tensor, bos: int)
     """BOS and vision tokens `[B, 1 + N, width]` with their positions `[B, 1 + N]`."""
     batch, count, _ = vision.shape
     first = model.model.language_model.embed_tokens(torch.full((batch, 1), bos, device=vision.device))
-    positions = torch.arange(count + 1, device=vision.device).expand(batch, -1)
+    positions = repeat(torch.arange(count + 1, device=vision.device), "n -> b n", b=batch)
     return torch.cat([first, vision], dim=1), positions

@@ -1,4 +1,4 @@
-"""Training: resumable, stage by stage, and its parts do what they say."""
+"""Training: resumable, phase by phase, and its parts do what they say."""
 
 from __future__ import annotations
 
@@ -10,46 +10,49 @@ import numpy as np
 import pytest
 import torch
 
-from tokenprune.scenes.training import phases, train
+from tokenprune.scenes.training import log, train, trainer
 from tokenprune.scenes.training.alignment import EDGES, FIELDS, Teacher, vision_labels
 from tokenprune.scenes.training.model import build_config, build_model
-from tokenprune.scenes.training.muon import orthogonalise
+from tokenprune.scenes.training.muon import Muon, orthogonalise
+from tokenprune.scenes.training.phases import PHASES
 from tokenprune.scenes.training.texts import LENGTH, texts
+from tokenprune.scenes.training.trainer import Plan, Trainer, make_plan
 from tokenprune.scenes.world.boxes import bin_of
 from tokenprune.scenes.world.generate import TEST_SEEDS, scene
 from tokenprune.scenes.world.plates import LETTERS
 from tokenprune.scenes.world.vocabulary import token_ids
 
 COLUMN = {name: number for number, name in enumerate(FIELDS)}
-SMALL = tuple(replace(stage, batch=min(stage.batch, 2), texts=min(stage.texts, 2)) for stage in phases.STAGES)
-PLAN = train.Plan(seed=3, steps={stage.name: 2 for stage in SMALL}, precision="fp32", lags="recent")
+SMALL = tuple(replace(phase, batch=min(phase.batch, 2), texts=min(phase.texts, 2)) for phase in PHASES)
+PLAN = Plan(seed=3, steps={phase.name: 2 for phase in SMALL}, precision="fp32", lags="recent")
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real model and stages, two scenes a step and two decoder layers."""
-    monkeypatch.setattr(train, "STAGES", SMALL)
-    monkeypatch.setattr(train, "build_model", lambda seed: build_model(build_config(layers=2), seed=seed))
+    """The real model and phases, two scenes a step and two decoder layers."""
+    for module in (log, train, trainer):
+        monkeypatch.setattr(module, "PHASES", SMALL)
+    monkeypatch.setattr(trainer, "build_model", lambda seed: build_model(build_config(layers=2), seed=seed))
 
 
 @pytest.mark.usefixtures("small")
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole = train.Trainer(PLAN, torch.device("cpu"))
+    whole = Trainer(PLAN, torch.device("cpu"))
     train.run(whole, tmp_path)
-    assert _logged(tmp_path) == [(stage.name, 2) for stage in SMALL]
+    assert _logged(tmp_path) == [(phase.name, 2) for phase in SMALL]
 
-    first = train.Trainer(PLAN, torch.device("cpu"))
+    first = Trainer(PLAN, torch.device("cpu"))
     for _ in range(2):
         first.train_step()
-    first.next_stage()
+    first.next_phase()
     first.train_step()
     train.save(first, tmp_path / "half.pt")
-    second = train.Trainer(PLAN, torch.device("cpu"))
+    second = Trainer(PLAN, torch.device("cpu"))
     second.load_state_dict(torch.load(tmp_path / "half.pt", weights_only=True))
     train.run(second, tmp_path)
     for name, value in second.model.state_dict().items():
         assert torch.equal(value, whole.model.state_dict()[name]), name
-    assert _logged(tmp_path) == [(stage.name, 2) for stage in SMALL]
+    assert _logged(tmp_path) == [(phase.name, 2) for phase in SMALL]
 
 
 def _logged(folder: Path) -> list[tuple[str, int]]:
@@ -58,35 +61,35 @@ def _logged(folder: Path) -> list[tuple[str, int]]:
 
 
 @pytest.mark.usefixtures("small")
-def test_stages_train_what_they_say() -> None:
-    trainer = train.Trainer(PLAN, torch.device("cpu"))
+def test_phases_train_what_they_say() -> None:
+    training = Trainer(PLAN, torch.device("cpu"))
     decoder, vision = {"language_model", "lm_head"}, {"vision_tower", "multi_modal_projector"}
     for changes in (decoder, decoder, vision):
-        before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-        trainer.train_step()
-        moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+        before = {name: value.clone() for name, value in training.model.named_parameters()}
+        training.train_step()
+        moved = {name for name, value in training.model.named_parameters() if not torch.equal(value, before[name])}
         assert moved and all(any(part in name for part in changes) for name in moved)
         assert not any("embed_tokens" in name for name in moved)
-        trainer.next_stage()
+        training.next_phase()
 
 
 @pytest.mark.usefixtures("small")
-def test_the_decoder_learns_at_its_share_of_the_rate_in_the_last_stage() -> None:
-    trainer = train.Trainer(PLAN, torch.device("cpu"))
+def test_the_decoder_learns_at_its_share_of_the_rate_in_the_last_phase() -> None:
+    training = Trainer(PLAN, torch.device("cpu"))
     for _ in SMALL[:-1]:
-        trainer.next_stage()
-    rate, _, _ = trainer.train_step()
-    stage = trainer.stage
-    assert 0 < stage.decoder < stage.vision
-    for optimiser in (trainer.optimisers.muon, trainer.optimisers.adam):
-        assert [group["lr"] for group in optimiser.param_groups] == [rate * stage.decoder, rate * stage.vision]
+        training.next_phase()
+    rate, _, _ = training.train_step()
+    phase = training.phase
+    assert 0 < phase.decoder < phase.vision
+    for optimiser in (training.optimisers.muon, training.optimisers.adam):
+        assert [group["lr"] for group in optimiser.param_groups] == [rate * phase.decoder, rate * phase.vision]
 
 
 @pytest.mark.usefixtures("small")
 def test_a_run_without_texts_skips_them(tmp_path: Path) -> None:
-    plan = replace(train.make_plan(3, "fp32", "none"), steps=PLAN.steps | {"text": 0})
-    assert train.make_plan(3, "fp32", "none").steps["text"] == 0 < train.make_plan(3, "fp32").steps["text"]
-    train.run(train.Trainer(plan, torch.device("cpu")), tmp_path)
+    plan = replace(make_plan(3, "fp32", "none"), steps=PLAN.steps | {"text": 0})
+    assert make_plan(3, "fp32", "none").steps["text"] == 0 < make_plan(3, "fp32").steps["text"]
+    train.run(Trainer(plan, torch.device("cpu")), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["language", "alignment", "instruction"]
     assert not any("text" in line["loss"] for line in lines)
@@ -114,6 +117,23 @@ def test_orthogonalise_flattens_singular_values() -> None:
     for shape in ((3, 16, 16), (2, 8, 24), (2, 24, 8)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
         assert values.min() > 0.3 and values.max() < 1.35
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (128, 256), (384, 128)])
+def test_muon_is_that_of_torch_but_for_bfloat16(shape: tuple[int, int]) -> None:
+    """Learning rate, momentum, decay and iteration are the same: what differs is the rounding of bfloat16, 2^-8."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    muon = Muon([ours], lr=0.1)
+    torchs = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(10):
+        before = ours.detach().clone(), theirs.detach().clone()
+        ours.grad = theirs.grad = torch.randn(shape, generator=generator)
+        muon.step()
+        torchs.step()
+        update, expected = ours.detach() - before[0], theirs.detach() - before[1]
+        assert (update - expected).norm() < 0.03 * expected.norm()
 
 
 def test_targets_are_sums_of_word_embeddings() -> None:
