@@ -5,16 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from families import FAMILIES, Row, build, inputs
+from parts.methods import GOLDEN
 from pruned import TOLERANCE, logits_of, run_both
 
 import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
 
-RENUMBERED = {
-    "sparsevlm-v1",
-    "sparsevlm-v1.5",
-    "pyramiddrop-code",
-}  # tests/engine/test_renumber.py holds these to account
+# tests/engine/test_renumber.py holds these to account
+RENUMBERED = {golden.recipe for golden in GOLDEN if golden.renumbers}
 
 
 @pytest.mark.parametrize("name", tp.list_recipes())

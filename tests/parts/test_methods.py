@@ -1,0 +1,169 @@
+"""Every method that comes with the package: it hits its golden lines, and keeps what was planned on plain tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import pytest
+import torch
+from parts.methods import GOLDEN, Golden, Seen
+
+from tokenprune.budget import survivors
+from tokenprune.builder import build
+from tokenprune.core.attention import attention_from_qk
+from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.pipeline import Pipeline
+from tokenprune.recipe import list_recipes, load_recipe
+
+GRID: Grid = (1, 24, 24)
+TEXT, HEADS = 9, 16
+NAMES = tuple(list_recipes())
+load = cache(load_recipe)
+SETTINGS = [(name, variant) for name in NAMES for variant in (None, *load(name).variants)]
+PRUNING = [(name, variant) for name, variant in SETTINGS if load(name).stages]
+
+
+@cache
+def built(name: str, variant: str | None = None, depth: int = 32) -> Pipeline:
+    return build(load(name, variant=variant), depth=depth)
+
+
+# ------------------------------------------------------------------------------------------------- the golden lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_has_a_golden_line(name: str) -> None:
+    if name not in {golden.recipe for golden in GOLDEN}:
+        pytest.fail(f"add to tests/parts/methods.py, checked against the paper:\n{line_of(name)}")
+
+
+def line_of(name: str) -> str:
+    """The golden line of a recipe as it runs now."""
+    pipeline = built(name)
+    counts, average = planned(pipeline, 576, GRID)
+    return f'    Golden("{name}", {pipeline.layers()}, {counts}, {average}),'
+
+
+def planned(pipeline: Pipeline, total: int, grid: Grid) -> tuple[tuple[int, ...] | None, float | None]:
+    """Vision tokens after each stage and on average, as the pipeline plans them; None where the picture decides."""
+    counts = pipeline.plan(total, (grid,))
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None, None
+    return survivors(pipeline.steps(), known, total), pipeline.summary(total, (grid,)).average
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=str)
+def test_golden_counts(golden: Golden) -> None:
+    recipe = load(golden.recipe, variant=golden.variant)
+    pipeline = build(recipe, depth=golden.depth, keep=golden.keep)
+    assert golden.renumbers == any(stage.positions == "renumber" for stage in recipe.stages)
+    assert pipeline.layers() == golden.layers
+    assert planned(pipeline, golden.total, golden.grid) == (golden.after, golden.average)
+    if golden.after is not None:
+        assert run(pipeline, plain_tokens(golden.grid)) == [(count, count) for count in golden.after]
+    if golden.outputs is not None:
+        assert pipeline.summary(golden.total, (golden.grid,)).average_of_outputs == golden.outputs
+
+
+@pytest.mark.parametrize("golden", [golden for golden in GOLDEN if golden.reference], ids=str)
+def test_the_first_stage_keeps_what_plain_code_of_the_paper_keeps(golden: Golden) -> None:
+    """On a small picture, each prompt of a batch by itself, in float64."""
+    assert golden.reference is not None
+    grid: Grid = (1, 9, 9)
+    pipeline = build(load(golden.recipe, variant=golden.variant), depth=golden.depth, keep=golden.keep)
+    first = next(iter(pipeline))
+    tokens, prompts = looked_at(plain_tokens(grid), reads(golden.recipe, 0))
+    kept = pipeline.run(first.place, tokens)[0].kept
+    for row, seen in zip(kept, prompts, strict=True):
+        got = row[row >= 0].tolist()
+        assert got == golden.reference(seen, len(got))
+
+
+# ---------------------------------------------------------------------------------------------- run, on plain tensors
+
+
+def plain_tokens(grid: Grid = GRID, batch: int = 2) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(batch, grid[0] * grid[1] * grid[2], 16, generator=generator)
+    return Tokens.from_hidden(hidden, grid=grid, text=torch.randn(batch, TEXT, 16, generator=generator))
+
+
+def looked_at(tokens: Tokens, layer: str) -> tuple[Tokens, list[Seen]]:
+    """`tokens` with attention of random queries and keys, the text after the vision tokens; and each prompt, plain."""
+    generator = torch.Generator().manual_seed(tokens.hidden.shape[1])
+    batch, n = tokens.valid.shape
+    q, k = 2 * torch.randn(2, batch, HEADS, n + TEXT, 8, generator=generator)
+    vision = torch.arange(n).expand(batch, n).masked_fill(~tokens.valid, -1)
+    rows = torch.arange(n, n + TEXT)
+    attention = attention_from_qk(q, k, vision=vision, text=rows, before_rope=(k, q), layer=layer)  # type: ignore[arg-type]
+    ones = torch.ones(1, 1, n + TEXT, 8)
+    kernel = lambda layer: (ones[:, :, n:], ones)  # noqa: E731
+    attention = dataclasses.replace(attention, kernel=kernel)
+    assert tokens.text is not None
+    grid = (tokens.grids[0][0][1], tokens.grids[0][0][2])
+    arrays = [x.double().numpy() for x in (tokens.hidden, tokens.text, q, k, k, q)]
+    prompts = [Seen(*(array[row] for array in arrays), grid=grid) for row in range(batch)]
+    return dataclasses.replace(tokens, attention=attention), prompts
+
+
+def reads(name: str, stage: int) -> str:
+    """Which layer's attention the scorer of a recipe's stage reads: the previous or the next."""
+    return str(load(name).stages[stage].scorer.settings().get("layer", "previous"))
+
+
+def run(pipeline: Pipeline, tokens: Tokens) -> list[tuple[int, ...]]:
+    """Sizes after each stage of a whole run."""
+    sizes: list[tuple[int, ...]] = []
+    for number, place in enumerate(dict.fromkeys(stage.place for stage in pipeline)):
+        results = pipeline.run(place, looked_at(tokens, reads(pipeline.name, number))[0])
+        tokens = results[-1].tokens.check()
+        sizes += [result.tokens.sizes for result in results]
+    return sizes
+
+
+@pytest.mark.parametrize(("name", "variant"), PRUNING)
+def test_every_setting_runs_and_keeps_what_was_planned(name: str, variant: str | None) -> None:
+    sizes = run(built(name, variant), plain_tokens())
+    after, _ = planned(built(name, variant), 576, GRID)
+    if after is None:
+        assert all(1 <= n <= 576 for row in sizes for n in row)
+        assert [max(row) for row in sizes] == sorted((max(row) for row in sizes), reverse=True)
+    else:
+        assert sizes == [(count, count) for count in after]
+
+
+def test_feather_on_27_by_27() -> None:
+    """specs/feather_fastv_pyramiddrop.md 1.3: 218 best and 81 of the lattice, then 9 % of what is left."""
+    tokens = plain_tokens((1, 27, 27))
+    union, deep = run(built("feather"), tokens)
+    assert all(218 <= n <= 299 for n in union)
+    assert list(deep) == [n * 9 // 100 for n in union]
+    assert run(built("feather", "fixed"), tokens) == [(275, 275), (24, 24)]
+    (result,) = built("feather").run(8, looked_at(tokens, "previous")[0])
+    assert result.scores is not None
+    for row in range(2):
+        lattice = {r * 27 + c for r in range(0, 27, 3) for c in range(0, 27, 3)}
+        best = set(result.scores[row].topk(218).indices.tolist())
+        assert set(result.kept[row].tolist()) - {-1} == lattice | best
+
+
+def test_uniform_covers_everything() -> None:
+    (even,) = build("uniform", keep=36).run("after_vision", plain_tokens())
+    assert len({(int(i) // 24 // 4, int(i) % 24 // 4) for i in even.kept[0]}) == 36
+
+
+def test_the_example_of_sparsevlm_is_right() -> None:
+    """Its header promises 306, 167 and 96 tokens at a rank of 20."""
+    pipeline, size, after = built("sparsevlm"), 576, []
+    for stage in pipeline:
+        kept = int(stage.scheduler.keep_of(torch.tensor([20]), torch.tensor([size])))  # type: ignore[operator]
+        size = kept + stage.recycler.added(size - kept)
+        after.append(size)
+    assert after == [306, 167, 96]
+    assert "306, 167 and 96" in " ".join(load_recipe("sparsevlm").differences)
+
+
+def test_every_method_becomes_static_by_a_budget() -> None:
+    assert all(build(name, depth=32, keep=0.3).static for name in NAMES if load(name).stages)
