@@ -11,7 +11,7 @@ import pytest
 
 from tokenprune.errors import RecipeError
 from tokenprune.families.adapter import ADAPTERS
-from tokenprune.recipe import list_recipes, load_recipe
+from tokenprune.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -29,24 +29,14 @@ def script(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(scope="module")
-def recipes_page() -> ModuleType:
-    return script("recipes_page")
-
-
-def test_recipes_page_is_up_to_date(recipes_page: ModuleType) -> None:
-    assert recipes_page.written() == page("recipes.md"), "run: python scripts/recipes_page.py"
+def test_tables_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of recipes and parts in README.md and docs; run python scripts/tables.py after a change."""
+    script("tables").main(["--check"])
+    assert not capsys.readouterr().out
 
 
 def test_performance_page_is_up_to_date() -> None:
     assert script("performance_page").written() == page("performance.md"), "run: python scripts/performance_page.py"
-
-
-def test_every_recipe_has_a_row_and_a_section() -> None:
-    text = page("recipes.md")
-    for name in list_recipes():
-        assert f"[`{name}`" in text and f"\n### {name}\n" in text, name
-        assert all(f"`{variant}`" in text for variant in load_recipe(name).variants), name
 
 
 def test_every_family_has_a_row() -> None:
@@ -62,16 +52,6 @@ def test_errors_look_as_the_page_shows(tmp_path: Path, monkeypatch: pytest.Monke
         load_recipe("bad.yaml")
     shown = blocks[1].rpartition("\n5 problems in 1 of 1 file\n")[0]
     assert str(caught.value).strip() == shown
-
-
-def test_every_default_part_is_named_in_the_table_of_keys() -> None:
-    from tokenprune.registry import ROLES, parts
-
-    text = page("write-a-recipe.md")
-    for role in ROLES:
-        (row,) = re.findall(rf"^\| `{role}` \|.*$", text, flags=re.MULTILINE)
-        own = [name for name, part in parts(role).items() if part.__module__.startswith("tokenprune.")]
-        assert all(f"`{name}`" in row for name in own), role
 
 
 def test_pictures_exist() -> None:

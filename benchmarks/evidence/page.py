@@ -37,7 +37,7 @@ def percent(value: float) -> str:
 
 def models(found: list[dict[str, Any]]) -> str:
     tasks = list(found[0]["whole"][0]["tasks"])
-    head = ["model", "text stage", "position ids", "seed", "steps", *tasks]
+    head = ["model", "text phase", "position ids", "seed", "steps", *tasks]
     body = [
         [
             each["name"],

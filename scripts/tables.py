@@ -1,0 +1,171 @@
+"""Writes the tables of recipes and parts into README.md and docs: python scripts/tables.py [--check]
+
+The text comes from the recipes and the registry, the numbers from the solver. Each table stands between two comments
+that name it, and tests/test_docs.py runs the check, so that no page forgets a recipe or a part.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from tokenprune.budget import survivors
+from tokenprune.builder import build
+from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
+from tokenprune.recipe.part_models import PartSpec
+from tokenprune.registry import ROLES, parts
+
+ROOT = Path(__file__).parent.parent
+TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
+START, END = "<!-- generated: {} -->\n", "<!-- end of {} -->"
+
+
+def paper(recipe: Recipe) -> str:
+    """A link to the recipe's paper, empty where it has none."""
+    if recipe.paper is None:
+        return ""
+    number = recipe.paper.removeprefix("arXiv:")
+    return f"[arXiv:{number}](https://arxiv.org/abs/{number})" if number != recipe.paper else recipe.paper
+
+
+def anchor(name: str) -> str:
+    """The anchor that headings of this name get on the pages."""
+    return name.replace(".", "")
+
+
+def is_baseline(name: str) -> bool:
+    return recipe_path(name).parent.name == "baselines"
+
+
+def title(name: str) -> str:
+    """The recipe's name in a table."""
+    return f"`{name}`" + (" (baseline)" if is_baseline(name) else "")
+
+
+def places(recipe: Recipe) -> str:
+    """The places of the recipe's stages as shares of the depth."""
+    names = [str(stage.place).removeprefix("before_layer: ").replace("_", " ") for stage in recipe.stages]
+    return ", ".join(names) or "none"
+
+
+def costs(name: str, variant: str | None = None) -> tuple[str, str]:
+    """Tokens after each stage, and entering a layer on average; a dash where the picture decides."""
+    pipeline = build(load_recipe(name, variant=variant), depth=DEPTH)
+    planned = pipeline.plan(TOTAL, [GRID])
+    counts = [count for count in planned if count is not None]
+    if len(counts) < len(planned):
+        return "the picture decides", "–"
+    after = survivors(pipeline.steps(), counts, TOTAL)
+    return ", ".join(map(str, after)) or str(TOTAL), f"{pipeline.summary(TOTAL, [GRID]).average:.4g}"
+
+
+def table() -> str:
+    """A row for each recipe: name, summary, paper, places, variants."""
+    lines = [
+        "| recipe | what it does | paper | stages before layer | variants |",
+        "|---|---|---|---|---|",
+    ]
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        variants = ", ".join(f"`{variant}`" for variant in recipe.variants)
+        link = f"[{title(name)}](#{anchor(name)})"
+        lines.append(f"| {link} | {recipe.summary} | {paper(recipe)} | {places(recipe)} | {variants} |")
+    return "\n".join(lines) + "\n"
+
+
+def sections() -> str:
+    """A section for each recipe."""
+    return "\n".join(section(name) for name in list_recipes())
+
+
+def section(name: str) -> str:
+    """What a recipe does, when to use it, its differences from the paper, and what each setting costs."""
+    recipe = load_recipe(name)
+    lines = [f"### {name}", "", f"{recipe.summary}. {usage(name)}".strip(), ""]
+    if recipe.differences:
+        lines += [f"- {' '.join(text.split())}" for text in recipe.differences]
+        lines.append("")
+    elif recipe.paper:
+        lines += ["No known difference from the paper.", ""]
+    lines += ["| setting | vision tokens after each stage | average over the layers |", "|---|---|---|"]
+    rows = [("as it is", None), *((f"variant `{variant}`", variant) for variant in recipe.variants)]
+    for setting, variant in rows:
+        after, average = costs(name, variant)
+        lines.append(f"| {setting} | {after} | {average} |")
+    return "\n".join([*lines, ""])
+
+
+def usage(name: str) -> str:
+    """The `When:` sentence of the recipe's head."""
+    head = recipe_path(name).read_text(encoding="utf-8").partition("version:")[0]
+    comment = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
+    found = re.search(r"When: (.*?) Try: ", comment)
+    if found is None:
+        return ""
+    text = re.sub(r"\s+", " ", found[1]).strip()
+    return f"**When**: {text}"
+
+
+def readme_table() -> str:
+    """A row for each recipe: name, summary, paper."""
+    lines = ["| recipe | what it does | paper |", "|---|---|---|"]
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        link = f"[{title(name)}](docs/recipes.md#{anchor(name)})"
+        lines.append(f"| {link} | {recipe.summary} | {paper(recipe)} |")
+    return "\n".join(lines) + "\n"
+
+
+def keys() -> str:
+    """A row for each key of a stage: default, and what to choose from."""
+    (stage,) = load_recipe({"version": 1, "stages": [{"place": "after_vision"}]}, keep=1.0).stages
+    lines = [
+        "| key of a stage | default | choose from |",
+        "|---|---|---|",
+        "| `place` | – | `after_vision`; `{before_layer: L}`, L counts from 0, or is a share: `25%`, `3/32` |",
+    ]
+    for role in ROLES:
+        default: PartSpec | None = getattr(stage, role)
+        own = [f"`{name}`" for name, part in parts(role).items() if part.__module__.startswith("tokenprune.")]
+        lines.append(f"| `{role}` | {f'`{default.type}`' if default else 'none'} | {', '.join(own)} |")
+    lines.append("| `positions` | `original` | `original`, `renumber` |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    ROOT / "README.md": {"recipes": readme_table},
+    ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
+    ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
+}
+"""Page -> name of each generated part and what makes it."""
+
+
+def written(page: Path) -> str:
+    """Text of `page` with its generated parts as they should be."""
+    text = page.read_text(encoding="utf-8")
+    for name, make in PAGES[page].items():
+        start, end = START.format(name), END.format(name)
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not found or not ended:
+            raise SystemExit(f"{page}: expected a line {start.strip()!r} and after it a line {end!r}")
+        text = f"{before}{start}\n{make()}\n{end}{after}"
+    return text
+
+
+def main(arguments: list[str]) -> None:
+    """Write the pages; with `--check` only say which are out of date, and fail if any is."""
+    if arguments not in ([], ["--check"]):
+        raise SystemExit(f"expected nothing or --check, got {' '.join(arguments)!r}")
+    stale = [page for page in PAGES if written(page) != page.read_text(encoding="utf-8")]
+    for page in stale:
+        if not arguments:
+            page.write_text(written(page), encoding="utf-8")
+        print("out of date:" if arguments else "wrote", page.relative_to(ROOT))
+    if stale and arguments:
+        raise SystemExit("run: python scripts/tables.py")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
