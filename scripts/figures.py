@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
+from matplotlib.typing import ColorType
 
 from tokenprune.builder import build
 from tokenprune.core.ops import take_rows, top_k
@@ -134,7 +136,7 @@ def stages_picture() -> Figure:
     return figure
 
 
-def _sequence(axes: Any, origin: list[int], merged: set[int], y: float, shade: Any) -> dict[str, float]:
+def _sequence(axes: Axes, origin: list[int], merged: set[int], y: float, shade: Any) -> dict[str, float]:
     """One row of cells: text, vision tokens, question. Returns where it starts, its step, and its end."""
     step = 0.133
     n = len(BEFORE) + len(origin) + len(WORDS)
@@ -142,7 +144,7 @@ def _sequence(axes: Any, origin: list[int], merged: set[int], y: float, shade: A
     for place in range(n):
         x = x0 + place * step
         index = place - len(BEFORE)
-        color: Any = TEXT
+        color: ColorType = TEXT
         if 0 <= index < len(origin):
             color = MERGED if origin[index] in merged else tuple(LOW + (HIGH - LOW) * shade[origin[index]])
         elif index >= 0:
@@ -151,7 +153,7 @@ def _sequence(axes: Any, origin: list[int], merged: set[int], y: float, shade: A
     return {"x0": x0, "step": step, "x1": x0 + n * step}
 
 
-def _layers(axes: Any, row: dict[str, float], y: float, first: int, last: int) -> None:
+def _layers(axes: Axes, row: dict[str, float], y: float, first: int, last: int) -> None:
     box = FancyBboxPatch(
         (row["x0"] - 0.03, y - 0.56),
         row["x1"] - row["x0"] + 0.06,
@@ -184,13 +186,19 @@ def _thumbnail(figure: Figure, x: float, y: float, origin: list[int], merged: se
 
 
 def _funnel(
-    axes: Any, above: dict[str, float], below: dict[str, float], y0: float, y1: float, result: StageResult, came: Tokens
+    axes: Axes,
+    above: dict[str, float],
+    below: dict[str, float],
+    y0: float,
+    y1: float,
+    result: StageResult,
+    came: Tokens,
 ) -> None:
     """Lines from the tokens above a stage to where they stand below it."""
     before, after = came.origin[0].tolist(), result.tokens.origin[0].tolist()
     head = len(BEFORE)
 
-    def line(i: int, j: int, color: Any, width: float, alpha: float) -> None:
+    def line(i: int, j: int, color: ColorType, width: float, alpha: float) -> None:
         x0, x1 = (row["x0"] + (k + 0.5) * row["step"] for row, k in ((above, i), (below, j)))
         axes.plot([x0, x1], [y0 - 0.58, y1 + 0.13], color=color, lw=width, alpha=alpha, solid_capstyle="round")
 
@@ -221,7 +229,7 @@ def _members(result: StageResult, came: Tokens) -> dict[int, int]:
     return {int(candidates[0, i]): names[int(member[0, i].int().argmax())] for i in range(candidates.shape[1])}
 
 
-def _stage_label(axes: Any, y: float, layer: int) -> None:
+def _stage_label(axes: Axes, y: float, layer: int) -> None:
     box = {"boxstyle": "round,pad=0.35,rounding_size=0.6", "facecolor": INK, "edgecolor": "none"}
     text = f"stage · before_layer: {layer}"
     axes.text(1.42, y, text, fontsize=8.8, color="white", va="center", bbox=box, family="monospace")
@@ -236,7 +244,7 @@ ROLES = (
 )
 
 
-def _roles(figure: Figure, axes: Any, start: Tokens, result: StageResult, shade: Any) -> None:
+def _roles(figure: Figure, axes: Axes, start: Tokens, result: StageResult, shade: Any) -> None:
     """The first stage taken apart into its five roles."""
     axes.add_patch(
         FancyBboxPatch(
@@ -300,7 +308,7 @@ def _roles(figure: Figure, axes: Any, start: Tokens, result: StageResult, shade:
             _cells(axes, middle, recycled, dots=merged, members=members)
 
 
-def _question(axes: Any, x: float) -> None:
+def _question(axes: Axes, x: float) -> None:
     """The words of the question; those that rate stand out."""
     for number, word in enumerate(WORDS):
         column, row = number % 2, number // 2
@@ -323,7 +331,7 @@ def _question(axes: Any, x: float) -> None:
         )
 
 
-def _counter(axes: Any, x: float, kept: int, total: int) -> None:
+def _counter(axes: Axes, x: float, kept: int, total: int) -> None:
     axes.text(x, 1.6, f"{kept}", fontsize=30, weight="bold", color=tuple(HIGH), ha="center", va="center")
     axes.text(x, 1.2, f"of {total}", fontsize=10.5, color=SOFT, ha="center", va="center")
     for i, color in enumerate([tuple(HIGH)] * kept + ["#dfe4e9"] * (total - kept)):
@@ -331,9 +339,9 @@ def _counter(axes: Any, x: float, kept: int, total: int) -> None:
 
 
 def _cells(
-    axes: Any,
+    axes: Axes,
     x: float,
-    colors: Sequence[Any],
+    colors: Sequence[ColorType],
     *,
     outline: set[int] | None = None,
     dots: set[int] | None = None,

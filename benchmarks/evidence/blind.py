@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from targets import target
 from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenprune.budget import Budget
 from tokenprune.core import ops
@@ -38,7 +39,7 @@ from tokenprune.study.evaluate import Case, accuracy, scene_cases
 
 BATCH = 32
 SEED = 0
-Around = Callable[[Any, Sequence[Case], dict[str, Any]], AbstractContextManager[None]]
+Around = Callable[[PreTrainedModel, Sequence[Case], dict[str, Any]], AbstractContextManager[None]]
 """What happens around the `generate` of one batch: from model, cases and inputs, which it may change."""
 
 
@@ -66,20 +67,20 @@ def best_of(given: Tensor, layer: int) -> Pipeline:
 
 
 @contextmanager
-def grey(model: Any, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
+def grey(model: PreTrainedModel, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
     inputs["pixel_values"] = torch.zeros_like(inputs["pixel_values"])
     yield
 
 
 @contextmanager
-def text_only(model: Any, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
+def text_only(model: PreTrainedModel, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
     vision = inputs["input_ids"] == model.config.image_token_index
     inputs["attention_mask"] = inputs["attention_mask"] * ~vision
     yield
 
 
 @contextmanager
-def shuffled(model: Any, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
+def shuffled(model: PreTrainedModel, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
     table = position_table("raster", model.config.text_config.max_position_embeddings)
     table[1 : VISION_TOKENS + 1] = 1 + torch.randperm(VISION_TOKENS, generator=torch.Generator().manual_seed(SEED))
     handle = read_positions(model, table)
@@ -93,7 +94,7 @@ def chosen(layer: int) -> Around:
     """What `attention` keeps before `layer` is all that enters layer 0."""
 
     @contextmanager
-    def around(model: Any, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
+    def around(model: PreTrainedModel, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
         with attach(model, grid.one_stage("attention", layer, grid.MAIN_COUNT)) as attached:
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
         kept = ops.mask_of(attached.report.stages[0].kept, VISION_TOKENS)
@@ -107,7 +108,7 @@ def oracle(layer: int) -> Around:
     """The target's tokens, and random ones."""
 
     @contextmanager
-    def around(model: Any, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
+    def around(model: PreTrainedModel, cases: Sequence[Case], inputs: dict[str, Any]) -> Iterator[None]:
         index = torch.arange(VISION_TOKENS)
         row, column = index // GRID, index % GRID
         left, top, right, bottom = (torch.tensor([target(case) for case in cases]) * GRID / UNITS).T[..., None]
@@ -127,7 +128,7 @@ TESTS: dict[str, Around] = {
 ORACLES: dict[str, Around] = {f"oracle.{layer}": oracle(layer) for layer in grid.LAYERS}
 
 
-def ask(model: Any, processor: Any, cases: Sequence[Case], around: Around) -> list[bool]:
+def ask(model: PreTrainedModel, processor: ProcessorMixin, cases: Sequence[Case], around: Around) -> list[bool]:
     """Whether each of `cases` is answered right, greedily."""
     right: list[bool] = []
     for start in range(0, len(cases), BATCH):
@@ -142,7 +143,7 @@ def ask(model: Any, processor: Any, cases: Sequence[Case], around: Around) -> li
     return right
 
 
-def run(model: Any, processor: Any, done: Callable[[], None]) -> dict[str, dict[str, Any]]:
+def run(model: PreTrainedModel, processor: ProcessorMixin, done: Callable[[], None]) -> dict[str, dict[str, Any]]:
     """Accuracy with its interval, by test and task; `done` is called after each test."""
     found: dict[str, dict[str, Any]] = {}
     for tests, tasks in ((TESTS, grid.GRID_TASKS), (ORACLES, ("localisation",))):

@@ -7,6 +7,7 @@ from typing import Any
 
 import grid
 import verdict
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tokenprune.plot.accuracy import COLOURS
@@ -16,8 +17,8 @@ CRITERIA = ("attention", "attention-vision", "no-rope")
 LINES = ("attention", "no-rope", "no-rope+grid", "uniform", "random", "last")
 
 
-def _panel(figure: Figure, rows: int, columns: int, number: int) -> Any:
-    axes: Any = figure.add_subplot(rows, columns, number)
+def _panel(figure: Figure, rows: int, columns: int, number: int) -> Axes:
+    axes: Axes = figure.add_subplot(rows, columns, number)
     axes.tick_params(colors=SOFT_INK, labelsize=7)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

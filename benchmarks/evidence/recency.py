@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from transformers import PreTrainedModel
 
 from tokenprune.scenes.training.texts import LENGTH, texts
 from tokenprune.scenes.world.generate import TEST_SEEDS
@@ -14,7 +13,7 @@ BINS = ((1, 8), (9, 32), (33, 88))
 
 
 @torch.no_grad()
-def recency(model: Any, size: int = 32) -> list[dict[str, float]]:
+def recency(model: PreTrainedModel, size: int = 32) -> list[dict[str, float]]:
     """For each layer, attention at distances 1-8, 9-32 and 33-88 over what even attention would give.
 
     Held-out texts without a picture, at the positions that texts have in training; queries in their second half, mean

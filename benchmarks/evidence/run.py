@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from recency import recency
 from rich.progress import Progress
 from targets import target
+from transformers import PreTrainedModel, ProcessorMixin
 
 from tokenprune.engine.attach import attach
 from tokenprune.scenes import load_embedded, make_scene
@@ -97,7 +98,7 @@ def thirds(result: Evaluation, count: int) -> dict[str, Any]:
     return found
 
 
-def audit(model: Any, processor: Any, criterion: str, layer: int, task: str) -> dict[str, Any]:
+def audit(model: PreTrainedModel, processor: ProcessorMixin, criterion: str, layer: int, task: str) -> dict[str, Any]:
     """Where the criterion keeps its tokens, over the first scenes that can be asked."""
     asked = [
         (item.image, question.question)
@@ -118,7 +119,7 @@ def audit(model: Any, processor: Any, criterion: str, layer: int, task: str) -> 
     return {name: facts[name] for name in ("pictures", "keep", "rows", "columns", "heat")}
 
 
-def audits(model: Any, processor: Any) -> list[dict[str, Any]]:
+def audits(model: PreTrainedModel, processor: ProcessorMixin) -> list[dict[str, Any]]:
     """Every criterion that scores, at every layer, for both kinds of question."""
     return [
         {"criterion": criterion, "layer": layer, "task": task} | audit(model, processor, criterion, layer, task)
@@ -128,7 +129,7 @@ def audits(model: Any, processor: Any) -> list[dict[str, Any]]:
     ]
 
 
-def bias_only(model: Any, processor: Any, work: Path) -> dict[str, Any]:
+def bias_only(model: PreTrainedModel, processor: ProcessorMixin, work: Path) -> dict[str, Any]:
     """What the rule of a control needs: the untouched model's accuracy, and where tokens are kept."""
     untouched = evaluate(model, processor, scene_cases(grid.SCENES), [UNTOUCHED], output=work, packed=True)
     return {
@@ -143,7 +144,9 @@ def rows(result: Evaluation) -> list[dict[str, Any]]:
     return [row.to_dict() for row in result.rows]
 
 
-def run(model: Any, processor: Any, work: Path, name: str, counts: Sequence[int]) -> dict[str, Any]:
+def run(
+    model: PreTrainedModel, processor: ProcessorMixin, work: Path, name: str, counts: Sequence[int]
+) -> dict[str, Any]:
     """All of plan.md on one model, the grid at `counts`."""
 
     def ask(what: str, conditions: list[Condition], tasks: Sequence[str] | None) -> Evaluation:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from cut import cut, lengths
+from transformers import PreTrainedModel
 
 from tokenprune.engine.cache import cache_in
 from tokenprune.errors import TokenPruneError
@@ -121,7 +122,7 @@ class Quiet:
 
 
 def compare(
-    model: Any,
+    model: PreTrainedModel,
     recipes: Mapping[str, Recipe],
     *,
     tokens: int,

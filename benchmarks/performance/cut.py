@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tokenprune.budget import tokens_per_layer
 from tokenprune.builder import build
@@ -29,7 +30,7 @@ def lengths(recipe: Recipe, layers: int, pictures: Pictures, text: int) -> list[
     return [n + text for n in tokens_per_layer(pipeline.steps(), counts, layers, pictures.tokens)]
 
 
-def cut(model: Any, entering: list[int]) -> None:
+def cut(model: PreTrainedModel, entering: list[int]) -> None:
     """Let layer i of the decoder see the last ``entering[i]`` tokens, from now on. For prefills alone."""
     text = model.model.language_model
     text.register_forward_pre_hook(_shrinking([entering[0] - length for length in entering]), with_kwargs=True)
@@ -38,7 +39,7 @@ def cut(model: Any, entering: list[int]) -> None:
 
 
 def _shrinking(dropped: list[int]) -> Callable[..., None]:
-    def before_text(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_text(text: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Static buffers are made when they are first written to: by then they are to be as short as their layers'."""
         cache = cache_in(kwargs)
         if getattr(cache, "is_compileable", False):
@@ -50,7 +51,7 @@ def _shrinking(dropped: list[int]) -> Callable[..., None]:
 
 
 def _slicing(length: int) -> Callable[..., Any]:
-    def before_layer(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = args[0] if args else kwargs["hidden_states"]
         hidden = given[:, -length:].contiguous()
         cos, sin = kwargs["position_embeddings"]

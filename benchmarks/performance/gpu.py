@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from cells import Results, compare
+from transformers import PreTrainedModel
 
 from tokenprune.errors import InputError
 from tokenprune.families.load import quiet
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def _measured(
-    model: Any, recipes: tuple[str, ...], tokens: int, batch: int, how: str, rounds: int
+    model: PreTrainedModel, recipes: tuple[str, ...], tokens: int, batch: int, how: str, rounds: int
 ) -> list[dict[str, Any]]:
     return compare(
         model,

@@ -11,12 +11,14 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from tokenprune.families.noise import usual_pictures
 from tokenprune.recipe import Recipe
 from tokenprune.study.bench.sides import open_side
 
 
-def hook_share(model: Any, recipe: Recipe, *, tokens: int, text: int, rounds: int) -> float:
+def hook_share(model: PreTrainedModel, recipe: Recipe, *, tokens: int, text: int, rounds: int) -> float:
     """Median over `rounds` prefills of one picture, after one that does not count."""
     shares = []
     with ExitStack() as stack:
@@ -30,7 +32,7 @@ def hook_share(model: Any, recipe: Recipe, *, tokens: int, text: int, rounds: in
     return statistics.median(shares[1:])
 
 
-def clock(model: Any) -> list[float]:
+def clock(model: PreTrainedModel) -> list[float]:
     """Lets every hook on `model` add the seconds that it takes to the list returned."""
     spent: list[float] = []
     for module in model.modules():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from PIL import Image
@@ -62,7 +63,7 @@ def curve(log: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _lines(axes: Any, minutes: Any, log: list[dict[str, Any]], what: str, names: list[str]) -> None:
+def _lines(axes: Axes, minutes: Any, log: list[dict[str, Any]], what: str, names: list[str]) -> None:
     for number, name in enumerate(names):
         # A phase without this number breaks the line.
         values = np.array([line[what].get(name, np.nan) for line in log])

@@ -1,4 +1,4 @@
-"""Ask the embedded model (or another LLaVA) questions about pictures, many at a time, through `generate`."""
+"""Answers of the embedded model, or of another LLaVA, to questions about pictures, many at a time."""
 
 from __future__ import annotations
 

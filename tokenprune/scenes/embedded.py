@@ -1,4 +1,4 @@
-"""The shipped model: where its files are, how to load them and how to write them."""
+"""The files of the embedded model: where they are, how to load them and how to write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw the sample pictures that are shipped with the package.
+"""A script that draws the sample pictures of the package.
 
     python -m tokenprune.scenes.make_samples
 
@@ -43,7 +43,7 @@ SLOTS = (
 
 
 def _first(task: str, photographic: bool, start: int) -> tuple[Scene, Question]:
-    """The first scene from `start` on that fits; punctuated wordings only, which read better in a demonstration."""
+    """The first scene from `start` on with a question of `task` that ends in punctuation, and that question."""
     index = start
     while True:
         item = scene(SEED, index)

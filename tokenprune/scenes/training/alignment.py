@@ -1,4 +1,4 @@
-"""What each vision token should mean: labels from the scene, and their sum of word embeddings as a target.
+"""Targets of the alignment phase: a label of each vision token from the scene, and a vector that says it in words.
 
 A vision token on a red circle is taught to lie near "red" + "circle" + its size, so that comparing text tokens with
 vision tokens (as SparseVLM's raters do) means something, as it does in a VLM that went through an alignment stage.
@@ -31,12 +31,13 @@ PLACE_FIELDS = {"row": CELLS, "column": CELLS, "centre": 1, "slot": CODE_LENGTH,
 FIELDS = {**{name: len(values) for name, values in WORD_FIELDS.items()}, **PLACE_FIELDS}
 """Label field -> number of classes; class 0 is "none" in every field, in addition to these."""
 SUMMARY_FIELDS = ("colour", "shape", "ground")
-"""What the class token tells of the whole picture: without a task its attention, which some scorers read, is noise."""
+"""Label fields that the class token must tell of the whole picture. Untrained, its attention would be noise, and some
+scorers read it."""
 _COLUMN = {name: number for number, name in enumerate(FIELDS)}
 
 
 def vision_labels(scene: Scene) -> NDArray[np.int64]:
-    """Labels `[144, 13]` in the order of `FIELDS`; -100 where it is unclear what a vision token shows."""
+    """Labels of a scene's vision tokens `[144, 13]`, in the order of `FIELDS`; -100 where one shows nothing clear."""
     owner = rearrange(owners(scene, GRID), "row column -> (row column)")
     table = np.zeros((len(scene.objects) + 1, len(FIELDS)), np.int64)
     table[0, _COLUMN["ground"]] = GROUNDS.index(scene.ground) + 1
@@ -63,7 +64,7 @@ def vision_labels(scene: Scene) -> NDArray[np.int64]:
 
 
 def _label_plate(labels: NDArray[np.int64], plate: Plate) -> None:
-    """Write what the plate covers into `labels`: nothing but letters."""
+    """Overwrite the labels of vision tokens on the plate: they show a letter and its slot, or nothing."""
     letter, on_plate = (rearrange(each, "row column -> (row column)") for each in glyph_places(plate, GRID))
     labels[(on_plate < 0) & (labels[:, _COLUMN["ground"]] > 0)] = IGNORE
     labels[on_plate > 0] = 0
@@ -75,7 +76,7 @@ def _label_plate(labels: NDArray[np.int64], plate: Plate) -> None:
 
 
 class Teacher(nn.Module):
-    """Training-only parts: codes for places, and linear heads on ViT output. Nothing of it is shipped."""
+    """Modules that only the training needs: codes for places, and linear heads on ViT output. None is shipped."""
 
     def __init__(self, *, width: int, vision_width: int) -> None:
         super().__init__()

@@ -67,7 +67,7 @@ def to_pixels(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 
 def _minor() -> frozenset[int]:
-    """Words that all answers of a task share: they hardly count in the loss."""
+    """Ids of words that all answers of a task share; they hardly count in the loss."""
     ids = _ids()
     return frozenset({ids["row"], ids["column"], ids[EOS]})
 

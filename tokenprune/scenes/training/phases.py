@@ -120,7 +120,7 @@ def right_answers(logits: Tensor, text: PackedText) -> list[list[bool]]:
 def symbolic_prefix(
     phase: Phase, model: LlavaForConditionalGeneration, teacher: Teacher, labels: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Prefix of a scene without its picture: BOS and, for each vision token, its target with noise."""
+    """Prefix of a scene without its picture: BOS, then the target of each vision token with noise."""
     symbols = teacher.targets(labels, model.model.language_model.embed_tokens.weight)
     symbols = symbols + phase.noise * torch.randn(symbols.shape, generator=generator).to(symbols.device)
     return image_prefix(model, symbols, token_ids()[BOS])

@@ -1,4 +1,4 @@
-"""Scenes: a few coloured shapes, and often a plate with a code, placed freely on a textured ground. NumPy only.
+"""Scenes: a few coloured shapes, and often a plate with a code, placed freely on a textured ground.
 
 A scene is a list of things in continuous coordinates, so it can be drawn at any resolution; `scene(seed, index)`
 always returns the same one.
@@ -32,7 +32,8 @@ SIZES: dict[str, float] = {"small": 6.0, "medium": 8.7, "large": 12.0}
 """Radius of the circle around a shape, in scene units."""
 
 CELLS = 5
-"""Answers name a cell of a 5x5 grid; 12 vision tokens a side are no multiple of 5, so no lattice of them lines up."""
+"""Cells a side of the grid that answers name. 12 vision tokens a side are no multiple of 5, so that no lattice of them
+lines up with the cells."""
 CELL = UNITS / CELLS
 _MARGIN = 1.6
 _OUTLINE = 1.1
@@ -73,11 +74,14 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Knobs:
-    """How hard scenes are; the defaults are those of the embedded model's training.
+    """Settings of the generator: how hard scenes are. The defaults are those of the embedded model's training.
 
-    `objects` is the least and the largest number of shapes, `themed` the share of scenes in which many shapes have a
-    colour or a form in common, `plated` the share with a code, `contrast` that of the ground against the shapes (1 as
-    trained, 0 plain), and `sizes` the sizes that occur.
+    Attributes:
+        objects: least and largest number of shapes, 1 to 12.
+        themed: share of scenes in which many shapes have a colour or a form in common.
+        plated: share of scenes with a code.
+        contrast: strength of the ground's texture, 0 to 3; 1 as trained, 0 plain.
+        sizes: sizes that occur.
 
     Raises:
         ValueError: a knob out of its range.

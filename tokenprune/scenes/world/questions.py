@@ -21,7 +21,7 @@ MAX_COUNT = 5
 SIDES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 """Relation -> direction from the anchor to the target; y points down."""
 _CLEARLY = 5.0
-"""A target lies at least so many scene units on the side asked for, and no rival comes nearer to it than that."""
+"""Least distance in scene units of a target from its anchor, on the side asked for; rivals lie as far on the other."""
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "localisation": (
@@ -180,7 +180,7 @@ def _answer(task: str, target: SceneObject) -> str:
 
 
 def _relation(rng: np.random.Generator, scene: Scene) -> Question | None:
-    """Where the thing on one side of an anchor is; the same words without the anchor fit several things."""
+    """A question where the thing on one side of an anchor is; without the anchor its words would fit several things."""
     for _ in range(40):
         anchor = scene.objects[rng.integers(len(scene.objects))]
         target = scene.objects[rng.integers(len(scene.objects))]
@@ -205,7 +205,7 @@ def _code(rng: np.random.Generator, scene: Scene) -> Question | None:
 
 
 def _existence(rng: np.random.Generator, scene: Scene) -> Question:
-    """Balanced yes and no; most absent things recombine a colour and a shape that are both in the picture."""
+    """A question whether something is there, yes as often as no; most absent things recombine present ones."""
     pairs = {(o.colour, o.shape) for o in scene.objects}
     if rng.random() < 0.5:
         target = scene.objects[rng.integers(len(scene.objects))]
@@ -221,7 +221,7 @@ def _existence(rng: np.random.Generator, scene: Scene) -> Question:
 
 
 def _counting(rng: np.random.Generator, scene: Scene) -> Question:
-    """The count is drawn first, then something that occurs so often, to balance the answers."""
+    """A question how many there are; the count is drawn first, then something with that count, to balance answers."""
     by_count: dict[int, list[dict[str, str]]] = {}
     for name, values in (("colour", COLOURS), ("shape", SHAPES)):
         for value in values:
