@@ -197,8 +197,8 @@ def run(pipeline: Pipeline, tokens: Tokens) -> list[tuple[int, ...]]:
     """Sizes after each stage of a whole run."""
     sizes: list[tuple[int, ...]] = []
     for place in dict.fromkeys(stage.place for stage in pipeline):
-        asked = [stage.scorer.needs_attention for stage in pipeline if stage.place == place]
-        tokens = with_attention(tokens, asked[0] or "previous")
+        asked = [layer for stage in pipeline if stage.place == place for layer in stage.scorer.reads.attention]
+        tokens = with_attention(tokens, asked[0] if asked else "previous")
         results = pipeline.run(place, tokens)
         tokens = results[-1].tokens.check()
         sizes += [result.tokens.sizes for result in results]
