@@ -81,11 +81,16 @@ def feather(scores: Array, keep: int, height: int, width: int, stride: int) -> l
     return sorted(grid | set(best(scores, keep)))
 
 
+def densities(apart: Sequence[Sequence[float]], neighbours: int) -> list[float]:
+    """Minus the mean squared distance of the `neighbours` nearest, the token itself included."""
+    return [-float(np.mean(np.sort(row)[:neighbours] ** 2)) for row in apart]
+
+
 def prominences(x: Array, neighbours: int, divide: bool = True) -> list[float]:
     """Log-density plus log-separation of the rows of `x`; density is that of the `neighbours` nearest."""
     n = len(x)
     apart = [[float(np.linalg.norm(a - b)) / (x.shape[1] ** 0.5 if divide else 1) for b in x] for a in x]
-    density = [-float(np.mean(np.sort(apart[i])[:neighbours] ** 2)) for i in range(n)]
+    density = densities(apart, neighbours)
     found = []
     for i in range(n):
         denser = [j for j in range(n) if (density[j], -j) > (density[i], -i)]

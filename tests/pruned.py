@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,37 +13,40 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.core.report import Report
-from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.stage import StageResult
 
 TOLERANCE = 1e-5
 
 
 @contextmanager
-def merged_states(attached: tp.Attached) -> Iterator[list[Tensor]]:
-    """The hidden states ``[B, M, D]`` that each recycler puts into its anchors' slots, in order of the stages."""
-    states: list[Tensor] = []
-
-    def note(recycler: Recycler, args: tuple[Any, ...], output: Any) -> None:
-        before, (after, merged) = args[0], output
-        origin = before.origin.gather(1, merged.clamp(min=0))
-        place = (after.origin[:, None, :] == origin[:, :, None]).int().argmax(-1)
-        states.append(after.hidden.gather(1, place[..., None].expand(-1, -1, after.hidden.shape[-1])))
-
-    handles = [s.recycler.register_forward_hook(note) for s in attached._engine.pipeline.stages]
+def stage_results(attached: tp.Attached) -> Iterator[list[StageResult]]:
+    """What each stage made of its tokens, in the order in which they ran."""
+    results: list[StageResult] = []
+    handles = [
+        stage.register_forward_hook(lambda module, args, result: results.append(result))
+        for stage in attached._engine.pipeline.stages
+    ]
     try:
-        yield states
+        yield results
     finally:
         for handle in handles:
             handle.remove()
 
 
-def reference_stages(report: Report, merged: list[Tensor], rows: slice = slice(None)) -> list[Stage]:
-    """What the report says that the stages did, for the masked reference; `rows` undoes beam expansion."""
-    stages, states = [], iter(merged)
-    for stage in report.stages:
-        anchors = stage.merged[rows]
-        hidden = next(states) if stage.scores is not None else None
-        stages.append(Stage(stage.layer, stage.kept[rows], anchors, hidden[rows] if anchors.shape[1] else None))
+def reference_stages(report: Report, results: Sequence[StageResult], rows: slice = slice(None)) -> list[Stage]:
+    """What the report says that the stages did, and what they wrote, for the masked reference; `rows` undoes beams."""
+    stages = []
+    for stage, result in zip(report.stages, results, strict=False):
+        tokens, written = result.tokens, result.written
+        anchors = states = bias = None
+        if written is not None:
+            at = written.clamp(min=0)
+            anchors = tokens.origin.gather(1, at).masked_fill(written < 0, -1)[rows]
+            states = tokens.hidden.gather(1, at[..., None].expand(-1, -1, tokens.hidden.shape[-1]))[rows]
+        if tokens.bias is not None:
+            full = torch.zeros(tokens.bias.shape[0], 1 + max(tokens.total))
+            bias = full.scatter(1, tokens.origin + 1, tokens.bias)[rows, 1:]  # padding has origin -1
+        stages.append(Stage(stage.layer, stage.kept[rows], anchors, states, bias))
     return stages
 
 
@@ -51,9 +54,9 @@ def run_both(
     model: Any, batch: Mapping[str, Any], recipe: Any, *, expand: int = 1, **options: Any
 ) -> tuple[float, tuple[Tensor, Tensor], Report]:
     """Generate with the recipe on, and by the masked reference: worst difference of logits, sequences, report."""
-    with tp.attach(model, recipe) as attached, merged_states(attached) as merged:
+    with tp.attach(model, recipe) as attached, stage_results(attached) as results:
         sequences, logits = generate_logits(model, batch, **options)
-    stages = reference_stages(attached.report, merged[: len(attached.report.stages)], slice(None, None, expand))
+    stages = reference_stages(attached.report, results, slice(None, None, expand))
     with masked_reference(model, vision_mask(model, batch["input_ids"]), stages):
         expected, expected_logits = generate_logits(model, batch, **options)
     return worst(logits, expected_logits), (sequences, expected), attached.report

@@ -39,6 +39,9 @@ class Stage(NamedTuple):
     """int64 [B, M]: survivors whose slot holds a merged token from here on, padded with -1; need not be in `kept`."""
     merged: Tensor | Merge | None = None
     """What is written there as this layer's input: [B, M, D], or a function that computes it from the layer's input."""
+    bias: Tensor | None = None
+    """float [B, vision tokens]: from this layer on, added to the logits of whoever looks at a vision token; None: as an
+    earlier stage has it."""
 
 
 @contextmanager
@@ -53,7 +56,7 @@ def masked_reference(
     """
     steps = [Stage(*stage) for stage in stages]
     columns = [row.nonzero().flatten() for row in vision]
-    hidden_columns = torch.zeros_like(vision)
+    hidden_columns, biases = torch.zeros_like(vision), None
     handles = []
     try:
         for index, layer in enumerate(model.get_decoder().layers):
@@ -63,8 +66,10 @@ def masked_reference(
                 if (visible & hidden_columns).any():
                     raise ValueError(f"a stage before layer {index} keeps vision tokens that an earlier stage dropped")
                 hidden_columns = vision & ~visible
+                if step.bias is not None:
+                    biases = _by_column(vision, columns, step.bias)
             if any((step.layer or 0) <= index for step in steps):
-                hook = _LayerHook(index, here, columns, hidden_columns)
+                hook = _LayerHook(index, here, columns, hidden_columns, biases)
                 handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         yield
     finally:
@@ -75,8 +80,16 @@ def masked_reference(
 class _LayerHook:
     """Pre-hook of one decoder layer: writes merged tokens, then hides columns."""
 
-    def __init__(self, index: int, stages: Sequence[Stage], columns: Sequence[Tensor], hidden_columns: Tensor) -> None:
+    def __init__(
+        self,
+        index: int,
+        stages: Sequence[Stage],
+        columns: Sequence[Tensor],
+        hidden_columns: Tensor,
+        biases: Tensor | None,
+    ) -> None:
         self.index, self.stages, self.columns, self.hidden_columns = index, stages, columns, hidden_columns
+        self.biases = biases
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden, *rest = args
@@ -106,6 +119,15 @@ class _LayerHook:
         dropped = dropped.repeat_interleave(expansion, dim=0)[:, None, None, :]
         dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
         mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
+        if self.biases is not None:
+            lowest = torch.finfo(hidden.dtype).min
+            numbers = (
+                torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, lowest)
+                if mask.dtype == torch.bool
+                else mask
+            )
+            bias = pad(self.biases, (0, max(0, width - self.biases.shape[1])))[:, :width]
+            mask = numbers + bias.to(hidden.dtype).repeat_interleave(expansion, dim=0)[:, None, None, :]
         return (hidden, *rest), kwargs | {"attention_mask": mask}
 
     def write_merged(self, hidden: Tensor, stage: Stage, past: int, expansion: int) -> Tensor:
@@ -140,6 +162,14 @@ def _visible(vision: Tensor, columns: Sequence[Tensor], stage: Stage) -> Tensor:
             if survivors is not None:
                 visible[sample, own[survivors[sample][survivors[sample] >= 0]]] = True
     return visible
+
+
+def _by_column(vision: Tensor, columns: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """float [B, L]: biases of vision tokens at their columns, 0 at text."""
+    placed = torch.zeros(vision.shape)
+    for sample, own in enumerate(columns):
+        placed[sample, own] = bias[sample, : len(own)].float()
+    return placed
 
 
 def _dense_causal(queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str) -> Tensor:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune.core.attention import RaterAttention, attention_from_qk
+from tokenprune.core.signals import Question
 from tokenprune.core.tokens import Grid, Tokens
 
 WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH = 6, 4, 2, 4
@@ -111,12 +112,10 @@ def collate(
         cell=cell,
         position=slot,
         mass=valid.float(),
-        text=text.to(dtype),
-        text_valid=places >= 0,
+        question=Question(text.to(dtype), places >= 0, padded=any(len(s.text) < t for s in samples)),
         sizes=tuple(len(s.alive) for s in samples),
         total=tuple(s.total for s in samples),
         grids=tuple(s.grids for s in samples),
-        text_padded=any(len(s.text) < t for s in samples),
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
     )
 

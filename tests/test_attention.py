@@ -85,7 +85,7 @@ def test_blocks_of_any_size_give_the_same(rows, normalise):
 @given(strategies.batches(least=1, texts=1), st.booleans(), st.integers(0, 3), st.sampled_from(["all", "vision"]))
 def test_a_row_of_a_padded_batch_equals_the_sample_alone(batch, left, extra, normalise):
     tokens = strategies.collate(batch, left=left, extra=extra)
-    raters = tokens.text_valid.float() / tokens.text_valid.sum(1, keepdim=True)
+    raters = tokens.question.valid.float() / tokens.question.valid.sum(1, keepdim=True)
     scores = tokens.attention.scores(raters, normalise=normalise, rope=False)
     matrix = tokens.attention.matrix(raters, normalise=normalise)
     for i, sample in enumerate(batch):
@@ -96,8 +96,8 @@ def test_a_row_of_a_padded_batch_equals_the_sample_alone(batch, left, extra, nor
         assert torch.allclose(scores[i, :, :n], expected[0], atol=1e-6)
         assert (scores[i, :, n:] == 0).all()
         expected = alone.attention.matrix(equal, normalise=normalise)
-        assert torch.allclose(matrix[i, tokens.text_valid[i], :n], expected[0], atol=1e-6)
-        assert (matrix[i, ~tokens.text_valid[i]] == 0).all()
+        assert torch.allclose(matrix[i, tokens.question.valid[i], :n], expected[0], atol=1e-6)
+        assert (matrix[i, ~tokens.question.valid[i]] == 0).all()
         assert (matrix[i, :, n:] == 0).all()
 
 
@@ -269,8 +269,8 @@ def test_no_text_means_no_scores():
 @given(strategies.batches(least=1, texts=1), st.sampled_from(["all", "vision"]), st.booleans())
 def test_a_bound_on_the_raters_changes_nothing_but_the_rows_computed(batch, normalise, left):
     tokens = strategies.collate(batch, left=left, extra=1)
-    texts = tokens.text_valid.shape[1]
-    last = tokens.text_valid & (tokens.text_valid.flip(1).cumsum(1).flip(1) == 1)
+    texts = tokens.question.valid.shape[1]
+    last = tokens.question.valid & (tokens.question.valid.flip(1).cumsum(1).flip(1) == 1)
     kernel = lambda layer: (  # noqa: E731
         1 + torch.arange(texts)[None, None, :, None].expand(len(batch), 1, -1, 4) / texts,
         torch.ones(len(batch), 1, tokens.valid.shape[1] + texts, 4),

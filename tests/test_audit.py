@@ -50,10 +50,9 @@ def report(
         scored = None if scores is None else torch.tensor([numbers for numbers, _ in scores])
         places = nothing if scores is None else torch.tensor([index for _, index in scores])
         place = f"before layer {number}"
+        left = padded([sorted(own + anchors) for own, anchors in zip(rows, merged, strict=True)])
         ran.append(
-            StageReport(
-                f"s{number}", place, number, padded(rows), padded(merged), sizes, scored, places, Stopwatch(False)
-            )
+            StageReport(f"s{number}", place, number, left, padded(merged), sizes, scored, places, Stopwatch(False))
         )
     made.finish(ran)
     return made

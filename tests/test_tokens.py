@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.signals import Question
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 
@@ -25,7 +26,7 @@ def test_take_carries_every_field_along(batch, data):
     for i, pick in enumerate(picks):
         for name in ("hidden", "origin", "slot", "cell", "position", "mass"):
             assert torch.equal(getattr(taken, name)[i, : len(pick)], getattr(tokens, name)[i, pick]), name
-    assert taken.text is tokens.text
+    assert taken.question is tokens.question
     assert (taken.total, taken.grids, taken.attention) == (tokens.total, tokens.grids, tokens.attention)
     assert (taken.origin[~taken.valid] == -1).all()
     assert (taken.mass[~taken.valid] == 0).all()
@@ -54,7 +55,7 @@ def test_from_hidden_finds_the_grid():
     assert tokens.grids == (((2, 2, 3),),) * 2
     assert tokens.cell[1, 7:10].tolist() == [[1, 0, 1], [1, 0, 2], [1, 1, 0]]
     assert Tokens.from_hidden(torch.zeros(1, 12, 4), grid=(3, 4)).cell[0, -1].tolist() == [0, 2, 3]
-    assert Tokens.from_hidden(torch.zeros(1, 4, 4)).text.shape == (1, 0, 4)
+    assert Tokens.from_hidden(torch.zeros(1, 4, 4)).question.embeddings.shape == (1, 0, 4)
     with pytest.raises(InputError, match=r"grid \(3, 5\) holds 15 tokens, but there are 12"):
         Tokens.from_hidden(torch.zeros(1, 12, 4), grid=(3, 5))
     with pytest.raises(InputError, match=r"must be \[B, N, D\], got shape \(12, 4\)"):
@@ -79,7 +80,7 @@ def test_counts():
         ({"valid": torch.ones(1, 4, dtype=torch.bool)}, r"Tokens.valid: expected shape \(2, 4\), got \(1, 4\)"),
         ({"cell": torch.zeros(2, 4)}, r"Tokens.cell: expected shape \(2, 4, 3\)"),
         ({"position": torch.zeros(2, 2, 4)}, r"Tokens.position: expected \(2, 4\) or \(3, 2, 4\)"),
-        ({"text": torch.zeros(2, 3, 9)}, "does not fit text_valid"),
+        ({"question": Question(torch.zeros(2, 3, 9), torch.ones(2, 3))}, r"Tokens.question \(2, 3, 9\) does not fit"),
         ({"sizes": (4, 3)}, r"Tokens.sizes \(4, 3\) differs"),
         ({"origin": torch.tensor([[0, 1, 2, 3], [0, 1, 1, 3]])}, "sample 1: origin must ascend within 0 … 3"),
         ({"origin": torch.tensor([[0, 1, 2, 4], [0, 1, 2, 3]])}, "sample 0: origin must ascend"),

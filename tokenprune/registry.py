@@ -28,8 +28,10 @@ _FOLDERS = {
     "raters": "raters",
     "scorer": "scorers",
     "scheduler": "schedulers",
+    "grouper": "groupers",
     "sampler": "samplers",
     "recycler": "recyclers",
+    "rectifier": "rectifiers",
 }
 
 ROLES = tuple(_FOLDERS)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tokenprune.core import ops
+from tokenprune.core.groups import fold, unfold
+from tokenprune.core.merge import reduce
+from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
+from tokenprune.core.report import without
 from tokenprune.core.tokens import Count, Tokens
-from tokenprune.errors import InputError
+from tokenprune.parts.contract import Contract
+from tokenprune.parts.groupers.base import Grouper
+from tokenprune.parts.part import NOTHING, Part
 from tokenprune.parts.raters.base import RaterSelector
+from tokenprune.parts.rectifiers.base import Rectifier
 from tokenprune.parts.recyclers.base import Recycler
 from tokenprune.parts.samplers.base import Sampler
 from tokenprune.parts.schedulers.base import Scheduler
@@ -28,18 +35,34 @@ class StageResult:
 
     tokens: Tokens
     """Survivors and merged tokens, in raster order."""
-    kept: Tensor
-    """``[B, K]`` original indices of the tokens kept as they are, ascending, -1 where padded."""
     merged: Tensor
-    """``[B, M]`` original indices of the anchors of merged tokens, -1 where padded."""
+    """``[B, A]`` original indices of the anchors: dropped tokens whose slot now holds a merged token; -1 on padding."""
+    written: Tensor | None
+    """``[B, M]`` which of `tokens` have a new hidden state, anchors and survivors alike, -1 on padding; None: none."""
+    written_padded: bool
+    """Whether `written` has padding: known on the host."""
     scores: Tensor | None
     """``[B, N]`` float32 scores of the tokens that came in; None when all were kept and nothing was scored."""
     weights: Tensor | None = None
     """``[B, T]`` rater weights; None without raters, and where nothing was scored."""
 
+    @property
+    def kept(self) -> Tensor:
+        """``[B, K]`` original indices of the tokens that survive in a slot of their own, ascending, -1 where padded."""
+        return without(self.tokens.origin, self.merged)
+
 
 class Stage(nn.Module):
     """A place, and the parts that act there.
+
+        tokens [B, N] ─▶ raters ─▶ scorer ─▶ scheduler ─▶ grouper ─▶ sampler ─▶ recycler ─▶ rectifier ─▶ tokens [B, K]
+                         weights    scores    counts       counts     kept       plan        biases
+                         [B, T]     [B, N]    [B]          by group   [B, K]     (Merge)     [B, K]
+
+    A static scheduler, or a budget, gives the counts before anything else is asked; where all tokens are kept, nothing
+    else is. Parts see what they have declared to read (`Part.reads`) and change nothing: the stage itself takes the
+    survivors and applies the recycler's plan, so what it reports is what it did. What a part returns is held against
+    its contract (`tokenprune.parts.contract`).
 
     Args:
         place: where.
@@ -47,7 +70,9 @@ class Stage(nn.Module):
         scorer: what each is worth.
         sampler: which ones survive.
         recycler: what becomes of the rest.
-        raters: whose attention counts, for scorers that need raters.
+        raters: whose attention counts, for parts that ask raters.
+        grouper: how the count is shared out over the picture; None: the sample is one group.
+        rectifier: what is added to later attention to the survivors; None: nothing.
         positions: survivors keep their ``original`` position ids, or ``renumber`` (fidelity to older code).
         name: how error messages and reports call it.
     """
@@ -61,6 +86,8 @@ class Stage(nn.Module):
         sampler: Sampler,
         recycler: Recycler,
         raters: RaterSelector | None = None,
+        grouper: Grouper | None = None,
+        rectifier: Rectifier | None = None,
         positions: Positions = "original",
         name: str = "stage",
     ) -> None:
@@ -71,16 +98,30 @@ class Stage(nn.Module):
         self.raters = raters
         self.scorer = scorer
         self.scheduler = scheduler
+        self.grouper = grouper
         self.sampler = sampler
         self.recycler = recycler
+        self.rectifier = rectifier
         self.shared_raters = None if raters is None or not raters.per_prompt else repr(raters)
         """Equal for stages whose rater weights are the same throughout a prompt; None where they are not."""
-        self._nan = f"{name} ({place}): scorer {type(scorer).name()!r} gave NaN scores"  # one graph cannot format it
+        self.reads = _union(self.parts)
+        """What its parts read together."""
+        self._declared = {part.role: part.reads for part in self.parts}
+        self._contract = Contract(f"{name} ({place})")
 
     @property
-    def reads_attention(self) -> frozenset[str]:
-        """Whose attention its parts read: of the ``"previous"`` layer, of the ``"next"`` one, of both or none."""
-        return frozenset(which for which in (self.scorer.needs_attention, self.scheduler.needs_attention) if which)
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that the stage has, in the order in which they act."""
+        every: tuple[Part | None, ...] = (
+            self.raters,
+            self.scorer,
+            self.scheduler,
+            self.grouper,
+            self.sampler,
+            self.recycler,
+            self.rectifier,
+        )
+        return tuple(part for part in every if part is not None)
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}"
@@ -94,45 +135,79 @@ class Stage(nn.Module):
             weights: what `raters` would say, ``[B, T]``, where an earlier stage has asked the same ones.
 
         Raises:
-            InputError: a count beyond the tokens at hand, or scores that are not numbers.
+            InputError: a count beyond the tokens at hand, or a part that broke its contract.
         """
+        contract = self._contract
         if count is None and self.scheduler.static:
             count = self.scheduler(tokens, tokens.hidden)
         if count is not None and tokens.counts(count) == tokens.sizes:
             return self._untouched(tokens)
         if weights is None and self.raters is not None:
-            weights = self.raters(tokens)
-        scores = self.scorer(tokens, weights)
-        self._refuse_nan(scores)
+            weights = self.raters(self._seen(tokens, self.raters))
+            contract.raters(self.raters, weights, tokens)
+        scores = self.scorer(self._seen(tokens, self.scorer), weights)
+        contract.scores(self.scorer, scores, tokens)
         if count is None:
-            count = tuple(self.scheduler(tokens, scores, weights).tolist())
+            decided = self.scheduler(self._seen(tokens, self.scheduler), scores, weights)
+            count = contract.counts(self.scheduler, decided.tolist(), tokens)
             if count == tokens.sizes:
                 return self._untouched(tokens, weights)
         counts = tokens.counts(count)
-        kept = self.sampler(tokens, scores, counts)
-        reduced, merged = self.recycler(tokens, kept, scores, counts)
-        clusters = [size - k for size, k in zip(reduced.sizes, counts, strict=True)]
-        return StageResult(reduced, _origins(tokens, kept, counts), _origins(tokens, merged, clusters), scores, weights)
+        kept = self._pick(tokens, scores, counts)
+        result = self._recycle(tokens, kept, scores, counts)
+        if self.rectifier is not None:
+            bias = self.rectifier(self._seen(result.tokens, self.rectifier))
+            contract.bias(self.rectifier, bias, result.tokens)
+            result = replace(result, tokens=replace(result.tokens, bias=bias))
+        return replace(result, weights=weights)
+
+    def _pick(self, tokens: Tokens, scores: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Indices ``[B, K]`` of the survivors: of the whole sample, or group by group."""
+        seen = self._seen(tokens, self.sampler)
+        if self.grouper is None:
+            kept: Tensor = self.sampler(seen, scores, counts)
+            self._contract.kept(self.sampler, kept, counts, tokens)
+            return kept
+        groups = self.grouper(self._seen(tokens, self.grouper))
+        self._contract.groups(self.grouper, groups, tokens)
+        shares = self.grouper.share(groups, counts, scores)
+        self._contract.shares(self.grouper, shares, counts, groups.sizes)
+        folded = fold(seen, groups)
+        each = tuple(share for sample in shares for share in sample)
+        kept = self.sampler(folded.tokens, folded.of(scores, -torch.inf), each)
+        self._contract.kept(self.sampler, kept, each, folded.tokens)
+        return unfold(kept, folded, counts, tokens.valid.shape[1])
+
+    def _recycle(self, tokens: Tokens, kept: Tensor, scores: Tensor, counts: tuple[int, ...]) -> StageResult:
+        """What is left when the recycler's plan has been applied."""
+        seen, recycler = self._seen(tokens, self.recycler), self.recycler
+        plan = recycler(seen, kept, scores, counts)
+        added = [recycler.added(size - k) for size, k in zip(tokens.sizes, counts, strict=True)]
+        self._contract.plan(recycler, plan, added, tokens)
+        if plan is None:
+            return StageResult(tokens.take(kept, counts), tokens.origin[:, :0], None, False, scores)
+        states = recycler.states(seen, plan)
+        self._contract.states(recycler, states, plan, tokens)
+        reduced, written = reduce(tokens, kept, counts, plan, states)
+        return StageResult(reduced, _origins(tokens, plan.anchor, plan.anchors), written, plan.padded, scores)
+
+    def _seen(self, tokens: Tokens, part: Part) -> Tokens:
+        """The tokens as `part` may read them."""
+        return tokens.seen_by(self._declared[part.role], part.title)
 
     def _untouched(self, tokens: Tokens, weights: Tensor | None = None) -> StageResult:
-        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None, weights)
-
-    def _refuse_nan(self, scores: Tensor) -> None:
-        """NaN sorts above everything, so one would be kept in silence. The check never waits for an accelerator."""
-        numbers = (scores == scores).all()  # NaN alone differs from itself
-        if torch.compiler.is_compiling() or scores.device.type != "cpu":
-            torch._assert_async(numbers, self._nan)
-            return
-        try:
-            torch._assert_async(numbers, self._nan)
-        except RuntimeError as error:
-            self.explain(error)
-            raise
+        return StageResult(tokens, tokens.origin[:, :0], None, False, None, weights)
 
     def explain(self, error: RuntimeError) -> None:
-        """Raise `InputError` if `error` is what PyTorch makes of NaN scores at this stage."""
-        if self._nan in str(error):
-            raise InputError(f"{self._nan}; are there NaN values in the model's activations?") from None
+        """Raise `InputError` if `error` is what PyTorch makes of a broken contract at this stage."""
+        self._contract.explain(error)
+
+
+def _union(parts: Sequence[Part]) -> Needs:
+    together = NOTHING
+    for part in parts:
+        together = together | part.reads
+    return together
 
 
 def _origins(tokens: Tokens, index: Tensor, counts: Sequence[int]) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from families import CACHE, FAMILIES, Row, build, inputs, next_turn, ragged_rows, row_inputs, sizes, vision_mask
 from kinds import KINDS, fixed, recipe, stage
-from pruned import TOLERANCE, logits_of, merged_states, reference_stages, run_both, worst
+from pruned import TOLERANCE, logits_of, reference_stages, run_both, stage_results, worst
 from reference import generate_logits, masked_reference, pruned_difference
 
 import tokenprune as tp
@@ -64,9 +64,9 @@ def test_one_forward_equals_the_masked_reference_with_padding_on_either_side(fam
     model = build(family)
     batch = inputs(family, model, side=side)
     vision = vision_mask(model, batch["input_ids"])
-    with tp.attach(model, KINDS[kind]) as attached, merged_states(attached) as merged:
+    with tp.attach(model, KINDS[kind]) as attached, stage_results(attached) as results:
         logits = logits_of(model, batch)
-    stages = reference_stages(attached.report, merged)
+    stages = reference_stages(attached.report, results)
     with masked_reference(model, vision, stages):
         expected = logits_of(model, batch)
     last = stages[-1]
@@ -104,9 +104,9 @@ def test_a_second_turn_of_text_on_the_same_cache_equals_the_masked_reference(
         following = next_turn(batch, first.sequences)
         return generate_logits(model, {**following, CACHE: first[CACHE]})[1]
 
-    with tp.attach(model, KINDS[kind]) as attached, merged_states(attached) as merged:
+    with tp.attach(model, KINDS[kind]) as attached, stage_results(attached) as results:
         logits = two_turns()
-    with masked_reference(model, vision, reference_stages(attached.report, merged)):
+    with masked_reference(model, vision, reference_stages(attached.report, results)):
         expected = two_turns()
     assert worst(logits, expected) < TOLERANCE
     assert attached.report.prefills == 1

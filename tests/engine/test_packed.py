@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Row, build, inputs
+from families import Row, build, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import ATTENTION, KINDS, fixed, recipe, stage
@@ -15,14 +15,16 @@ from reference import generate_logits
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.core.needs import Needs
 from tokenprune.core.report import Report
-from tokenprune.engine.packed.generate import check_packable, generate_packed, packed_run, shared_layers
+from tokenprune.engine.packed.generate import packed_run, shared_layers
 from tokenprune.engine.packed.prompt import pack
-from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.load import Chat
+from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.scenes import load_embedded
+from tokenprune.stage import Stage
 from tokenprune.study.evaluate import Case, scene_cases
-from tokenprune.study.evaluate.asking import _generate, _inputs
+from tokenprune.study.evaluate.asking import _inputs
 from tokenprune.study.evaluate.packing import Packer
 
 STEPS = 3
@@ -146,44 +148,19 @@ def test_what_looks_at_the_question_is_not_shared() -> None:
     assert shared(blind) == shared() == shared(blind, budget={"average": 0.7}) == 8
     assert shared(stage(3, fixed(0.5), **LOOKS)) == 3
     assert shared(blind, stage(5, fixed(0.2), **LOOKS)) == 2
-    pipeline = tp.build(recipe("r", blind), depth=8)
-
-    class Foreign(type(pipeline.stages[0].sampler)):  # type: ignore[misc]
-        """A part of somebody else's, which may read the text by itself."""
-
-    pipeline.stages[0].sampler.__class__ = Foreign
-    assert shared_layers(pipeline, 8) == 2
+    same, other = (foreign_pipeline(reads) for reads in (Needs(), Needs(question=True)))
+    assert (shared_layers(same, 8), shared_layers(other, 8)) == (8, 2)
+    assert shared_layers(foreign_pipeline(Needs(question=True, earlier=2)), 8) == 1  # that layer must see the question
 
 
-@pytest.mark.parametrize(("limit", "ends"), [(1, [2, 5]), (3, [2, 5]), (32, [2, 5]), (6, 5), (4, None)])
-def test_answers_end_where_generate_ends_them(limit: int, ends: Any, chat: Chat, cases: list[Case]) -> None:
-    given_ends, chat.model.generation_config.eos_token_id = chat.model.generation_config.eos_token_id, ends
-    try:
-        for name in ("none", "fastv"):
-            inputs_ = _inputs(chat, [case.picture() for case in cases], [case.question for case in cases])
-            with tp.attach(chat.model, name) as attached:
-                expected = _generate(chat, inputs_, limit)[:, inputs_["input_ids"].shape[1] :]
-                got = generate_packed(attached, Packer(chat).prompt(cases), max_new_tokens=limit)
-            assert torch.equal(got, expected)
-    finally:
-        chat.model.generation_config.eos_token_id = given_ends
+def foreign_pipeline(declared: Needs) -> tp.Pipeline:
+    """A pipeline with a scorer of somebody else's before layer 2, which says what it reads."""
 
+    class Foreign(NormScorer):
+        reads = declared
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llava"])
-def test_other_families_are_refused(family: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"packed: a picture of .*; ask it by generate"):
-        check_packable(build(family))
-
-
-def test_what_greedy_decoding_would_not_do_is_refused() -> None:
-    model = build("llava")
-    model.generation_config.suppress_tokens = None
-    check_packable(model)
-    usual = model.generation_config.repetition_penalty
-    model.generation_config.repetition_penalty = 1.3
-    with pytest.raises(UnsupportedModelError, match=r"packed: its generation settings .*: repetition_penalty"):
-        check_packable(model)
-    model.generation_config.repetition_penalty = usual
-    model.config.text_config._attn_implementation = "flex_attention"
-    with pytest.raises(UnsupportedModelError, match="packed: attention is 'flex_attention', not sdpa or eager"):
-        check_packable(model)
+    (like,) = tp.build(recipe("r", stage(2, fixed(0.5), scorer="norm")), depth=8)
+    foreign = Stage(
+        place=like.place, scheduler=like.scheduler, scorer=Foreign(), sampler=like.sampler, recycler=like.recycler
+    )
+    return tp.Pipeline([foreign], depth=8)

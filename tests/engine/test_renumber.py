@@ -10,7 +10,7 @@ import pytest
 import torch
 from families import CACHE, FAMILIES, Row, build, inputs, ragged_rows, vision_mask
 from kinds import fixed, recipe, stage
-from pruned import TOLERANCE, merged_states, reference_stages, worst
+from pruned import TOLERANCE, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference
 from torch import Tensor
 
@@ -98,9 +98,9 @@ def test_shipped_recipes_equal_the_renumbered_reference(family: str, name: str) 
     model = build(family)
     batch = inputs(family, model)
     vision = vision_mask(model, batch["input_ids"])
-    with tp.attach(model, name, keep=0.4) as attached, merged_states(attached) as merged:
+    with tp.attach(model, name, keep=0.4) as attached, stage_results(attached) as results:
         got, logits = generate_logits(model, batch)
-    stages = reference_stages(attached.report, merged)
+    stages = reference_stages(attached.report, results)
     survivors = [(s.layer, s.kept if s.anchors is None else torch.cat([s.kept, s.anchors], dim=1)) for s in stages]
     with numbered_through(model, vision, batch["attention_mask"], survivors), masked_reference(model, vision, stages):
         expected, expected_logits = generate_logits(model, batch)

@@ -7,12 +7,14 @@ import dataclasses
 import pytest
 import strategies
 import torch
+from applied import recycled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune import registry
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
+from tokenprune.parts.contract import Contract
 from tokenprune.parts.part import Part
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
@@ -59,12 +61,12 @@ every_part = pytest.mark.parametrize("part", PARTS, ids=repr)
 def run(part: Part, tokens: Tokens, counts: tuple[int, ...]) -> list[list[object]]:
     """What `part` makes of each sample: plain numbers, padding left off."""
     scores = torch.where(tokens.valid, tokens.hidden[..., 0].float(), -torch.inf)
-    raters = tokens.text_valid.float() / tokens.text_valid.sum(1, keepdim=True).clamp(min=1)
+    raters = tokens.question.valid.float() / tokens.question.valid.sum(1, keepdim=True).clamp(min=1)
     if part.role == "raters":
         out = part(tokens)
         assert out.dtype == torch.float32
-        assert (out[~tokens.text_valid] == 0).all()
-        return [[row[valid]] for row, valid in zip(out, tokens.text_valid, strict=True)]
+        assert (out[~tokens.question.valid] == 0).all()
+        return [[row[valid]] for row, valid in zip(out, tokens.question.valid, strict=True)]
     if part.role == "scorer":
         out = part(tokens, raters)
         assert out.dtype == torch.float32
@@ -80,9 +82,20 @@ def run(part: Part, tokens: Tokens, counts: tuple[int, ...]) -> list[list[object
         assert kept.dtype == torch.int64
         assert kept.shape[1] == max(counts)
         return [[row[row >= 0]] for row in kept]
-    new, anchors = part(tokens, kept, scores, counts)
+    if part.role == "grouper":
+        groups = part(tokens)
+        Contract("stage").groups(part, groups, tokens)
+        Contract("stage").shares(part, part.share(groups, counts, scores), counts, groups.sizes)
+        return [
+            [row[valid], *sizes] for row, valid, sizes in zip(groups.index, tokens.valid, groups.sizes, strict=True)
+        ]
+    if part.role == "rectifier":
+        out = part(tokens)
+        assert out.dtype == torch.float32
+        return [[row[valid]] for row, valid in zip(out, tokens.valid, strict=True)]
+    new, anchors = recycled(part, tokens, kept, scores, counts)
     new.check()
-    assert new.text is tokens.text
+    assert new.question is tokens.question
     names = ("hidden", "origin", "slot", "cell", "mass", "position")
     return [
         [*(getattr(new, n)[i, new.valid[i]] for n in names), anchors[i][anchors[i] >= 0]] for i in range(len(counts))
@@ -136,7 +149,8 @@ def test_repr_is_the_call_that_builds_it(part):
     assert eval(repr(part), {type(part).__name__: type(part)}).settings() == part.settings()
 
 
-STATIC = [part for part in PARTS if getattr(part, "static", True)]
+STATIC = [part for part in PARTS if getattr(part, "static", True) and part.role != "grouper"]
+"""Parts that a graph may hold. A grouper reads on the host what an earlier stage has left; see test_groupers.py."""
 
 
 @pytest.mark.parametrize("part", STATIC, ids=repr)
@@ -148,7 +162,7 @@ def test_it_compiles_to_one_graph(part, counts):
         strategies.sample((1, 4, 4) if counts[0] == counts[1] else (1, 2, 3), seed=1),
     ]
     tokens = strategies.collate(samples, garbage=0.0)
-    raters = tokens.text_valid.float() / 4
+    raters = tokens.question.valid.float() / 4
     scores = torch.where(tokens.valid, tokens.hidden[..., 0], -torch.inf)
     kept = TopKSampler()(tokens, scores, counts)
 
@@ -161,7 +175,9 @@ def test_it_compiles_to_one_graph(part, counts):
             return part(tokens, scores, raters)
         if part.role == "sampler":
             return part(tokens, scores, counts)
-        new, anchors = part(tokens, kept, scores, counts)
+        if part.role == "rectifier":
+            return part(tokens)
+        new, anchors = recycled(part, tokens, kept, scores, counts)
         return new.hidden, new.origin, new.mass, anchors
 
     torch._dynamo.reset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from itertools import groupby
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tokenprune.core.attention import attention_from_qk
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_recipes, load_recipe
+from tokenprune.stage import Stage
 
 GRID: Grid = (1, 24, 24)
 TEXT, HEADS = 9, 16
@@ -62,7 +64,7 @@ def test_golden_counts(golden: Golden) -> None:
     assert pipeline.layers() == golden.layers
     assert planned(pipeline, golden.total, golden.grid) == (golden.after, golden.average)
     if golden.after is not None:
-        assert run(pipeline, plain_tokens(golden.grid)) == [(count, count) for count in golden.after]
+        assert run(pipeline, plain_tokens(pipeline, golden.grid)) == [(count, count) for count in golden.after]
     if golden.outputs is not None:
         assert pipeline.summary(golden.total, (golden.grid,)).average_of_outputs == golden.outputs
 
@@ -74,7 +76,7 @@ def test_the_first_stage_keeps_what_plain_code_of_the_paper_keeps(golden: Golden
     grid: Grid = (1, 9, 9)
     pipeline = build(load(golden.recipe, variant=golden.variant), depth=golden.depth, keep=golden.keep)
     first = next(iter(pipeline))
-    tokens, prompts = looked_at(plain_tokens(grid), reads(golden.recipe, 0))
+    tokens, prompts = looked_at(plain_tokens(pipeline, grid), first)
     kept = pipeline.run(first.place, tokens)[0].kept
     for row, seen in zip(kept, prompts, strict=True):
         got = row[row >= 0].tolist()
@@ -84,15 +86,23 @@ def test_the_first_stage_keeps_what_plain_code_of_the_paper_keeps(golden: Golden
 # ---------------------------------------------------------------------------------------------- run, on plain tensors
 
 
-def plain_tokens(grid: Grid = GRID, batch: int = 2) -> Tokens:
+def plain_tokens(pipeline: Pipeline, grid: Grid = GRID, batch: int = 2) -> Tokens:
+    """Random vision tokens with every signal that the pipeline's parts declare to read, and `TEXT` text tokens."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(batch, grid[0] * grid[1] * grid[2], 16, generator=generator)
-    return Tokens.from_hidden(hidden, grid=grid, text=torch.randn(batch, TEXT, 16, generator=generator))
+    n = grid[0] * grid[1] * grid[2]
+    hidden = torch.randn(batch, n, 16, generator=generator)
+    text = torch.randn(batch, TEXT, 16, generator=generator)
+    signals = {}
+    for name in sorted({name for stage in pipeline for name in stage.reads.signals}):
+        shape = (batch, n) if name.endswith("attention") else (batch, n, 16)
+        signals[name] = hidden if name == "embedding" else torch.rand(shape, generator=generator)
+    return Tokens.from_hidden(hidden, grid=grid, text=text, signals=signals)
 
 
-def looked_at(tokens: Tokens, layer: str) -> tuple[Tokens, list[Seen]]:
+def looked_at(tokens: Tokens, stage: Stage) -> tuple[Tokens, list[Seen]]:
     """`tokens` with attention of random queries and keys, the text after the vision tokens; and each prompt, plain."""
     generator = torch.Generator().manual_seed(tokens.hidden.shape[1])
+    layer = next(iter(stage.reads.attention), "previous")
     batch, n = tokens.valid.shape
     q, k = 2 * torch.randn(2, batch, HEADS, n + TEXT, 8, generator=generator)
     vision = torch.arange(n).expand(batch, n).masked_fill(~tokens.valid, -1)
@@ -101,23 +111,17 @@ def looked_at(tokens: Tokens, layer: str) -> tuple[Tokens, list[Seen]]:
     ones = torch.ones(1, 1, n + TEXT, 8)
     kernel = lambda layer: (ones[:, :, n:], ones)  # noqa: E731
     attention = dataclasses.replace(attention, kernel=kernel)
-    assert tokens.text is not None
     grid = (tokens.grids[0][0][1], tokens.grids[0][0][2])
-    arrays = [x.double().numpy() for x in (tokens.hidden, tokens.text, q, k, k, q)]
+    arrays = [x.double().numpy() for x in (tokens.hidden, tokens.question.embeddings, q, k, k, q)]
     prompts = [Seen(*(array[row] for array in arrays), grid=grid) for row in range(batch)]
     return dataclasses.replace(tokens, attention=attention), prompts
-
-
-def reads(name: str, stage: int) -> str:
-    """Which layer's attention the scorer of a recipe's stage reads: the previous or the next."""
-    return str(load(name).stages[stage].scorer.settings().get("layer", "previous"))
 
 
 def run(pipeline: Pipeline, tokens: Tokens) -> list[tuple[int, ...]]:
     """Sizes after each stage of a whole run."""
     sizes: list[tuple[int, ...]] = []
-    for number, place in enumerate(dict.fromkeys(stage.place for stage in pipeline)):
-        results = pipeline.run(place, looked_at(tokens, reads(pipeline.name, number))[0])
+    for place, (first, *_) in groupby(pipeline, key=lambda stage: stage.place):
+        results = pipeline.run(place, looked_at(tokens, first)[0])
         tokens = results[-1].tokens.check()
         sizes += [result.tokens.sizes for result in results]
     return sizes
@@ -125,7 +129,7 @@ def run(pipeline: Pipeline, tokens: Tokens) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize(("name", "variant"), PRUNING)
 def test_every_setting_runs_and_keeps_what_was_planned(name: str, variant: str | None) -> None:
-    sizes = run(built(name, variant), plain_tokens())
+    sizes = run(built(name, variant), plain_tokens(built(name, variant)))
     after, _ = planned(built(name, variant), 576, GRID)
     if after is None:
         assert all(1 <= n <= 576 for row in sizes for n in row)
@@ -136,12 +140,13 @@ def test_every_setting_runs_and_keeps_what_was_planned(name: str, variant: str |
 
 def test_feather_on_27_by_27() -> None:
     """specs/feather_fastv_pyramiddrop.md 1.3: 218 best and 81 of the lattice, then 9 % of what is left."""
-    tokens = plain_tokens((1, 27, 27))
+    tokens = plain_tokens(built("feather"), (1, 27, 27))
     union, deep = run(built("feather"), tokens)
     assert all(218 <= n <= 299 for n in union)
     assert list(deep) == [n * 9 // 100 for n in union]
     assert run(built("feather", "fixed"), tokens) == [(275, 275), (24, 24)]
-    (result,) = built("feather").run(8, looked_at(tokens, "previous")[0])
+    first = next(iter(built("feather")))
+    (result,) = built("feather").run(first.place, looked_at(tokens, first)[0])
     assert result.scores is not None
     for row in range(2):
         lattice = {r * 27 + c for r in range(0, 27, 3) for c in range(0, 27, 3)}
@@ -150,7 +155,8 @@ def test_feather_on_27_by_27() -> None:
 
 
 def test_uniform_covers_everything() -> None:
-    (even,) = build("uniform", keep=36).run("after_vision", plain_tokens())
+    uniform = build("uniform", keep=36)
+    (even,) = uniform.run("after_vision", plain_tokens(uniform))
     assert len({(int(i) // 24 // 4, int(i) % 24 // 4) for i in even.kept[0]}) == 36
 
 

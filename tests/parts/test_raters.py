@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenprune.core import ops
+from tokenprune.core.signals import Signal, Signals
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.raters.text import AboveMeanRaters, AllTextRaters, LastTextRaters
 
@@ -30,10 +31,10 @@ def test_weights_sum_to_one_on_valid_text(raters, batch, left, dtype):
     tokens = strategies.collate(batch, left=left, dtype=dtype)
     weights = raters(tokens)
     assert (weights >= 0).all()
-    assert weights.shape == tokens.text_valid.shape
-    has_text = tokens.text_valid.any(1)
+    assert weights.shape == tokens.question.valid.shape
+    has_text = tokens.question.valid.any(1)
     assert torch.allclose(weights.sum(1)[has_text], torch.ones(int(has_text.sum())))
-    assert (weights[~tokens.text_valid] == 0).all()
+    assert (weights[~tokens.question.valid] == 0).all()
 
 
 @pytest.mark.parametrize("raters", RATERS, ids=repr)
@@ -43,8 +44,7 @@ def test_weights_of_a_prompt_are_the_same_at_every_place(raters, batch, data):
     """Which is what `per_prompt` says: the engine then asks once."""
     assert raters.per_prompt
     tokens = strategies.collate(batch)
-    entered = {"vision_embedding": tokens.hidden, "vision_embedding_valid": tokens.valid}
-    first = dataclasses.replace(tokens, aux=entered)
+    first = dataclasses.replace(tokens, signals=Signals({"embedding": Signal(tokens.hidden, tokens.valid)}))
     counts = tokens.counts([data.draw(st.integers(0, size)) for size in tokens.sizes])
     later = first.take(ops.top_k(torch.rand(tokens.valid.shape), counts, tokens.valid), counts)
     later = dataclasses.replace(later, hidden=later.hidden + 1, attention=None)
@@ -89,11 +89,11 @@ def test_original_embeddings_are_rated_where_hidden_states_are_none():
     embedding = torch.zeros(1, 9, 6)
     embedding[:, :, 2] = 5  # all nine original tokens vote for text token 2
     embedding[:, 7:] = torch.nan
-    aux = {"vision_embedding": embedding, "vision_embedding_valid": torch.arange(9)[None] < 7}
-    assert chosen(AboveMeanRaters()(dataclasses.replace(tokens, aux=aux))) == [[2]]
-    del aux["vision_embedding_valid"]
+    entered = Signals({"embedding": Signal(embedding, torch.arange(9)[None] < 7)})
+    assert chosen(AboveMeanRaters()(dataclasses.replace(tokens, signals=entered))) == [[2]]
     embedding[:, 7:] = embedding[:, :2]
-    assert chosen(AboveMeanRaters()(dataclasses.replace(tokens, aux=aux))) == [[2]]
+    entered = Signals({"embedding": Signal(embedding)})
+    assert chosen(AboveMeanRaters()(dataclasses.replace(tokens, signals=entered))) == [[2]]
 
 
 def test_half_precision_embeddings_do_not_overflow():

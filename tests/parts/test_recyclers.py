@@ -7,6 +7,7 @@ import plain
 import pytest
 import strategies
 import torch
+from applied import recycled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +41,7 @@ def recycle(recycler, sample, count):
     tokens = strategies.collate([sample])
     scores = tokens.hidden[..., 0].float()
     kept = TopKSampler()(tokens, scores, count)
-    new, anchors = recycler(tokens, kept, scores, count)
+    new, anchors = recycled(recycler, tokens, kept, scores, count)
     return tokens, new.check(), kept[0].tolist(), anchors[0].tolist(), scores[0]
 
 
@@ -89,10 +90,10 @@ def test_what_recycling_keeps_and_writes(recycler, sample, data):
     at = [together.index(i) for i in kept]
     assert torch.equal(new.hidden[0, at], tokens.hidden[0, kept])
     assert torch.equal(new.mass[0, at], torch.ones(count))
-    recycled = recycler.recycled(size - count) if anchors else 0
-    assert new.mass.sum() == count + recycled  # every recycled token counts once
+    flowed = recycler.recycled(size - count) if anchors else 0
+    assert new.mass.sum() == count + flowed  # every recycled token counts once
     dropped = [i for i in range(size) if i not in kept]
-    chosen = [dropped[i] for i in plain.best(scores[dropped].tolist(), recycled)]
+    chosen = [dropped[i] for i in plain.best(scores[dropped].tolist(), flowed)]
     assert set(anchors) <= set(chosen)
     merged = new.hidden[0, [together.index(i) for i in anchors]]
     total = merged * (new.mass[0, [together.index(i) for i in anchors], None] if recycler.reduce == "mean" else 1)
@@ -138,7 +139,7 @@ def test_padding_stays_empty_where_the_first_token_is_an_anchor():
     tokens = strategies.collate([strategies.sample((1, 3, 3)), strategies.sample((1, 2, 1), seed=1)])
     scores = torch.arange(9.0).expand(2, 9)
     counts = (8, 1)
-    new, anchors = ClusterRecycler()(tokens, TopKSampler()(tokens, scores, counts), scores, counts)
+    new, anchors = recycled(ClusterRecycler(), tokens, TopKSampler()(tokens, scores, counts), scores, counts)
     assert anchors.tolist() == [[0], [0]]
     assert new.sizes == (9, 2)
     assert (new.mass[~new.valid] == 0).all()
@@ -202,7 +203,7 @@ def test_mass_adds_up_over_two_stages():
     tokens = strategies.collate([strategies.sample((1, 8, 8))])
     for count in (20, 6):
         scores = tokens.hidden[..., 0]
-        tokens, _ = ClusterRecycler(share=1.0)(tokens, TopKSampler()(tokens, scores, count), scores, count)
+        tokens, _ = recycled(ClusterRecycler(share=1.0), tokens, TopKSampler()(tokens, scores, count), scores, count)
     assert tokens.mass.sum() == 64
 
 
@@ -235,7 +236,7 @@ def test_half_precision_tokens_are_clustered_in_float32_and_keep_their_dtype():
     hidden = torch.randn(1, 64, 6, generator=torch.Generator().manual_seed(0)).half() * 300  # squares overflow float16
     tokens = Tokens.from_hidden(hidden)
     scores = torch.arange(64.0)[None]
-    new, anchors = ClusterRecycler()(tokens, TopKSampler()(tokens, scores, 10), scores, 10)
+    new, anchors = recycled(ClusterRecycler(), tokens, TopKSampler()(tokens, scores, 10), scores, 10)
     assert new.hidden.dtype == torch.float16
     assert new.hidden.isfinite().all()
     assert anchors.shape == (1, 2)

@@ -76,13 +76,15 @@ def install(monkeypatch):
 
 
 def test_every_role_has_its_parts():
-    assert registry.ROLES == ("raters", "scorer", "scheduler", "sampler", "recycler")
+    assert registry.ROLES == ("raters", "scorer", "scheduler", "grouper", "sampler", "recycler", "rectifier")
     assert {role: list(registry.parts(role)) for role in registry.ROLES} == {
         "raters": ["above_mean", "all_text", "last_text"],
         "scorer": ["attention", "constant", "density_peaks", "norm", "random", "raster"],
         "scheduler": ["fixed", "lattice", "pyramid", "rank_ratio", "solved", "table"],
+        "grouper": ["frame", "image", "segment", "tile", "window"],
         "sampler": ["random", "top_k", "uniform", "union"],
         "recycler": ["cluster", "drop"],
+        "rectifier": ["log_mass"],
     }
     assert registry.get("scorer", "attention") is AttentionScorer
     assert all(part.role == role for role in registry.ROLES for part in registry.parts(role).values())

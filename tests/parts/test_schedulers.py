@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError
 from tokenprune.parts.samplers.by_score import UnionSampler
@@ -189,7 +190,7 @@ def test_rank_counts_raters_only_and_asks_for_what_it_was_told():
     scheduler = RankRatioScheduler(rope=False, normalise="vision", layer="next")
     assert scheduler.rank(tokens, raters).tolist() == [3]
     assert tokens.attention.asked == {"rope": False, "normalise": "vision", "layer": "next"}
-    assert scheduler.needs_attention == "next"
+    assert scheduler.reads == Needs(attention="next")
     tokens.attention.rows[0, 9] = 5 * tokens.attention.rows[0, 2]  # a rater that repeats another adds no rank
     assert scheduler.rank(tokens, raters).tolist() == [2]
     with pytest.raises(InputError, match="needs raters"):

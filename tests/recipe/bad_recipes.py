@@ -12,7 +12,7 @@ BUDGET = HEAD + "budget: {keep: 0.5}\nstages:\n"
 COUNT = "a whole number from 1 to 1000000"
 KEEP = "a whole number from 1 to 1000000, or a number in (0, 1]"
 LAYER = "a layer from 0 to 9999, or a share of the depth between 0 and 1, such as 25% or 3/32"
-STAGE_KEYS = "name, place, raters, scorer, scheduler, sampler, recycler, positions"
+STAGE_KEYS = "name, place, raters, scorer, scheduler, grouper, sampler, recycler, rectifier, positions"
 RECIPE_KEYS = "version, name, summary, paper, differences, budget, stages, variants, extends"
 RECIPE_NAME = "a name of letters, digits and . _ + -, at most 80 of them"
 STAGE_NAME = "a name of letters, digits, _ and -, a letter first, at most 80 of them"
@@ -132,8 +132,48 @@ BAD: dict[str, tuple[str, list[str]]] = {
         ["3:13: stages.0.place: should be after_vision, or a mapping such as {before_layer: 3} (got 3)"],
     ),
     "place key": (
+        HEAD + "stages:\n  - {place: {on_vision: 3}, scheduler: {type: fixed, keep: 4}}\n",
+        [
+            "3:14: unknown key 'on_vision' in stages.0.place (did you mean 'in_vision'?); "
+            "allowed: before_layer, in_vision"
+        ],
+    ),
+    "place without block": (
         HEAD + "stages:\n  - {place: {in_vision: 3}, scheduler: {type: fixed, keep: 4}}\n",
-        ["3:14: unknown key 'in_vision' in stages.0.place; allowed: before_layer"],
+        ["3:25: stages.0.place.in_vision: should be a mapping such as {block: 6} (got 3)"],
+    ),
+    "block key": (
+        HEAD + "stages:\n  - {place: {in_vision: {blok: 3}}, scheduler: {type: fixed, keep: 4}}\n",
+        ["3:26: unknown key 'blok' in stages.0.place.in_vision (did you mean 'block'?); allowed: block"],
+    ),
+    "block number": (
+        HEAD + "stages:\n  - {place: {in_vision: {block: -1}}, scheduler: {type: fixed, keep: 4}}\n",
+        [
+            "3:33: stages.0.place.in_vision.block: should be a block from 0 to 9999, or a share of the depth between "
+            "0 and 1, such as 25% or 3/32 (got -1)"
+        ],
+    ),
+    "two places": (
+        HEAD + "stages:\n  - {place: {in_vision: {block: 1}, before_layer: 3}, scheduler: {type: fixed, keep: 4}}\n",
+        ["3:51: stages.0.place.before_layer: should have exactly one of before_layer, in_vision"],
+    ),
+    "tower after decoder": (
+        HEAD
+        + "stages:\n  - {place: after_vision, scheduler: {type: fixed, keep: 4}}\n"
+        + "  - {place: {in_vision: {block: 1}}, scheduler: {type: fixed, keep: 2}}\n",
+        [
+            "4:13: stages.1.place: in_vision: block 1 comes before after_vision, where 'stage_0' acts: "
+            "put the stages in order"
+        ],
+    ),
+    "attention in the tower": (
+        HEAD
+        + "stages:\n  - {place: {in_vision: {block: 1}}, raters: last_text, scorer: attention, "
+        + "scheduler: {type: fixed, keep: 4}}\n",
+        [
+            "3:46: stages.0.raters: 'last_text' reads what is not to be had at in_vision: block 1: the question: "
+            "the vision tower runs before the language model"
+        ],
     ),
     "place empty": (
         HEAD + "stages:\n  - {place: {}, scheduler: {type: fixed, keep: 4}}\n",

@@ -53,8 +53,9 @@ class StageReport:
     place: str
     layer: int | None
     """0-based layer before which it acted; None after vision, that is before layer 0."""
-    kept: Tensor
-    """``[B, K]`` original indices of the tokens that survive as they are, ascending, -1 where padded."""
+    left: Tensor
+    """``[B, K + M]`` original indices of the tokens that the stage has left, merged ones by their anchors: the very
+    tensor that the next layers run on. Ascending, -1 where padded."""
     merged: Tensor
     """``[B, M]`` original indices of the anchors whose slot now holds a merged token, -1 where padded."""
     sizes: tuple[int, ...]
@@ -67,16 +68,21 @@ class StageReport:
     """None in a compiled forward: one graph has no clock inside."""
 
     @property
+    def kept(self) -> Tensor:
+        """``[B, K]`` original indices of the tokens that survive in a slot of their own, ascending, -1 where padded."""
+        return without(self.left, self.merged)
+
+    @property
     def seconds(self) -> float:
         """Time of the method at this stage; NaN in a compiled forward."""
         return math.nan if self.watch is None else self.watch.seconds
 
     def select(self, rows: Sequence[int]) -> StageReport:
         """The same for `rows` of its samples."""
-        index = torch.tensor(rows, device=self.kept.device)
+        index = torch.tensor(rows, device=self.left.device)
         return replace(
             self,
-            kept=self.kept[index],
+            left=self.left[index],
             merged=self.merged[index],
             sizes=tuple(self.sizes[row] for row in rows),
             scores=None if self.scores is None else self.scores[index],
@@ -239,6 +245,16 @@ class Report:
                 f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
                 "nothing to report"
             )
+
+
+def without(left: Tensor, merged: Tensor) -> Tensor:
+    """The entries ``[B, K]`` of `left` ``[B, N]`` that are not in `merged` ``[B, M]``; both -1 where padded, so is the
+    result, on the right. K is the most of the batch."""
+    if not merged.shape[1]:
+        return left
+    stays = (left >= 0) & ~(left.unsqueeze(2) == merged.unsqueeze(1)).any(2)
+    order = (~stays).to(torch.int8).argsort(dim=1, stable=True)
+    return left.masked_fill(~stays, -1).gather(1, order)[:, : int(stays.sum(1).max())]
 
 
 def _number(seconds: float) -> float | None:

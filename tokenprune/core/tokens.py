@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from tokenprune.core import ops
-from tokenprune.errors import InputError
+from tokenprune.core.signals import Question, Signal, Signals, Undeclared
+from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tokenprune.core.needs import Needs
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns (T, H, W) of one image or video, in vision tokens."""
@@ -69,23 +73,21 @@ class Tokens:
     """``[B, N]`` or ``[3, B, N]`` original position ids."""
     mass: Tensor
     """``[B, N]`` float32, how many original tokens it stands for: 1 at the start, the sum after a merge."""
-    text: Tensor
-    """``[B, T, D]`` input embeddings of the text tokens that follow the (first) image: the candidates for raters."""
-    text_valid: Tensor
-    """``[B, T]`` bool, False on padding."""
+    question: Question
+    """The text tokens behind the first image, which may rate."""
     sizes: tuple[int, ...]
     """Real vision tokens per sample, now."""
     total: tuple[int, ...]
     """Original vision tokens per sample, before any stage."""
     grids: tuple[tuple[Grid, ...], ...]
     """Per sample, the (T, H, W) of each of its images."""
-    text_padded: bool = True
-    """Whether `text_valid` may be False anywhere: known on the host."""
+    bias: Tensor | None = None
+    """``[B, N]`` float32, added to the logits of all later attention to this token (`tokenprune.parts.rectifiers`);
+    None: nothing is added anywhere."""
     attention: Attention | None = None
     """Attention of raters over these tokens, where a language model surrounds the stage."""
-    aux: Mapping[str, Tensor] = field(default_factory=dict)
-    """Named tensors that a part asks for. ``vision_embedding`` ``[B, N0, D]``: the original vision tokens as they
-    entered the language model (absent where `hidden` is just that); with ``vision_embedding_valid`` where padded."""
+    signals: Signals = field(default_factory=Signals)
+    """What was recorded elsewhere in the model, read by `signal` and `original`."""
 
     @classmethod
     def from_hidden(
@@ -96,7 +98,7 @@ class Tokens:
         text: Tensor | None = None,
         text_valid: Tensor | None = None,
         attention: Attention | None = None,
-        aux: Mapping[str, Tensor] | None = None,
+        signals: Mapping[str, Tensor] | None = None,
     ) -> Tokens:
         """Tokens of a batch of equal single images, from plain tensors.
 
@@ -105,6 +107,8 @@ class Tokens:
             grid: (H, W) or (T, H, W); a square when not given and N is a square, else one row.
             text: ``[B, T, D]`` embeddings of the text tokens after the image, none when not given.
             text_valid: ``[B, T]`` bool, all True when not given.
+            attention: of raters over the tokens, for parts that read it (`tokenprune.core.attention`).
+            signals: what parts read by name, ``[B, N, ...]`` each, such as ``embedding``.
 
         Raises:
             InputError: `hidden` is not three-dimensional, or the grid does not multiply to N.
@@ -128,14 +132,12 @@ class Tokens:
             cell=cell.expand(batch, n, 3),
             position=rows,
             mass=torch.ones(batch, n, device=hidden.device),
-            text=text,
-            text_valid=text_valid,
-            text_padded=text_padded,
+            question=Question(text, text_valid, text_padded),
             sizes=(n,) * batch,
             total=(n,) * batch,
             grids=((shape,),) * batch,
             attention=attention,
-            aux=aux or {},
+            signals=Signals({name: Signal(value) for name, value in (signals or {}).items()}),
         )
 
     def counts(self, count: Count) -> tuple[int, ...]:
@@ -158,10 +160,51 @@ class Tokens:
         """`valid`; None where it is True throughout, so that nobody need look at it."""
         return self.valid if self.padded else None
 
-    @property
-    def text_valid_if_padded(self) -> Tensor | None:
-        """`text_valid`; None where it is known to be True throughout."""
-        return self.text_valid if self.text_padded else None
+    def signal(self, name: str) -> Tensor:
+        """What was recorded for these tokens: ``[B, N, ...]``, anything on padding.
+
+        Args:
+            name: ``embedding``, one of `tokenprune.core.needs.TOWER`, or ``earlier_1`` and so on.
+
+        Raises:
+            InputError: nobody recorded it, or the part that asks has not declared it.
+        """
+        found = self.signals.get(name)
+        if found is None and name == "embedding":
+            return self.hidden  # nothing has run yet: hidden states are the embeddings
+        found = self.original(name)
+        if found.origin is None:
+            return ops.take_rows(found.value, self.origin.clamp(min=0) if self.padded else self.origin)
+        return ops.take_rows(found.value, torch.searchsorted(found.origin, self.origin.clamp(min=0)))
+
+    def original(self, name: str) -> Signal:
+        """What was recorded for all tokens at once, those that are gone included; errors as in `signal`."""
+        found = self.signals.get(name)
+        if found is not None:
+            return found
+        if name == "embedding":
+            return Signal(self.hidden, self.valid_if_padded)
+        known = ", ".join(sorted(self.signals.recorded)) or "none"
+        raise InputError(
+            f"the signal {name!r} was not recorded here{did_you_mean(name, self.signals.recorded)}; "
+            f"recorded: {known}. Give Tokens.from_hidden(signals=...) in a model of your own"
+        )
+
+    def seen_by(self, reads: Needs, reader: str) -> Tokens:
+        """The same record for one part: what it has not declared to read raises when it is read.
+
+        Args:
+            reads: what it has declared.
+            reader: the part, as messages call it.
+        """
+        question: Any = self.question
+        attention: Any = self.attention
+        if not reads.question:
+            question = Undeclared(reader, "the question", "question=True")
+        if not reads.attention and attention is not None:
+            attention = Undeclared(reader, "attention", 'attention="previous"')
+        signals = self.signals.seen_by(reads.signals, reader)
+        return replace(self, question=question, attention=attention, signals=signals)
 
     def only_valid(self, scores: Tensor) -> Tensor:
         """Scores ``[B, N]`` with -inf on padding."""
@@ -185,6 +228,7 @@ class Tokens:
             cell=ops.take_rows(self.cell, at),
             position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
             mass=self.mass.gather(1, at),
+            bias=None if self.bias is None else self.bias.gather(1, at),
             sizes=sizes,
         )
         if not taken.padded:
@@ -195,11 +239,22 @@ class Tokens:
             origin=taken.origin.masked_fill(gone, -1),
             slot=taken.slot.masked_fill(gone, 0),
             mass=taken.mass.masked_fill(gone, 0.0),
+            bias=None if taken.bias is None else taken.bias.masked_fill(gone, 0.0),
         )
 
-    def at_place(self, hidden: Tensor, attention: Attention | None) -> Tokens:
-        """The same tokens with their hidden states out of the sequence ``[B, L, D]`` that stands at another place."""
-        return replace(self, hidden=ops.take_rows(hidden, self.slot.to(hidden.device)), attention=attention)
+    def at_place(
+        self, hidden: Tensor, attention: Attention | None, signals: Mapping[str, Signal] | None = None
+    ) -> Tokens:
+        """The same tokens at another place of the model.
+
+        Args:
+            hidden: ``[B, L, D]`` the sequence that stands there; their states are taken out of it.
+            attention: of raters over them, where a stage asks for it.
+            signals: recorded for this place, beside those that they carry.
+        """
+        here = self.signals.adding(signals) if signals else self.signals
+        states = ops.take_rows(hidden, self.slot.to(hidden.device))
+        return replace(self, hidden=states, attention=attention, signals=here)
 
     def moved(self, index: Tensor) -> Tokens:
         """The same tokens after their sequence was shortened: slot `s` of it became ``index[:, s]``."""
@@ -222,14 +277,15 @@ class Tokens:
             raise InputError(
                 f"Tokens.position: expected {(batch, n)} or {(3, batch, n)}, got {tuple(self.position.shape)}"
             )
-        if self.text.shape[:2] != self.text_valid.shape or self.text.shape[0] != batch or self.text.shape[2] != width:
-            raise InputError(
-                f"Tokens.text {tuple(self.text.shape)} does not fit text_valid {tuple(self.text_valid.shape)}"
-            )
+        text, text_valid = self.question.embeddings, self.question.valid
+        if text.shape[:2] != text_valid.shape or text.shape[0] != batch or text.shape[2] != width:
+            raise InputError(f"Tokens.question {tuple(text.shape)} does not fit its valid {tuple(text_valid.shape)}")
+        if self.bias is not None and tuple(self.bias.shape) != (batch, n):
+            raise InputError(f"Tokens.bias: expected shape {(batch, n)}, got {tuple(self.bias.shape)}")
         if self.sizes != tuple(self.valid.sum(1).tolist()):
             raise InputError(f"Tokens.sizes {self.sizes} differs from the valid tokens {self.valid.sum(1).tolist()}")
-        if not (self.text_padded or bool(self.text_valid.all())):
-            raise InputError("Tokens.text_valid is False somewhere, but text_padded says that it is not")
+        if not (self.question.padded or bool(text_valid.all())):
+            raise InputError("Tokens.question.valid is False somewhere, but `padded` says that it is not")
         for row, size in enumerate(self.sizes):
             origin = self.origin[row, :size]
             if not bool(self.valid[row, :size].all()):

@@ -20,13 +20,16 @@ class Alive:
     valid: Tensor | None
     """``[B, n]`` bool, False on that padding; None when every row kept the same number."""
     numbered: Tensor | slice | None = None
-    """Whose position ids of the untouched forward they have: ``[B, n]`` index, or a slice; None: their own."""
+    """Indices into the untouched prompt whose position ids these tokens now use, after renumbering: ``[B, n]``, or a
+    slice; None: their own."""
     rope: Rope | None = None
     """Rotary tables after a stage with ``positions: renumber``, where the untouched forward's do not have them."""
     positions: Tensor | None = None
     """The position ids of these, ``[B, n]`` or ``[3, B, n]``."""
     shift: Tensor | None = None
-    """``[B]`` by how much later position ids move down."""
+    """``[B]`` subtract this from the position ids of all later tokens (decode steps)."""
+    bias: Tensor | None = None
+    """``[B, n]`` float32, added to the attention logits of every query with these keys; None: nothing is."""
 
     def pick(self, keep: Tensor, valid: Tensor | None, *, positions: bool) -> Alive:
         """The same after keeping the entries `keep` ``[B, m]`` of the present sequence, with or without `positions`."""

@@ -30,6 +30,13 @@ class Slots:
     """Index, in the untouched sequence, of the first token stored behind these slots."""
     shift: Tensor | None = None
     """``[B]`` int64 to subtract from later position ids, where survivors were renumbered behind earlier tokens."""
+    bias: Tensor | None = None
+    """``[B, n]`` float32, added to the attention logits of every later query with these keys; None: nothing is."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether a decode step needs no other arguments than the untouched layer's, as long as it gets no mask."""
+        return self.valid is None and self.shift is None and self.bias is None
 
     def at(self, rows: Tensor) -> Slots:
         """The same for the batch rows `rows`, as beam search and batch selection reorder them."""
@@ -39,6 +46,7 @@ class Slots:
             None if self.valid is None else self.valid[rows],
             self.tail,
             None if self.shift is None else self.shift[rows],
+            None if self.bias is None else self.bias[rows],
         )
 
     def cropped(self, length: int) -> Slots:
@@ -46,8 +54,8 @@ class Slots:
         cut = self.tail - length
         if cut <= 0:
             return self
-        valid = None if self.valid is None else self.valid[:, :-cut]
-        return Slots(self.origin[:, :-cut], valid, length, self.shift)
+        valid, bias = (None if x is None else x[:, :-cut] for x in (self.valid, self.bias))
+        return Slots(self.origin[:, :-cut], valid, length, self.shift, bias)
 
 
 class VirtualLength(CacheLayerMixin):
@@ -129,7 +137,7 @@ def cache_in(kwargs: Mapping[str, Any]) -> Any | None:
     return kwargs.get("past_key_values") if cache is None else cache
 
 
-def layer_of(cache: Any | None, index: int) -> Any | None:
+def layer_of(cache: Any | None, index: int) -> CacheLayer | None:
     """The cache layer at `index`; lazily built caches grow to it. None without a cache, and from one without layers
     (continuous batching has such, for prompts of text)."""
     if not isinstance(cache, Cache):
@@ -139,7 +147,7 @@ def layer_of(cache: Any | None, index: int) -> Any | None:
     return cache.layers[index]
 
 
-def slots_of(layer: Any | None) -> Slots | None:
+def slots_of(layer: CacheLayer | None) -> Slots | None:
     """What the layer's slots hold, or None when no token was ever dropped from it."""
     return getattr(layer, "slots", None)  # much faster than a look at its class, in each step of decoding
 
@@ -154,7 +162,7 @@ def different_slots(cache: Cache | None) -> list[Slots]:
     return found
 
 
-def written_keys(layer: Any | None, length: int) -> Tensor | None:
+def written_keys(layer: CacheLayer | None, length: int) -> Tensor | None:
     """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward of `length` tokens, as its attention
     reads them; None without a cache, or from a static one, whose buffer has them anywhere."""
     if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
@@ -174,7 +182,7 @@ def check_cache(cache: Any | None) -> None:
             )
 
 
-def virtualise(layer: Any | None) -> None:
+def virtualise(layer: CacheLayer | None) -> None:
     """Let this one cache layer report the untouched length (its own class is swapped, transformers is not touched)."""
     if layer is not None and not isinstance(layer, VirtualLength):
         layer.__class__ = _VIRTUAL[type(layer)]
@@ -183,7 +191,7 @@ def virtualise(layer: Any | None) -> None:
             layer.shrunk = 0
 
 
-def allocate(layer: Any | None, removed: int, like: Tensor) -> None:
+def allocate(layer: CacheLayer | None, removed: int, like: Tensor) -> None:
     """Allocate a static layer's buffer before a compiled prefill, at an address that later graphs may rely on.
 
     Args:

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenprune.core.report import Graphs
-from tokenprune.engine.cache import allocate, cache_in, layer_of, virtualise
+from tokenprune.engine.cache import Slots, allocate, cache_in, layer_of, virtualise
 from tokenprune.engine.engine import Engine
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
 
@@ -97,7 +97,7 @@ class Compiled:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The text model's forward: compiled where that pays, else as it is."""
         engine, cache = self.engine, cache_in(kwargs)
-        if not engine.prefilling:
+        if engine.prefill is None:
             # On a dynamic cache every step has a shape of its own.
             if engine.decoding and getattr(cache, "is_compileable", False):
                 return self._call(self._step, ("decode", *_described(kwargs)), args, kwargs)
@@ -110,7 +110,7 @@ class Compiled:
             return self._layer_by_layer(args, kwargs)
         for index, removed in enumerate(engine.dropped()):
             self._prepare(cache, index, removed, kwargs["inputs_embeds"])
-        return self._call(self._prefill, ("prefill", *_described(kwargs), *engine.settled()), args, kwargs)
+        return self._call(self._prefill, ("prefill", *_described(kwargs), *engine.graph_key()), args, kwargs)
 
     def _prepare(self, cache: Cache | None, index: int, removed: int, like: Tensor) -> None:
         """What a graph cannot do to the cache of layer `index`: swap its class, and allocate at a fixed address.
@@ -242,6 +242,9 @@ def _described(kwargs: Mapping[str, Any], only: int | None = None) -> tuple[Hash
 
 def _layer(layer: Any) -> Hashable:
     stored = tuple(layer.keys.shape) if layer.is_initialized else None
-    slots = getattr(layer, "slots", None)
-    kept = None if slots is None else (tuple(slots.origin.shape), slots.valid is None, slots.tail, slots.shift is None)
+    slots: Slots | None = getattr(layer, "slots", None)
+    kept = None
+    if slots is not None:
+        missing = tuple(x is None for x in (slots.valid, slots.shift, slots.bias))
+        kept = tuple(slots.origin.shape), slots.tail, missing
     return type(layer), stored, getattr(layer, "max_cache_len", None), getattr(layer, "removed", 0), kept

@@ -21,9 +21,9 @@ from tokenprune.engine.cache import cache_in, check_cache, different_slots, laye
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import LayerHooks
-from tokenprune.engine.prefill import Prefill, planned
-from tokenprune.engine.prompt import position_ids, real_tokens, start_reading, vision_tokens
-from tokenprune.engine.taps import Taps
+from tokenprune.engine.prompt import Prefill, planned
+from tokenprune.engine.reading import position_ids, real_tokens, start_reading, vision_tokens
+from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import Anatomy, picture_size
 from tokenprune.pipeline import Pipeline
@@ -33,10 +33,18 @@ from tokenprune.stage import Stage
 class Engine:
     """Runs `pipeline` inside the model of `anatomy`; `mount` adds the hooks, `unmount` removes every trace.
 
+        begin (base model) ─▶ begin (text model) ─▶ layer by layer: prefill ─▶ stages ─▶ layer ─▶ end (text model)
+
+    A forward begins when the base model is called with its ids. The text model's call opens the state of the forward;
+    if it brings vision tokens it is a prefill, which is located when the first layer asks for it.
+
     Args:
         anatomy: the model's modules.
         pipeline: stages and budget.
         report: filled as the stages run.
+
+    Raises:
+        UnsupportedModelError: a stage acts or reads where this model gives nothing.
     """
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline, report: Report) -> None:
@@ -53,13 +61,14 @@ class Engine:
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
         self.pixels: tuple[int, int] | None = None
         """Height and width of its pictures: `generate` may run the tower by itself, and give the base model none."""
+        _refuse_places(anatomy, pipeline)
         self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
-        indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.before]
+        indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.layers_read]
         self._layer_hooks = LayerHooks(
             anatomy.layers, {index: self._layer_hook(index) for index in indices}, self.taps.mount
         )
-        # Where layers have masks of several kinds, the first one's does not tell of the others'.
+        # Only if all layers are of one type does the first layer's mask tell what the others get.
         self._alike = len(set(getattr(anatomy.text.config, "layer_types", None) or ())) < 2
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
@@ -67,7 +76,7 @@ class Engine:
         self._pixels: tuple[int, int] | None = None
         self._forward: Forward | None = None
         self._prefill: Prefill | None = None
-        self._unopened: Callable[[], Prefill | None] | None = None
+        self._locate: Callable[[], Prefill | None] | None = None
         self._ran: list[StageReport] | None = None
 
     # ---------------------------------------------------------------- mounting
@@ -76,12 +85,12 @@ class Engine:
         """Add the hooks."""
         anatomy = self.anatomy
         self._handles = [
-            anatomy.base.register_forward_pre_hook(self._enter_base, with_kwargs=True),
-            anatomy.text.register_forward_pre_hook(self._enter_text, with_kwargs=True),
-            anatomy.text.register_forward_hook(self._leave_text, always_call=True),
+            anatomy.base.register_forward_pre_hook(self._begin_base, with_kwargs=True),
+            anatomy.text.register_forward_pre_hook(self._begin_text, with_kwargs=True),
+            anatomy.text.register_forward_hook(self._end_text, always_call=True),
         ]
         first: Any = anatomy.layers[0]
-        self._handles.append(first.register_forward_pre_hook(self._enter_layers, with_kwargs=True, prepend=True))
+        self._handles.append(first.register_forward_pre_hook(self._before_first_layer, with_kwargs=True, prepend=True))
         self._layer_hooks.mount()
         if anatomy.adapter.deepstack is not None:
             original = getattr(anatomy.text, anatomy.adapter.deepstack)
@@ -100,7 +109,7 @@ class Engine:
 
     # ---------------------------------------------------------------- base model and text model
 
-    def _enter_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._close()
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._input_ids = input_ids
@@ -110,7 +119,7 @@ class Engine:
         if input_ids is None and embeddings is not None:
             self._vision = self.anatomy.vision_mask(None, embeddings)
 
-    def _enter_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         embeddings = kwargs.get("inputs_embeds")
         cache = cache_in(kwargs)
         if embeddings is None:
@@ -136,47 +145,49 @@ class Engine:
             shifts=[each.shift for each in slots if each.shift is not None],
         )
         if not decoding:
-            self._unopened = self._start_prefill(embeddings, forward, cache)
-        clean = all(each.valid is each.shift is None for each in slots)
-        forward.untouched = self._unopened is None and not static and self._alike and clean
+            self._locate = self._begin_prefill(embeddings, forward, cache)
+        plain = all(each.plain for each in slots)
+        forward.untouched = self._locate is None and not static and self._alike and plain
         if not forward.untouched:
             self._layer_hooks.mount()
 
     @property
-    def prefilling(self) -> bool:
-        """Whether the forward that has begun brings vision tokens."""
-        return self._opened() is not None
+    def prefill(self) -> Prefill | None:
+        """The prefill that is running; None where no vision tokens came.
+
+        Lazy: reading where tokens stand blocks the host, so it is done when a layer first asks. The layers before the
+        first stage are queued on the device by then.
+        """
+        if self._locate is not None:
+            locate, self._locate = self._locate, None
+            self._prefill = locate()
+        return self._prefill
 
     @property
     def decoding(self) -> bool:
-        """Whether it is one more token on a cache."""
-        return self._forward is not None and self._forward.length == 1 and self._opened() is None
+        """Whether the forward that has begun is one more token on a cache."""
+        return self._forward is not None and self._forward.length == 1 and self.prefill is None
 
-    def settled(self) -> tuple[Hashable, ...]:
-        """What a graph of the prefill takes for granted beside shapes: tokens that each stage keeps of each sample
-        (None where the scores will decide), its text tokens that may rate, where there is padding, and whether
-        positions count up."""
-        prefill = self._opened()
+    def graph_key(self) -> tuple[Hashable, ...]:
+        """Part of the key of a compiled prefill: values that were Python constants when it was traced.
+
+        Tokens that each stage keeps of each sample (None where the scores decide), text tokens that may rate, where
+        there is padding, and whether positions count up.
+        """
+        prefill = self.prefill
         if prefill is None:
             return ()
         prompt = prefill.prompt
-        return prefill.counts, prompt.text.shape[1], prompt.tokens.text_padded, prompt.real is None, prompt.counts_up
+        question = prompt.tokens.question
+        return prefill.counts, prompt.text.shape[1], question.padded, prompt.real is None, prompt.counts_up
 
     def dropped(self) -> list[int]:
         """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
-        prefill = self._opened()
+        prefill = self.prefill
         assert prefill is not None and self.pipeline.static
         return prefill.dropped(self.pipeline, self.depth)
 
-    def _opened(self) -> Prefill | None:
-        """The prefill, None without vision tokens. Located when it is first asked for: layers that do not need to know
-        are on the device by then, and keep it busy meanwhile."""
-        if self._unopened is not None:
-            opening, self._unopened = self._unopened, None
-            self._prefill = opening()
-        return self._prefill
-
-    def _start_prefill(self, embeddings: Tensor, forward: Forward, cache: Any) -> Callable[[], Prefill | None] | None:
+    def _begin_prefill(self, embeddings: Tensor, forward: Forward, cache: Any) -> Callable[[], Prefill | None] | None:
         if self._vision is None and self._input_ids is None:
             return None
         read = start_reading(
@@ -190,7 +201,7 @@ class Engine:
             rated=any(stage.raters is not None for stage in self.pipeline),
         )
 
-        def opening() -> Prefill | None:
+        def locate() -> Prefill | None:
             prompt = read()
             if prompt is None:
                 return None
@@ -203,13 +214,13 @@ class Engine:
                 forward.bucket = -(-max(total) // self.buckets)
             return prefill
 
-        return opening
+        return locate
 
-    def _leave_text(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end_text(self, module: nn.Module, args: Any, output: Any) -> None:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
             if output is not None:
-                self._opened()  # if no layer has, no stage has run
+                _ = self.prefill  # located now, if no layer has asked: then no stage has run
                 if self._ran is not None:
                     self.report.finish(self._ran)
         finally:
@@ -217,18 +228,17 @@ class Engine:
 
     def _close(self) -> None:
         self._input_ids = self._attention_mask = self._vision = self._pixels = None
-        self._forward = self._prefill = self._unopened = self._ran = None
-        self.taps.inputs.clear()
+        self._forward = self._prefill = self._locate = self._ran = None
+        self.taps.clear()
 
     # ---------------------------------------------------------------- forwards in parts (engine/packed/generate.py)
 
-    def announce(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Say what the base model would have been called with, ``[B, L]`` both: the next forward is the text model's
-        own."""
-        self._enter_base(self.anatomy.base, (), {"input_ids": input_ids, "attention_mask": attention_mask})
+    def begin(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        """Say what the base model would have been called with, ``[B, L]`` both: the caller calls the text model."""
+        self._begin_base(self.anatomy.base, (), {"input_ids": input_ids, "attention_mask": attention_mask})
 
     @contextmanager
-    def opened(
+    def running(
         self, input_ids: Tensor, attention_mask: Tensor, embeddings: Tensor, positions: Tensor, cache: Any
     ) -> Iterator[None]:
         """A prefill whose layers the caller calls one by one; the layers below may have run elsewhere.
@@ -240,25 +250,25 @@ class Engine:
             positions: ``[B, L]`` position ids.
             cache: empty, for the layers that are called inside.
         """
-        self.announce(input_ids, attention_mask)
+        self.begin(input_ids, attention_mask)
         call = {"inputs_embeds": embeddings, "position_ids": positions, "cache": cache}
         output = None
         try:
-            self._enter_text(self.anatomy.text, (), call)
+            self._begin_text(self.anatomy.text, (), call)
             yield
             output = embeddings
         finally:
-            self._leave_text(self.anatomy.text, (), output)
+            self._end_text(self.anatomy.text, (), output)
 
-    def entered(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """Say what entered layer `index`, ``[B, L, D]`` with its arguments, where that layer ran elsewhere."""
-        forward, prefill = self._forward, self._opened()
+    def layer_ran(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Say that layer `index` ran elsewhere, entered by `hidden` ``[B, L, D]`` and called with `kwargs`."""
+        forward, prefill = self._forward, self.prefill
         if forward is not None and prefill is not None:
-            self.taps.entering(index, kwargs, forward, None, prefill.prompt.tokens, prefill.text, hidden=hidden)
+            self.taps.layer_enters(LayerCall(index, hidden, kwargs, None, forward, prefill), elsewhere=True)
 
     # ---------------------------------------------------------------- decoder layers
 
-    def _enter_layers(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_first_layer(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first layer's hook: the first to see the mask that the text model has made."""
         forward, hook = self._forward, self._layer_hooks.hooks.get(0)
         if forward is None:
@@ -279,57 +289,52 @@ class Engine:
             if forward is None:
                 return None
             store = layer_of(cache_in(kwargs), index)
-            prefill = self._opened()
+            prefill = self.prefill
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]
             if index >= first:
                 virtualise(store)
-            adjusted = forward.adjust(kwargs, store)
+            call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
             for number in stages:
-                hidden = self._run(number, index, hidden, adjusted, store)
-                adjusted = forward.adjust(kwargs, store)
-            prompt = prefill.prompt
-            self.taps.entering(index, adjusted, forward, store, prompt.tokens, prefill.text)
+                hidden = self._run(number, call)
+                call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
+            self.taps.layer_enters(call)
             if index >= first:
                 forward.store(store)
             if index == self.depth - 1:
                 self._prefill = None
             if args:
-                return (hidden, *args[1:]), adjusted
-            return args, {**adjusted, "hidden_states": hidden}
+                return (hidden, *args[1:]), call.kwargs
+            return args, {**call.kwargs, "hidden_states": hidden}
 
         return before_layer
 
-    def _run(self, number: int, index: int, hidden: Tensor, kwargs: dict[str, Any], store: Any | None) -> Tensor:
-        """Run stage `number` before layer `index`; returns the hidden states of what is left."""
-        forward, prefill = self._forward, self._prefill
-        assert forward is not None and prefill is not None and self._ran is not None
+    def _run(self, number: int, call: LayerCall) -> Tensor:
+        """Run stage `number` before a layer; returns the hidden states of what is left."""
+        forward, prefill, hidden = call.forward, call.prefill, call.hidden
+        assert self._ran is not None
         stage: Stage = self.pipeline.stages[number]
         # One graph has no clock inside.
         watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
         with nullcontext() if watch is None else watch.measure():
             prompt = prefill.prompt
-            tokens = prompt.tokens
-            attention = self.taps.attention(stage, index, hidden, kwargs, forward, store, tokens, prefill.text)
-            before = tokens.at_place(hidden, attention)
+            before = prompt.tokens.at_place(hidden, self.taps.attention(stage, call), self.taps.signals(stage, call))
             result = prefill.run(number, stage, before)
-            if result.tokens.sizes != before.sizes or result.merged.shape[1]:
-                hidden, tokens, moved = forward.keep(
-                    before, result, hidden, prefill.lengths, renumber=stage.positions == "renumber"
-                )
+            tokens = result.tokens
+            renumbers = stage.positions == "renumber"
+            if tokens.sizes != before.sizes or result.written is not None:
+                hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
                 prefill.text = moved.gather(1, prefill.text)
-            else:
-                tokens = result.tokens
-            if stage.positions == "renumber":
-                forward.renumber(prompt, hidden, slots_of(store))
-            prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None))
+            if renumbers:
+                forward.renumber(prompt, hidden, slots_of(call.store))
+            prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None, signals=prompt.tokens.signals))
         self._ran.append(
             StageReport(
                 name=stage.name,
                 place=str(stage.place),
-                layer=None if stage.place.at is None else index,
-                kept=result.kept,
+                layer=call.index if stage.place.in_decoder else None,
+                left=tokens.origin,
                 merged=result.merged,
                 sizes=tokens.sizes,
                 scores=result.scores,
@@ -338,3 +343,13 @@ class Engine:
             )
         )
         return hidden
+
+
+def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
+    """Raise `UnsupportedModelError` for stages inside the vision tower: no hook is there yet."""
+    for stage in pipeline:
+        if stage.place.kind == "in_vision":
+            raise UnsupportedModelError(
+                f"{stage.name} ({stage.place}): stages inside the vision tower of {anatomy.adapter.title} are not "
+                "supported yet; expected after_vision or before_layer"
+            )

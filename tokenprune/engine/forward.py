@@ -1,9 +1,9 @@
-"""One forward of the language model: how its sequence gets shorter, and what each layer must be handed."""
+"""One forward of the language model: which tokens still stand, and what each layer must be handed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
-from tokenprune.engine.cache import Slots, forget, slots_of
+from tokenprune.engine.cache import CacheLayer, Slots, forget, slots_of
 from tokenprune.engine.gather import take
-from tokenprune.engine.masks import Mask, join_valid, past_slots, reduce_mask
+from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
 from tokenprune.engine.projections import Rope
 from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import UnsupportedModelError
@@ -23,8 +23,8 @@ from tokenprune.stage import StageResult
 
 
 @dataclass(eq=False)
-class Last:
-    """The last result of a computation that layers share, and what it was made from."""
+class Memo:
+    """The last result of a computation that neighbouring layers share, and what it was made from."""
 
     of: tuple[Any, ...] = ()
     number: int = 0
@@ -43,41 +43,44 @@ class Forward:
 
     batch: int
     length: int
+    """L, tokens of this forward before any stage."""
     past: int
     """Untouched length of the cache before this forward; for a decode step on a static cache 0, and not used."""
     static: bool
     """Whether the cache is static: attention then always sees its whole buffer."""
     positions: Tensor
     """Position ids of this forward, ``[1 or B, L]`` or ``[3, 1 or B, L]``."""
-    rotary: Any
+    rotary: Callable[[Tensor, Tensor], Rope]
     """The text model's rotary embedding module."""
     flash: bool
     """Whether attention runs on a flash kernel."""
     shifts: list[Tensor]
     """``[B]`` each: by how much position ids move down, in layers where survivors were renumbered on a cache."""
     untouched: bool = False
-    """Whether no layer needs other arguments than the text model's, unless that has made a mask."""
+    """True when every layer can be called exactly as the text model calls it. The first layer looks once more: a mask
+    that the text model has made turns it off."""
     bucket: int = 1
-    """What is dropped counts in steps of so many tokens: the sequence is padded to the next length. 1 is exact."""
+    """Shortened lengths are rounded up so that what is missing of `length` is a multiple of this; 1 is exact."""
     alive: Alive | None = None
-    changes: Last = field(default_factory=lambda: Last())
-    """What layers between two stages share: the arguments they are handed, the slots they store. Made by lambdas, as
-    torch.compile cannot trace a class that a dataclass calls, and transformers compiles decoding on static caches."""
-    shifted: Last = field(default_factory=lambda: Last())
-    slots: Last = field(default_factory=lambda: Last())
-    ends: Last = field(default_factory=lambda: Last())
+    """The tokens that still stand; None: all."""
+    changes: Memo = field(default_factory=lambda: Memo())
+    """Memos of what layers between two stages share. Made by lambdas, as torch.compile cannot trace a class that a
+    dataclass calls, and transformers compiles decoding on static caches."""
+    shifted: Memo = field(default_factory=lambda: Memo())
+    slots: Memo = field(default_factory=lambda: Memo())
+    ends: Memo = field(default_factory=lambda: Memo())
 
-    def keep(
+    def apply(
         self, before: Tokens, result: StageResult, hidden: Tensor, lengths: list[int], *, renumber: bool
     ) -> tuple[Tensor, Tokens, Tensor]:
-        """Shorten the sequence to what a stage left.
+        """Shorten the sequence to what a stage left, and write the hidden states that it changed.
 
         Args:
             before: the tokens that came in; `slot` is their index in the present sequence.
             result: what the stage made of them.
             hidden: ``[B, n, D]`` hidden states of the present sequence.
             lengths: real length of each row of the present sequence; updated in place.
-            renumber: `renumber` comes next, so that positions need not be followed.
+            renumber: set when `renumber` is called next; the old position ids need not be gathered then.
 
         Returns:
             Hidden states ``[B, m, D]``; the vision tokens in their new slots; ``[B, n]`` new index of every old slot
@@ -86,6 +89,8 @@ class Forward:
         after, alive = result.tokens, self.alive
         batch, n = hidden.shape[:2]
         real = None if alive is None else alive.valid
+        # Text stays, vision tokens stay where the stage has left them: a mask over the present sequence, and a running
+        # count of it, whose value at a slot is that slot's new index, plus one.
         stays = torch.ones(batch, n, dtype=torch.bool, device=hidden.device) if real is None else real.clone()
         stays = ops.put_(stays, before.slot, False, before.valid_if_padded)
         counted = ops.put_(stays, after.slot, True, after.valid_if_padded).cumsum(1)
@@ -95,6 +100,7 @@ class Forward:
         number, valid = torch.arange(1, m + 1, device=hidden.device)[None], None
         moved = counted - 1
         if min(lengths) < m or self.bucket > 1:
+            # Shorter rows are padded on the left, so that the last token stays last: `generate` reads there.
             padding = (m - transfer.ints(lengths, hidden.device))[:, None]
             number, moved = number - padding, moved + padding
             valid = number > 0
@@ -103,7 +109,15 @@ class Forward:
         self._forget_shared()
         moved = moved.clamp(min=0)
         hidden, tokens = take(hidden, keep, 1), after.moved(moved)
-        return (_write_(hidden, tokens, result.merged) if result.merged.shape[1] else hidden), tokens, moved
+        if tokens.bias is not None:
+            bias = torch.zeros(batch, m, device=hidden.device)
+            self.alive = replace(self.alive, bias=ops.put_(bias, tokens.slot, tokens.bias, tokens.valid_if_padded))
+        if result.written is None:
+            return hidden, tokens, moved
+        # Padding writes what stands at the first token anyway.
+        rank = result.written.clamp(min=0) if result.written_padded else result.written
+        states = ops.take_rows(tokens.hidden, rank).to(hidden.dtype)
+        return ops.put_rows_(hidden, tokens.slot.gather(1, rank), states), tokens, moved
 
     def renumber(self, prompt: Prompt, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), skipping padding.
@@ -151,26 +165,26 @@ class Forward:
             return low.amin(1), high.amax(1) + 1
         return low.masked_fill(~real, int(1e9)).amin(1), high.masked_fill(~real, -1).amax(1) + 1
 
-    def adjust(self, kwargs: dict[str, Any], layer: Any | None) -> dict[str, Any]:
+    def adjust(self, kwargs: dict[str, Any], layer: CacheLayer | None) -> dict[str, Any]:
         """Keyword arguments of a decoder layer, in that layer's own coordinates.
 
         Untouched where they are right already, which in most steps of decoding they are.
         """
         slots, mask = slots_of(layer), kwargs.get("attention_mask")
-        if self.alive is None and (slots is None or (mask is None and slots.valid is None and slots.shift is None)):
+        if self.alive is None and (slots is None or (mask is None and slots.plain)):
             return kwargs
         of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
         stored = self._physical(layer) if self.static and layer is not None else 0
         return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
 
-    def store(self, layer: Any | None) -> None:
+    def store(self, layer: CacheLayer | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""
         if layer is None or self.alive is None:
             return
         slots = slots_of(layer)
         forget(layer, self.length - self.alive.index.shape[1], self.slots.get((slots,), lambda: self._slots(slots)))
 
-    def stored(self, layer: Any | None) -> int:
+    def stored(self, layer: CacheLayer | None) -> int:
         """Tokens of earlier forwards that stand before this forward's keys in `layer`."""
         if layer is None:
             return 0
@@ -179,6 +193,11 @@ class Forward:
             return self.past
         return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
 
+    def biased(self, layer: CacheLayer | None) -> bool:
+        """Whether some key that `layer` reads has a bias."""
+        slots = slots_of(layer)
+        return any(keys is not None and keys.bias is not None for keys in (self.alive, slots))
+
     def _forget_shared(self) -> None:
         for shared in (self.changes, self.shifted, self.slots):
             shared.of, shared.value = (), None
@@ -186,53 +205,43 @@ class Forward:
     def _slots(self, slots: Slots | None) -> Slots:
         alive = self.alive
         assert alive is not None
-        origin, valid = past_slots(slots, self.past, self.batch, alive.index.device)
-        joined = join_valid(valid, alive.valid, origin.shape[1], alive.index.shape[1])
+        keys = stored_keys(slots, self.past, self.batch, alive.index.device)
+        keys = keys.then(self.past + alive.index, alive.valid, alive.bias)
         shift = alive.shift if slots is None or slots.shift is None or alive.shift is not None else slots.shift
-        return Slots(torch.cat([origin, self.past + alive.index], dim=1), joined, self.past + self.length, shift)
+        return Slots(keys.origin, keys.valid, self.past + self.length, shift, keys.bias)
 
-    def _mask(self, mask: Any, layer: Any | None, slots: Slots | None) -> Mask | None:
+    def _mask(self, mask: Any, layer: CacheLayer | None, slots: Slots | None, dtype: torch.dtype) -> Mask | None:
         alive, device = self.alive, self.positions.device
         if mask is not None and not isinstance(mask, Mask):
             raise UnsupportedModelError(
                 f"attention_mask of type {type(mask).__name__} reached a decoder layer; "
                 "expected a tensor (sdpa, eager, flash) or a BlockMask (flex)"
             )
-        valid = None if alive is None else alive.valid
-        if mask is None and valid is None and (slots is None or slots.valid is None):
+        now_plain = alive is None or (alive.valid is None and alive.bias is None)
+        if mask is None and now_plain and (slots is None or (slots.valid is None and slots.bias is None)):
             return None
         index = torch.arange(self.length, device=device).expand(self.batch, -1) if alive is None else alive.index
-        if layer is None:
-            keys, kept = index, valid
+        valid, bias = (None, None) if alive is None else (alive.valid, alive.bias)
+        if layer is None:  # without a cache a layer sees this forward alone
+            keys = Keys(index, valid, bias)
         elif self.static and alive is None and slots is not None:
-            keys, kept = _static_keys(slots, layer.max_cache_len)
+            keys = buffer_keys(slots, layer.max_cache_len)
         else:
-            past, past_valid = past_slots(slots, self.past, self.batch, device)
-            keys = torch.cat([past, self.past + index], dim=1)
-            kept = join_valid(past_valid, valid, past.shape[1], index.shape[1])
-            if self.static:
-                free = self._physical(layer) - keys.shape[1]
-                start = self.past + self.length
-                unwritten = torch.arange(start, start + free, device=device).expand(self.batch, -1)
-                kept = join_valid(kept, None, keys.shape[1], free) if kept is not None else None
-                keys = torch.cat([keys, unwritten], dim=1)
-        return reduce_mask(
-            mask,
-            rows=None if alive is None else alive.index,
-            queries=self.past + index,
-            keys=keys,
-            valid=kept,
-            flash=self.flash,
-        )
+            keys = stored_keys(slots, self.past, self.batch, device).then(self.past + index, valid, bias)
+            if self.static:  # attention sees the whole buffer: what is free stands behind what has been written
+                start, free = self.past + self.length, self._physical(layer) - keys.origin.shape[1]
+                keys = keys.then(torch.arange(start, start + free, device=device).expand(self.batch, -1))
+        rows = None if alive is None else alive.index
+        return reduce_mask(mask, rows=rows, queries=self.past + index, keys=keys, flash=self.flash, dtype=dtype)
 
-    def _physical(self, layer: Any) -> int:
+    def _physical(self, layer: CacheLayer) -> int:
         """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""
         size = int(layer.max_cache_len)
         if self.alive is None or self.past or (layer.is_initialized and not layer.shrunk):
             return size
         return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
 
-    def _changes(self, kwargs: dict[str, Any], layer: Any | None, slots: Slots | None) -> dict[str, Any]:
+    def _changes(self, kwargs: dict[str, Any], layer: CacheLayer | None, slots: Slots | None) -> dict[str, Any]:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
         if self.alive is not None:
@@ -242,7 +251,7 @@ class Forward:
             which = [shift is slots.shift for shift in self.shifts].index(True)
             rope, moved = self.shifted.get((rope[0],), lambda: self._shifted(rope[0]))[which]
             ids = moved if ids is not None and moved.dim() == 2 else ids
-        mask = self._mask(kwargs.get("attention_mask"), layer, slots)
+        mask = self._mask(kwargs.get("attention_mask"), layer, slots, rope[0].dtype)
         changed = {"attention_mask": mask, "position_embeddings": rope}
         return {**changed, "position_ids": ids} if "position_ids" in kwargs else changed
 
@@ -254,18 +263,3 @@ class Forward:
         tables = self.rotary(like, ids.flatten(-3, -2))
         cos, sin = (table.unflatten(-3, (number, self.batch)).unbind(-4) for table in tables)
         return [((cos[i], sin[i]), ids.select(-3, i)) for i in range(number)]
-
-
-def _static_keys(slots: Slots, size: int) -> tuple[Tensor, Tensor | None]:
-    """Original index of every slot of a static buffer, written or not: it never changes between two prefills."""
-    device, (batch, n) = slots.origin.device, slots.origin.shape
-    tail = torch.arange(slots.tail, slots.tail + size - n, device=device).expand(batch, -1)
-    valid = None if slots.valid is None else join_valid(slots.valid, None, n, size - n)
-    return torch.cat([slots.origin, tail], dim=1), valid
-
-
-def _write_(hidden: Tensor, tokens: Tokens, merged: Tensor) -> Tensor:
-    """Overwrite `hidden` in the slots of the `merged` tokens, ``[B, M]`` original indices, -1 where padded."""
-    origin = tokens.origin.masked_fill(~tokens.valid, max(tokens.total)) if tokens.padded else tokens.origin
-    rank = torch.searchsorted(origin, merged)  # 0 for padding, which writes what stands at the first token anyway
-    return ops.put_rows_(hidden, tokens.slot.gather(1, rank), ops.take_rows(tokens.hidden, rank).to(hidden.dtype))

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tokenprune.engine.cache import Slots
 from tokenprune.engine.gather import take
+from tokenprune.errors import UnsupportedModelError
 
 Mask = Tensor | BlockMask
 """What transformers builds: see `reduce_mask`."""
 
 
-def past_slots(slots: Slots | None, past: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Original index ``[B, m]`` of every token a layer stored before this forward, and which are real (None: all)."""
+@dataclass(frozen=True, eq=False)
+class Keys:
+    """The keys that a layer's attention reads, in the order in which the layer stores them."""
+
+    origin: Tensor
+    """``[B, K]`` index of each key's token in the untouched sequence."""
+    valid: Tensor | None = None
+    """``[B, K]`` bool, False on padding slots; None without."""
+    bias: Tensor | None = None
+    """``[B, K]`` float32, added to the logits of every query with this key; None: nothing is."""
+
+    def then(self, origin: Tensor, valid: Tensor | None = None, bias: Tensor | None = None) -> Keys:
+        """These keys and more of them behind: arguments as the fields."""
+        sides = self.origin.shape[1], origin.shape[1]
+        return Keys(
+            torch.cat([self.origin, origin], dim=1),
+            _joined(self.valid, valid, sides, True),
+            _joined(self.bias, bias, sides, 0.0),
+        )
+
+
+def stored_keys(slots: Slots | None, past: int, batch: int, device: torch.device) -> Keys:
+    """The keys that a layer stored in earlier forwards of `past` tokens in all."""
     if slots is None:
-        return torch.arange(past, device=device).expand(batch, -1), None
+        return Keys(torch.arange(past, device=device).expand(batch, -1))
     slots = slots.cropped(past)
-    tail = torch.arange(slots.tail, past, device=device).expand(batch, -1)
-    origin = slots.origin.to(device).expand(batch, -1)
-    if slots.valid is None:
-        return torch.cat([origin, tail], dim=1), None
-    valid = slots.valid.to(device)
-    return torch.cat([origin, tail], dim=1), torch.cat([valid, torch.ones_like(tail, dtype=torch.bool)], dim=1)
+    valid, bias = (None if x is None else x.to(device) for x in (slots.valid, slots.bias))
+    known = Keys(slots.origin.to(device).expand(batch, -1), valid, bias)
+    return known.then(torch.arange(slots.tail, past, device=device).expand(batch, -1))
 
 
-def join_valid(first: Tensor | None, second: Tensor | None, m: int, n: int) -> Tensor | None:
-    """Concatenate validity masks ``[B, m]`` and ``[B, n]``, where None means all True."""
-    if first is None and second is None:
-        return None
-    known = first if first is not None else second
-    assert known is not None
-    ones = known.new_ones
-    first = ones(known.shape[0], m) if first is None else first
-    second = ones(known.shape[0], n) if second is None else second.to(first.device)
-    return torch.cat([first, second], dim=1)
+def buffer_keys(slots: Slots, size: int) -> Keys:
+    """Every slot of a static buffer of `size`, written or not: it never changes between two prefills."""
+    device, (batch, n) = slots.origin.device, slots.origin.shape
+    tail = torch.arange(slots.tail, slots.tail + size - n, device=device).expand(batch, -1)
+    return Keys(slots.origin, slots.valid, slots.bias).then(tail)
 
 
 def reduce_mask(
-    mask: Mask | None,
-    *,
-    rows: Tensor | None,
-    queries: Tensor,
-    keys: Tensor,
-    valid: Tensor | None,
-    flash: bool,
+    mask: Mask | None, *, rows: Tensor | None, queries: Tensor, keys: Keys, flash: bool, dtype: torch.dtype
 ) -> Mask | None:
     """The mask of a pruned layer.
 
@@ -55,22 +65,33 @@ def reduce_mask(
             coordinates.
         rows: ``[B, Q]`` index of the surviving queries within this forward, None when all survive.
         queries: ``[B, Q]`` original index of the queries.
-        keys: ``[B, K]`` original index of each key as the layer stores it.
-        valid: ``[B, K]`` bool, False on padding slots; None without.
+        keys: as the layer stores them.
         flash: the kernel is causal by itself and takes padding masks only.
+        dtype: of the layer's activations, which a mask with biases must have.
 
     Returns:
         The same kind of mask over the queries and keys at hand; None stays None unless padding slots must be hidden.
+        With biases, a float mask.
+
+    Raises:
+        UnsupportedModelError: biases, and a kernel that takes none.
     """
+    if keys.bias is not None and (flash or isinstance(mask, BlockMask) or (mask is not None and mask.dim() == 2)):
+        raise UnsupportedModelError(
+            "the recipe adds a bias to the survivors' keys (rectifier), and flash and flex attention take none here; "
+            "load the model with attn_implementation='sdpa' or 'eager'"
+        )
     if mask is None:
-        if valid is None or flash:
-            return valid
-        return (keys[:, None, None, :] <= queries[:, None, :, None]) & valid[:, None, None, :]
+        if flash or (keys.valid is None and keys.bias is None):
+            return keys.valid
+        causal = keys.origin[:, None, None, :] <= queries[:, None, :, None]
+        return _biased(causal if keys.valid is None else causal & keys.valid[:, None, None, :], keys, dtype)
     width = mask.shape[-1]
-    visible = keys < width
-    if valid is not None:
-        visible = visible & valid
-    columns = keys.clamp(max=width - 1)
+    # transformers' mask may be narrower than the buffer: what lies beyond it has not been written yet
+    visible = keys.origin < width
+    if keys.valid is not None:
+        visible = visible & keys.valid
+    columns = keys.origin.clamp(max=width - 1)
     if isinstance(mask, BlockMask):
         return _reduce_block_mask(mask, rows, queries, columns, visible)
     if mask.dim() == 2:
@@ -80,8 +101,28 @@ def reduce_mask(
     mask = take(mask, columns, 3)
     hidden = ~visible[:, None, None, :]
     if mask.dtype == torch.bool:
-        return mask & ~hidden
-    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
+        return _biased(mask & ~hidden, keys, dtype)
+    return _biased(mask.masked_fill(hidden, torch.finfo(mask.dtype).min), keys, dtype)
+
+
+def _biased(mask: Tensor, keys: Keys, dtype: torch.dtype) -> Tensor:
+    """The mask ``[B, 1, Q, K]`` with the keys' biases added, as numbers; untouched where there are none."""
+    if keys.bias is None:
+        return mask
+    bias = keys.bias[:, None, None, :].to(mask.device, dtype)
+    return torch.where(mask, bias, torch.finfo(dtype).min) if mask.dtype == torch.bool else mask + bias
+
+
+def _joined(first: Tensor | None, second: Tensor | None, sides: tuple[int, int], fill: float) -> Tensor | None:
+    """``[B, m + n]`` of ``[B, m]`` and ``[B, n]``, where a missing one is all `fill`; None of two missing ones."""
+    known = first if first is not None else second
+    if known is None:
+        return None
+    halves = [
+        known.new_full((known.shape[0], n), fill) if x is None else x
+        for x, n in zip((first, second), sides, strict=True)
+    ]
+    return torch.cat([half.to(known.device) for half in halves], dim=1)
 
 
 def _reduce_block_mask(mask: BlockMask, rows: Tensor | None, queries: Tensor, columns: Tensor, visible: Tensor) -> Mask:
@@ -96,14 +137,15 @@ def _reduce_block_mask(mask: BlockMask, rows: Tensor | None, queries: Tensor, co
     return create_block_mask(left, batch, None, length, n, device=str(columns.device))
 
 
-def rater_rows(mask: Mask | None, text: Tensor, stored: int, length: int) -> Tensor:
-    """Which of this forward's tokens each text token may attend to: ``[B, 1, T, L]`` bool.
+def rater_rows(mask: Mask | None, text: Tensor, stored: int, length: int, *, biased: bool = False) -> Tensor:
+    """What each text token may attend to among this forward's tokens: ``[B, 1, T, L]`` bool; with biases, numbers.
 
     Args:
         mask: the layer's own mask, in the layer's coordinates; it hides padding slots too. None is plain causal.
         text: ``[B, T]`` index of the text tokens in the layer's sequence.
         stored: tokens of earlier forwards that stand before this forward's keys.
         length: L, tokens of this forward.
+        biased: the mask holds biases of keys, which count.
     """
     index = torch.arange(length, device=text.device)
     causal = (index <= text[..., None])[:, None]
@@ -115,4 +157,4 @@ def rater_rows(mask: Mask | None, text: Tensor, stored: int, length: int) -> Ten
     if mask.dim() == 2:
         return causal & mask[:, None, None, stored : stored + length].bool()
     rows = take(mask, text, 2)[..., stored : stored + length]
-    return rows if rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
+    return rows if biased or rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2

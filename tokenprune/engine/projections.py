@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from tokenprune.core import ops
 from tokenprune.core.attention import Projection, RaterAttention
 from tokenprune.core.tokens import Tokens
-from tokenprune.engine.cache import written_keys
+from tokenprune.engine.cache import CacheLayer, written_keys
 from tokenprune.engine.gather import take, take_rope
 from tokenprune.engine.masks import Mask, rater_rows
-from tokenprune.errors import UnsupportedModelError
+from tokenprune.errors import InputError, UnsupportedModelError
 
 Rope = tuple[Tensor, Tensor]
 Turn = Callable[[Tensor, Rope], Tensor]
@@ -36,7 +36,7 @@ class LayerInput:
     rope: Rope
     """cos and sin, ``[B, L, d]``."""
     mask: Mask | None
-    store: Any | None
+    store: CacheLayer | None
     """The layer's cache."""
     stored: int
     """Tokens of earlier forwards that it holds."""
@@ -48,6 +48,8 @@ class LayerInput:
     """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
     keys: Tensor | None = None
     """``[B, L, Hkv·d]``, as the layer has projected them."""
+    biased: bool = False
+    """Whether the mask holds biases of keys."""
 
     @property
     def length(self) -> int:
@@ -132,18 +134,23 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
     """
 
     def source(layer: str) -> LayerInput:
-        found = sources[layer]
-        assert found is not None, f"input of the {layer} layer was not remembered"
+        found = sources.get(layer)
+        if found is None:
+            raise InputError(
+                f"a part reads the attention of the {layer} layer, which no part of the stage has declared; "
+                f'state it in `reads = Needs(attention="{layer}")`'
+            )
         return found
 
     def projection(layer: str, rope: bool, rows: Tensor | None) -> Projection:
         at = source(layer)
         q, k = project(at, rope=rope, rows=rows)
         attention: Any = at.layer.self_attn
+        text = at.text if rows is None else at.text.gather(1, rows)
         return Projection(
             q=q,
             k=k,
-            visible=rater_rows(at.mask, at.text if rows is None else at.text.gather(1, rows), at.stored, at.length),
+            visible=rater_rows(at.mask, text, at.stored, at.length, biased=at.biased),
             sees_itself=True,  # what rates is no padding, and causal
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),

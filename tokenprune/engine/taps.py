@@ -1,60 +1,93 @@
-"""What decoder layers project, read as they run, for the stages that judge by their attention."""
+"""What decoder layers compute, read as they run, for the stages that judge by it: queries, keys, hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import Attention, Tokens
+from tokenprune.core import ops
+from tokenprune.core.needs import earlier_signal
+from tokenprune.core.signals import Signal
+from tokenprune.core.tokens import Attention
+from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
 from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
+from tokenprune.engine.prompt import Prefill
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import Anatomy
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
 
 
+@dataclass(frozen=True, eq=False)
+class LayerCall:
+    """A decoder layer that is about to run in a prefill, in that layer's own coordinates."""
+
+    index: int
+    hidden: Tensor
+    """``[B, L, D]`` that enters it."""
+    kwargs: dict[str, Any]
+    """What it is called with."""
+    store: CacheLayer | None
+    forward: Forward
+    prefill: Prefill
+
+
 class Taps:
-    """Queries and keys of the layers before the places of `pipeline`, from hooks on their own projections.
+    """Queries, keys and hidden states of the layers before the places of `pipeline`, from hooks.
 
     Args:
         anatomy: the model's modules.
-        pipeline: its stages say whose attention they read.
+        pipeline: its stages say what they read.
 
     Raises:
-        UnsupportedModelError: a layer without the projections, or a stage that reads the layer before layer 0.
+        UnsupportedModelError: a layer without the projections, or a stage that reads a layer before layer 0, or a
+            signal of the vision tower.
     """
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline) -> None:
         self.layers: Any = anatomy.layers
-        self.before: dict[int, Turn] = {}
-        """Rotary embedding of each layer that a stage reads after it has run."""
-        self.after: dict[int, Turn] = {}
-        """The same, before it runs."""
+        self.previous: dict[int, Turn] = {}
+        """Layer index to rotary embedding, for layers whose queries and keys are tapped while they run."""
+        self.next: dict[int, Turn] = {}
+        """Layer index to rotary embedding, for layers whose queries and keys are computed early, before they run."""
+        self.earlier: dict[int, int] = {}
+        """Layer index to the last layer before which a stage reads the hidden states that entered it."""
         self.inputs: dict[int, LayerInput] = {}
-        """Of the present forward: what entered the layers of `before` that ran last."""
+        """Of the present forward: what entered the layers of `previous` that ran last."""
+        self.hidden: dict[int, Signal] = {}
+        """Of the present forward: the vision tokens' hidden states that entered the layers of `earlier`."""
         for stage, layer in zip(pipeline, pipeline.layers(len(self.layers)), strict=True):
-            if "next" in stage.reads_attention:
-                self.after[layer] = self._turn(layer)
-            if "previous" in stage.reads_attention:
-                if layer == 0:
-                    raise UnsupportedModelError(
-                        f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
-                        "but nothing runs before layer 0; place it before a later layer, or use layer: next"
-                    )
-                self.before[layer - 1] = self._turn(layer - 1)
+            _check_reads(stage, layer)
+            if "next" in stage.reads.attention:
+                self.next[layer] = self._turn(layer)
+            if "previous" in stage.reads.attention:
+                self.previous[layer - 1] = self._turn(layer - 1)
+            for back in stage.reads.earlier:
+                self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
 
     def _turn(self, layer: int) -> Turn:
         check_attention(self.layers[layer])
         return rotary(self.layers[layer].self_attn)
 
+    @property
+    def layers_read(self) -> set[int]:
+        """Layers whose input a stage reads once they run."""
+        return {*self.previous, *self.earlier}
+
+    def clear(self) -> None:
+        """Forget what belongs to a forward that is over."""
+        self.inputs.clear()
+        self.hidden.clear()
+
     def mount(self) -> list[Any]:
         """Add the hooks; returns their handles."""
         handles = []
-        for index in self.before:
+        for index in self.previous:
             attention = self.layers[index].self_attn
             handles.append(attention.q_proj.register_forward_hook(self._query_hook(index)))
             handles.append(attention.k_proj.register_forward_hook(self._key_hook(index)))
@@ -76,72 +109,71 @@ class Taps:
 
         return after_keys
 
-    def entering(
-        self,
-        index: int,
-        kwargs: dict[str, Any],
-        forward: Forward,
-        store: Any | None,
-        tokens: Tokens,
-        text: Tensor,
-        *,
-        hidden: Tensor | None = None,
-    ) -> None:
-        """Layer `index` is about to run: remember what later stages need of it, and forget the layers before.
+    def layer_enters(self, call: LayerCall, *, elsewhere: bool = False) -> None:
+        """A layer is about to run: remember what later stages need of it, and forget what none needs any more.
 
         Args:
-            index: the layer.
-            kwargs: what it is called with.
-            forward: the present forward.
-            store: its cache layer.
-            tokens: the vision tokens that enter it.
-            text: ``[B, T]`` where the text tokens that may rate stand in the sequence that enters it.
-            hidden: ``[B, L, D]`` that enters it, where the layer runs elsewhere (engine/packed/generate.py).
+            call: the layer, behind the stages at its place.
+            elsewhere: it runs where its projections cannot be tapped (engine/packed), so its input is kept whole.
         """
         self.inputs.clear()
-        if index in self.before:
-            # Without hidden states the layer projects queries and keys itself.
-            self.inputs[index] = self._input(index, self.before[index], hidden, kwargs, forward, store, tokens, text)
+        for index in [index for index in self.hidden if self.earlier[index] <= call.index]:
+            del self.hidden[index]
+        if call.index in self.previous:
+            self.inputs[call.index] = _input(call, self.layers, self.previous, call.hidden if elsewhere else None)
+        if call.index in self.earlier:
+            tokens = call.prefill.prompt.tokens
+            valid = tokens.valid_if_padded
+            origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
+            self.hidden[call.index] = Signal(ops.take_rows(call.hidden, tokens.slot), valid, origin)
 
-    def attention(
-        self,
-        stage: Stage,
-        index: int,
-        hidden: Tensor,
-        kwargs: dict[str, Any],
-        forward: Forward,
-        store: Any | None,
-        tokens: Tokens,
-        text: Tensor,
-    ) -> Attention | None:
-        """What `stage` before layer `index` may ask; arguments as in `entering`, `hidden` ``[B, L, D]`` enters it."""
-        if not stage.reads_attention:
+    def attention(self, stage: Stage, call: LayerCall) -> Attention | None:
+        """The attention that `stage` before that layer may ask for; None where its parts read none."""
+        if not stage.reads.attention:
             return None
-        following = None
-        if "next" in stage.reads_attention:
-            following = self._input(index, self.after[index], hidden, kwargs, forward, store, tokens, text)
-        sources = {"next": following, "previous": self.inputs.get(index - 1)}
-        return rater_attention(sources, tokens, None if stage.raters is None else stage.raters.most)
+        sources = {"previous": self.inputs.get(call.index - 1)}
+        if "next" in stage.reads.attention:
+            sources["next"] = _input(call, self.layers, self.next, call.hidden)
+        most = None if stage.raters is None else stage.raters.most
+        return rater_attention(sources, call.prefill.prompt.tokens, most)
 
-    def _input(
-        self,
-        index: int,
-        turn: Turn,
-        hidden: Tensor | None,
-        kwargs: dict[str, Any],
-        forward: Forward,
-        store: Any | None,
-        tokens: Tokens,
-        text: Tensor,
-    ) -> LayerInput:
-        return LayerInput(
-            layer=self.layers[index],
-            turn=turn,
-            hidden=hidden,
-            rope=kwargs["position_embeddings"],
-            mask=kwargs.get("attention_mask"),
-            store=store,
-            stored=forward.stored(store),
-            text=text,
-            tokens=tokens,
+    def signals(self, stage: Stage, call: LayerCall) -> dict[str, Signal]:
+        """The hidden states of earlier layers that `stage` before that layer reads, by the name of the signal."""
+        return {earlier_signal(back): self.hidden[call.index - back] for back in stage.reads.earlier}
+
+
+def _check_reads(stage: Stage, layer: int) -> None:
+    """Raise `UnsupportedModelError` for what no hook can give `stage` before `layer`."""
+    if "previous" in stage.reads.attention and layer == 0:
+        raise UnsupportedModelError(
+            f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
+            "but nothing runs before layer 0; place it before a later layer, or use layer: next"
         )
+    for back in stage.reads.earlier:
+        if back > layer:
+            raise UnsupportedModelError(
+                f"{stage.name} ({stage.place}): a part reads hidden states that entered a decoder layer {back} before "
+                f"the place, but the place is before layer {layer}; place it before layer {back} or later"
+            )
+    if stage.reads.tower:
+        names = ", ".join(map(repr, sorted(stage.reads.tower)))
+        raise UnsupportedModelError(
+            f"{stage.name} ({stage.place}): a part reads {names} of the vision tower, which is not recorded yet; "
+            "in a model of your own, give it as Tokens.from_hidden(signals=...)"
+        )
+
+
+def _input(call: LayerCall, layers: Any, turns: dict[int, Turn], hidden: Tensor | None) -> LayerInput:
+    """What enters the layer. Without `hidden`, the layer projects queries and keys itself, and hooks read them."""
+    return LayerInput(
+        layer=layers[call.index],
+        turn=turns[call.index],
+        hidden=hidden,
+        rope=call.kwargs["position_embeddings"],
+        mask=call.kwargs.get("attention_mask"),
+        biased=call.forward.biased(call.store),
+        store=call.store,
+        stored=call.forward.stored(call.store),
+        text=call.prefill.text,
+        tokens=call.prefill.prompt.tokens,
+    )

@@ -11,20 +11,34 @@ from typing import Any, ClassVar, get_type_hints
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
 
+from tokenprune.core.needs import Needs
 from tokenprune.errors import InputError
 from tokenprune.parts.work import Work
+
+NOTHING = Needs()
 
 
 class Part(nn.Module, ABC):
     """Base of all parts. Subclasses keep each constructor argument as an attribute of the same name."""
 
     role: ClassVar[str]
-    """Its role in a stage: raters, scorer, scheduler, sampler, grouper or recycler."""
+    """Its role in a stage: one of `tokenprune.registry.ROLES`."""
     suffix: ClassVar[str]
     """The role's ending in class names, left off in the registered name."""
 
     def __init__(self) -> None:  # nn.Module's takes anything, and would stand in for parts without settings
         super().__init__()
+        self.title = f"{self.role} {self.name()!r}"
+        """Role and name, as messages call it: ``scorer 'attention'``. Text from here on, since no graph can make it."""
+
+    @property
+    def reads(self) -> Needs:
+        """What `forward` reads beside the tokens that enter the stage; a class may state it as an attribute.
+
+        The engine records what the parts of a recipe read together, and nothing else. A part that reads more than it
+        declares raises.
+        """
+        return NOTHING
 
     @classmethod
     def name(cls) -> str:
@@ -49,15 +63,15 @@ class Part(nn.Module, ABC):
             for problem in error.errors():  # a value that fits no side of a union has one problem for each
                 wrong.setdefault(str(problem["loc"][0]), []).append(problem["msg"].removeprefix("Input "))
             told = "; ".join(f"{key}={getattr(self, key)!r} {', or '.join(why)}" for key, why in wrong.items())
-            raise InputError(f"{self.role} {self.name()!r}: {told}") from None
+            raise InputError(f"{self.title}: {told}") from None
 
-    def multiply_adds(self, work: Work) -> int:
+    def multiply_adds(self, work: Work) -> int | None:
         """What the part costs on one sample, for the ledger: its matrix products and pairwise distances.
 
-        A part of your own that has any says so here. Sums, sorts, gathers and norms do not count, as they do not in a
-        model's own layers.
+        Sums, sorts, gathers and norms do not count, as they do not in a model's own layers: a part of nothing else says
+        ``multiply_adds = no_products``. None, the default: not stated, and shown as such, never as 0.
         """
-        return 0
+        return None
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value!r}" for key, value in self.settings().items())

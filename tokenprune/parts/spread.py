@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod, sqrt
 
+from tokenprune.core.groups import share_out
 from tokenprune.core.tokens import Grid
 
 PHASES = ((0, 0), (2, 2), (3, 1), (1, 3))
@@ -27,24 +28,13 @@ def spread(grids: Sequence[Grid], count: int, *, phase: int = 0) -> list[int]:
     down, right = ((2 + quarters) % 4 for quarters in PHASES[phase])
     index: list[int] = []
     start = 0
-    for grid, share in zip(grids, _shares([prod(grid) for grid in grids], count), strict=True):
+    for grid, share in zip(grids, share_out(count, [prod(grid) for grid in grids]), strict=True):
         frames, height, width = grid
         for frame in range(frames):
             here = _step(frame, frames, share)
             index += [start + cell for cell in _cover(height, width, here, down, right)]
             start += height * width
     return index
-
-
-def _shares(sizes: Sequence[int], count: int) -> list[int]:
-    """`count` split in proportion to `sizes` by largest remainder; of equal remainders the first gets the token."""
-    total = sum(sizes)
-    shares = [count * size // total for size in sizes] if total else [0] * len(sizes)
-    remainders = [count * size % total if total else 0 for size in sizes]
-    neediest = sorted(range(len(sizes)), key=lambda i: -remainders[i])
-    for i in neediest[: count - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def _step(i: int, parts: int, count: int) -> int:

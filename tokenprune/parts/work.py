@@ -6,6 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+def no_products(part: object, work: Work) -> int:
+    """`Part.multiply_adds` of a part that sorts, sums and gathers, but multiplies no matrices: 0."""
+    return 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """One stage on one sample. All sizes are plain numbers; costs are multiply-adds of matrix products."""

@@ -85,7 +85,7 @@ def _partial(schema: dict[str, Any]) -> dict[str, Any]:
         node = {key: loosen(value, budget=key == "budget") for key, value in node.items()}
         if "$ref" in node:
             node["$ref"] = _part_of(node["$ref"])
-        if "properties" in node and not set(node["properties"]) <= {*BUDGETS, "before_layer"}:
+        if "properties" in node and not set(node["properties"]) <= {*BUDGETS, "before_layer", "in_vision", "block"}:
             node.pop("required", None)
         if "oneOf" in node:  # without a type, several parts may have the same settings
             node["anyOf"] = node.pop("oneOf")

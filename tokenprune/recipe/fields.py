@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from fractions import Fraction
 from typing import Annotated, Any, cast, get_args
 
 from pydantic import GetJsonSchemaHandler, PlainValidator, TypeAdapter, ValidationError
@@ -11,18 +9,14 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from tokenprune.budget import Budget, BudgetKind
-from tokenprune.core.place import Place
-from tokenprune.errors import did_you_mean
+from tokenprune.core.place import Place, PlaceError, place_schema
 from tokenprune.parts.limits import Keep, Share
 from tokenprune.recipe.part_models import refuse
 from tokenprune.recipe.text.node import got
 from tokenprune.recipe.text.type_text import type_text
 
-MAX_LAYER = 9999
 BUDGETS: tuple[str, ...] = get_args(BudgetKind)
 
-_PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,6})?)%\Z", re.ASCII)
-_SHARE = re.compile(r"([0-9]{1,4})/([0-9]{1,4})\Z", re.ASCII)
 _KEEPS: dict[str, Any] = {kind: Share if kind == "flops" else Keep for kind in BUDGETS}
 _keeps: dict[str, TypeAdapter[int | float]] = {
     kind: TypeAdapter(keep, config={"strict": True, "allow_inf_nan": False}) for kind, keep in _KEEPS.items()
@@ -40,32 +34,16 @@ class _JsonSchema:
 
 
 def _place(value: Any) -> Place:
-    if isinstance(value, Place):
-        return value
-    if value == "after_vision":
-        return Place("after_vision")
-    if not isinstance(value, dict):
-        hint = did_you_mean(value, ["after_vision"]) if isinstance(value, str) else ""
-        refuse(((), f"should be after_vision, or a mapping such as {{before_layer: 3}} (got {got(value)}){hint}"))
-    _refuse_unknown(value, ("before_layer",))
-    if "before_layer" not in value:
-        refuse(((), "missing required key 'before_layer'"))
-    return Place("before_layer", _layer(value["before_layer"]))
-
-
-def _layer(value: Any) -> int | Fraction:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LAYER:
-        return value
-    share: Fraction | None = None
-    if isinstance(value, str):
-        if percent := _PERCENT.match(value):
-            share = Fraction(percent[1]) / 100
-        elif (parts := _SHARE.match(value)) and int(parts[2]):
-            share = Fraction(int(parts[1]), int(parts[2]))
-    if share is None or not 0 < share < 1:
-        expected = f"a layer from 0 to {MAX_LAYER}, or a share of the depth between 0 and 1, such as 25% or 3/32"
-        refuse((("before_layer",), f"should be {expected} (got {got(value)})"))
-    return share
+    try:
+        return Place.parse(value)
+    except PlaceError as error:
+        if error.unknown:
+            at = value[error.path[0]] if error.path else value
+            _refuse_unknown(at, tuple(key for key in at if key not in error.unknown), error.path)
+        inner = value
+        for key in error.path:
+            inner = inner[key]
+        refuse((error.path, str(error).replace("{got}", got(inner))))
 
 
 def _budget(value: Any) -> Budget:
@@ -85,48 +63,15 @@ def _budget(value: Any) -> Budget:
     return Budget(cast("BudgetKind", kind), value)
 
 
-def _refuse_unknown(value: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Raise for every key that is not known; the place of an unknown key is that of the key."""
+def _refuse_unknown(value: dict[str, Any], known: tuple[str, ...], above: tuple[str, ...] = ()) -> None:
+    """Raise for every key that is not known; the place of an unknown key is that of the key, below the keys `above`."""
     if unknown := [key for key in value if key not in known]:
         raise ValidationError.from_exception_data(
-            "recipe", [{"type": "extra_forbidden", "loc": (key,), "input": value[key]} for key in unknown]
+            "recipe", [{"type": "extra_forbidden", "loc": (*above, key), "input": value[key]} for key in unknown]
         )
 
 
-def place_to_plain(place: Place) -> str | dict[str, int | str]:
-    """The place as a recipe writes it."""
-    if place.at is None:
-        return "after_vision"
-    return {"before_layer": place.at if isinstance(place.at, int) else str(place.at)}
-
-
-PlaceField = Annotated[
-    Place,
-    PlainValidator(_place),
-    _JsonSchema(
-        {
-            "description": "Where the stage acts: after the projector, or before a layer of the language model",
-            "anyOf": [
-                {"const": "after_vision"},
-                {
-                    "type": "object",
-                    "properties": {
-                        "before_layer": {
-                            "description": "0-based number of the first layer that sees fewer tokens, or a share of "
-                            "the model's depth: 25% or 3/32",
-                            "anyOf": [
-                                {"type": "integer", "minimum": 0, "maximum": MAX_LAYER},
-                                {"type": "string", "pattern": r"^([0-9]{1,2}(\.[0-9]{1,6})?%|[0-9]{1,4}/[0-9]{1,4})$"},
-                            ],
-                        }
-                    },
-                    "required": ["before_layer"],
-                    "additionalProperties": False,
-                },
-            ],
-        }
-    ),
-]
+PlaceField = Annotated[Place, PlainValidator(_place), _JsonSchema(place_schema())]
 
 BudgetField = Annotated[
     Budget,

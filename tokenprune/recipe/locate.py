@@ -73,7 +73,9 @@ def _keys(path: Path, root: Node) -> list[str]:
     if path[-1:] == ("budget",):
         return list(BUDGETS)
     if path[-1:] == ("place",):
-        return ["before_layer"]
+        return ["before_layer", "in_vision"]
+    if path[-2:] == ("place", "in_vision"):
+        return ["block"]
     model, _ = _home(path, root)
     keys = list(model.model_fields) if model else []
     return [*keys, "extends"] if model is Recipe else keys

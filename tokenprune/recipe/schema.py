@@ -5,19 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from fractions import Fraction
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
 
-from tokenprune.core.place import Place
-from tokenprune.parts.raters.base import RaterSelector
-from tokenprune.parts.recyclers.base import Recycler
-from tokenprune.parts.samplers.base import Sampler
-from tokenprune.parts.schedulers.base import Scheduler
-from tokenprune.parts.scorers.base import Scorer
-from tokenprune.recipe.fields import BudgetField, PlaceField, place_to_plain
+from tokenprune.core.needs import cannot_give
+from tokenprune.recipe.fields import BudgetField, PlaceField
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
 from tokenprune.registry import ROLES
@@ -63,8 +57,14 @@ class StageSpec(Spec):
     )
     scorer: Annotated[PartSpec, PartOf("scorer")] = _default("scorer")
     scheduler: Annotated[PartSpec, PartOf("scheduler")] = _default("scheduler")
+    grouper: Annotated[PartSpec, PartOf("grouper")] | None = Field(
+        default=None, description="How the count is shared out over the picture or video; none makes one group"
+    )
     sampler: Annotated[PartSpec, PartOf("sampler")] = _default("sampler")
     recycler: Annotated[PartSpec, PartOf("recycler")] = _default("recycler")
+    rectifier: Annotated[PartSpec, PartOf("rectifier")] | None = Field(
+        default=None, description="What is added to later attention to the survivors; none adds nothing"
+    )
     positions: Positions = Field(default="original", description="Position ids of the survivors")
 
     @property
@@ -74,31 +74,29 @@ class StageSpec(Spec):
 
     def build(self) -> Stage:
         """The stage itself, with new parts."""
-        return Stage(
-            name=self.name,
-            place=self.place,
-            raters=None if self.raters is None else cast("RaterSelector", self.raters.build()),
-            scorer=cast("Scorer", self.scorer.build()),
-            scheduler=cast("Scheduler", self.scheduler.build()),
-            sampler=cast("Sampler", self.sampler.build()),
-            recycler=cast("Recycler", self.recycler.build()),
-            positions=self.positions,
-        )
+        parts: dict[str, Any] = {role: part.build() for role, part in self.parts.items()}
+        return Stage(name=self.name, place=self.place, positions=self.positions, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with defaults filled in."""
         parts = {role: part.to_dict() for role, part in self.parts.items()}
-        return {"name": self.name, "place": place_to_plain(self.place), **parts, "positions": self.positions}
+        return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions}
 
     @model_validator(mode="after")
-    def _raters_are_asked(self) -> StageSpec:
-        asking = [role for role in ("scorer", "scheduler") if _asks_raters(self.parts[role].build())]
+    def _parts_fit(self) -> StageSpec:
+        reads = {role: part.build().reads for role, part in self.parts.items()}
+        asking = [role for role in reads if reads[role].asks_raters]
         if asking and self.raters is None:
             names = " and ".join(f"{role} {getattr(self, role).type!r}" for role in asking)
             refuse(((asking[0],), f"needs raters ({names}): add for example `raters: last_text` to the stage"))
         if self.raters is not None and not asking:
             names = f"scorer {self.scorer.type!r} and scheduler {self.scheduler.type!r}"
             refuse((("raters",), f"without effect, as {names} ask no raters: leave them out"))
+        for role, wanted in reads.items():
+            if missing := cannot_give(self.place, wanted):
+                refuse(
+                    ((role,), f"{getattr(self, role).type!r} reads what is not to be had at {self.place}: {missing}")
+                )
         return self
 
 
@@ -190,24 +188,10 @@ class Recipe(Spec):
     def _backwards(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for index, stage in enumerate(self.stages):
             for before in self.stages[:index]:
-                if _precedes(stage.place, before.place):
+                if stage.place.precedes(before.place):
                     order = f"{stage.place} comes before {before.place}, where {before.name!r} acts"
                     yield ("stages", index, "place"), f"{order}: put the stages in order"
                     break
-
-
-def _precedes(place: Place, other: Place) -> bool:
-    """Whether `place` is earlier than `other` in every model; a layer and a share of the depth do not compare."""
-    if place.at is None or other.at is None:
-        return place.at is None and other.at is not None
-    if isinstance(place.at, Fraction) is not isinstance(other.at, Fraction):
-        return False
-    return place.at < other.at
-
-
-def _asks_raters(part: Any) -> bool:
-    """Whether a scorer or scheduler reads rater weights: it says so, or it reads their attention."""
-    return bool(getattr(part, "needs_raters", False) or getattr(part, "needs_attention", None))
 
 
 def _canonical(data: object) -> str:

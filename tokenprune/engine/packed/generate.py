@@ -18,7 +18,6 @@ from tokenprune.engine.packed.runs import Apart, Together
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import anatomy
 from tokenprune.pipeline import Pipeline
-from tokenprune.stage import Stage
 
 HARMLESS = frozenset(
     {
@@ -54,15 +53,14 @@ def shared_layers(pipeline: Pipeline, depth: int) -> int:
     """How many layers see the same prefix whatever the question: all of them if no stage looks at the question."""
     # Any other budget may ask for the length of the question.
     blind = pipeline.budget is None or pipeline.budget.kind in ("keep", "average", "final")
-    blind = blind and not any(_looks(stage) for stage in pipeline)
-    return depth if blind else min(pipeline.layers(depth))
-
-
-def _looks(stage: Stage) -> bool:
-    """Whether its choice may depend on the question. Our own parts know it through raters and attention alone."""
-    parts = (stage.scorer, stage.scheduler, stage.sampler, stage.recycler)
-    shipped = all(type(part).__module__.startswith("tokenprune.parts.") for part in parts)
-    return stage.raters is not None or bool(stage.reads_attention) or not shipped
+    if blind and not any(stage.reads.depends_on_question for stage in pipeline):
+        return depth
+    # A stage that reads an earlier layer's hidden states must see that layer run with the question.
+    needed = [
+        layer - max(stage.reads.earlier, default=1) + 1
+        for stage, layer in zip(pipeline, pipeline.layers(depth), strict=True)
+    ]
+    return max(0, min(needed))
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ class Together(_Run):
     def prefill(self) -> Tensor:
         """Logits ``[Q, vocabulary]`` of the first token of each answer."""
         prompt, owner = self.prompt, self.prompt.owner
-        self.engine.announce(prompt.prefix_ids)
+        self.engine.begin(prompt.prefix_ids)
         self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first)
         self.report.select(owner.tolist())
         whose = self._rows(self.number[:, None].expand_as(self.real), NOBODY)
@@ -170,9 +170,9 @@ class Apart(_Run):
             self.cache.layers[index].batch_select_indices(owner)
             text = layer(text, **of_text)
         hidden = torch.cat([prefix[owner], text], dim=1)
-        with self.engine.opened(prompt.input_ids, self.mask, embedded, positions, above):
+        with self.engine.running(prompt.input_ids, self.mask, embedded, positions, above):
             if shared:
-                self.engine.entered(shared - 1, entered, of_rows)
+                self.engine.layer_ran(shared - 1, entered, of_rows)
             for layer in self.parts.layers[shared:]:
                 hidden = layer(hidden, **of_rows)
         self.cache.layers = [*self.cache.layers[:shared], *above.layers[shared:]]

@@ -12,7 +12,10 @@ from tokenprune.parts.part import Part
 
 
 class RaterSelector(Part):
-    """Weighs the text tokens. Base class of the role ``raters``."""
+    """Weighs the text tokens. Base class of the role ``raters``.
+
+    A stage asks it first, and only if a part of the stage reads raters and something is to be dropped.
+    """
 
     role = "raters"
     suffix = "Raters"

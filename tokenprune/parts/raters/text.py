@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import gram
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.raters.base import RaterSelector
-from tokenprune.parts.work import Work
+from tokenprune.parts.work import Work, no_products
 
 _TOLERANCE = 16 * torch.finfo(torch.float32).eps
 """Relative; shares are means of softmax values, so one of exactly 1/T comes out a few units in the last place off."""
@@ -28,6 +29,7 @@ class AboveMeanRaters(RaterSelector):
     """
 
     per_prompt = True
+    reads = Needs(question=True, embedding=True)
 
     def __init__(self, *, threshold: Literal["at_least", "above"] = "at_least") -> None:
         super().__init__()
@@ -35,8 +37,8 @@ class AboveMeanRaters(RaterSelector):
         self.check()
 
     def forward(self, tokens: Tokens) -> Tensor:
-        text_valid = tokens.text_valid_if_padded
-        texts = tokens.text.shape[1] if text_valid is None else text_valid.sum(1, keepdim=True)
+        text_valid = tokens.question.valid_if_padded
+        texts = tokens.question.embeddings.shape[1] if text_valid is None else text_valid.sum(1, keepdim=True)
         relative = self.shares(tokens) * texts  # 1 is the mean
         if self.threshold == "at_least":
             chosen = relative >= 1 - _TOLERANCE
@@ -52,11 +54,9 @@ class AboveMeanRaters(RaterSelector):
 
     def shares(self, tokens: Tokens) -> Tensor:
         """Share of the vision tokens' votes that each text token gets: ``[B, T]`` float32, sum 1, 0 on padding."""
-        vision, valid = tokens.hidden, tokens.valid_if_padded
-        if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no embeddings any more
-            vision, valid = tokens.aux["vision_embedding"], tokens.aux.get("vision_embedding_valid")
-        text_valid = tokens.text_valid_if_padded
-        alike = gram.products(vision, tokens.text)
+        entered, text_valid = tokens.original("embedding"), tokens.question.valid_if_padded
+        vision, valid = entered.value, entered.valid
+        alike = gram.products(vision, tokens.question.embeddings)
         if text_valid is not None:
             # The lowest number instead of -inf: with no text at all, softmax of -inf everywhere would be NaN.
             alike = torch.where(text_valid.unsqueeze(1), alike, torch.finfo(torch.float32).min)
@@ -73,6 +73,8 @@ class LastTextRaters(RaterSelector):
 
     most = 1
     per_prompt = True
+    reads = Needs(question=True)
+    multiply_adds = no_products
 
     def forward(self, tokens: Tokens) -> Tensor:
         return _last(tokens).float()
@@ -82,9 +84,11 @@ class AllTextRaters(RaterSelector):
     """All text tokens after the image rate, with equal weight."""
 
     per_prompt = True
+    reads = Needs(question=True)
+    multiply_adds = no_products
 
     def forward(self, tokens: Tokens) -> Tensor:
-        return _weights(tokens.text_valid)
+        return _weights(tokens.question.valid)
 
 
 def _weights(chosen: Tensor) -> Tensor:
@@ -94,8 +98,8 @@ def _weights(chosen: Tensor) -> Tensor:
 
 def _last(tokens: Tokens) -> Tensor:
     """``[B, T]`` bool: the last valid text token of each sample, whichever side the padding is on."""
-    valid = tokens.text_valid_if_padded
+    words, valid = tokens.question.embeddings, tokens.question.valid_if_padded
     if valid is None:
-        batch, texts = tokens.text.shape[:2]
-        return (torch.arange(texts, device=tokens.text.device) == texts - 1).expand(batch, -1)
+        batch, texts = words.shape[:2]
+        return (torch.arange(texts, device=words.device) == texts - 1).expand(batch, -1)
     return valid & (valid.flip(1).cumsum(1).flip(1) == 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import gram, ops
+from tokenprune.core.merge import Merge
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.parts.density import prominence
 from tokenprune.parts.limits import Share
@@ -71,37 +72,32 @@ class ClusterRecycler(Recycler):
         compared = recycled + clusters * (self.metric == "cosine")
         return recycled * work.width * (compared + clusters) + recycled * clusters
 
-    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> tuple[Tokens, Tensor]:
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
         counts = tokens.counts(count)
         dropped = [size - k for size, k in zip(tokens.sizes, counts, strict=True)]
-        recycled = [self.recycled(p) for p in dropped]
-        clusters = [self.added(p) for p in dropped]
+        recycled = tuple(self.recycled(p) for p in dropped)
+        clusters = tuple(self.added(p) for p in dropped)
         if not any(clusters):
-            return tokens.take(kept, counts), kept[:, :0]
-        survives = ops.mask_of(kept, scores.shape[1], padded=ops.ragged(counts))
-        candidates = ops.top_k(scores, recycled, ~survives & tokens.valid if tokens.padded else ~survives)
-        valid = candidates >= 0 if ops.ragged(recycled) else None
-        at = candidates if valid is None else candidates.clamp(min=0)
-        x = ops.take_rows(tokens.hidden, at)
-        centres, member = self.clusters(x, valid, clusters)
+            return None
+        gone = ~ops.mask_of(kept, scores.shape[1], padded=ops.ragged(counts))
+        source = ops.top_k(scores, recycled, gone & tokens.valid if tokens.padded else gone)
+        padded = ops.ragged(recycled)
+        x = ops.take_rows(tokens.hidden, source.clamp(min=0) if padded else source)
+        centres, member = self.clusters(x, source >= 0 if padded else None, clusters)
         if ops.ragged(clusters):
-            anchors = candidates.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
+            target = source.gather(1, centres.clamp(min=0)).masked_fill(centres < 0, -1)
         else:
-            anchors = candidates.gather(1, centres)
-        weight = member.mT.float()  # [B, C, R], 0 for padding
-        merged = gram.products(weight.to(x.dtype), x.mT)
-        mass = weight @ tokens.mass.gather(1, at).unsqueeze(-1)
-        if self.reduce == "mean":
-            merged = merged / weight.sum(-1, keepdim=True).clamp(min=1)
-        real = anchors >= 0 if ops.ragged(clusters) else None
-        counted = ops.put_(survives, anchors, True, real).cumsum(1)
-        sizes = tuple(k + c for k, c in zip(counts, clusters, strict=True))
-        taken = tokens.take(ops.counted_places(counted, sizes), sizes)
-        rank = counted.gather(1, anchors if real is None else anchors.clamp(min=0)) - 1
-        hidden = ops.put_rows_(taken.hidden, rank, merged.to(taken.hidden.dtype), real)
-        return replace(taken, hidden=hidden, mass=ops.put_(taken.mass, rank, mass.squeeze(-1), real)), anchors
+            target = source.gather(1, centres)
+        return Merge(
+            source=source,
+            target=target,
+            weight=member.mT,
+            anchors=clusters,
+            mean=self.reduce == "mean",
+            source_counts=recycled,
+        )
 
-    def clusters(self, x: Tensor, valid: Tensor | None, counts: list[int]) -> tuple[Tensor, Tensor]:
+    def clusters(self, x: Tensor, valid: Tensor | None, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Clusters of the rows of `x` by density peaks.
 
         Args:

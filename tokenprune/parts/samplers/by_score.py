@@ -9,12 +9,15 @@ from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, Stride
 from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.work import no_products
 
 
 class TopKSampler(Sampler):
     """The tokens with the highest scores."""
 
-    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+    multiply_adds = no_products
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         return ops.top_k(scores, tokens.counts(count), tokens.valid_if_padded)
 
 
@@ -29,6 +32,8 @@ class UnionSampler(Sampler):
         offset: first row and column of the lattice, less than the stride.
     """
 
+    multiply_adds = no_products
+
     def __init__(self, *, stride: Stride = 3, offset: Offset = 0) -> None:
         super().__init__()
         self.stride = stride
@@ -37,6 +42,6 @@ class UnionSampler(Sampler):
         if offset >= stride:
             raise InputError(f"sampler 'union': offset {offset} must be less than the stride, {stride}")
 
-    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         points = ops.lattice(tokens.cell, tokens.valid, stride=self.stride, offset=self.offset)
         return ops.top_k(scores, tokens.counts(count), tokens.valid_if_padded, prefer=points)

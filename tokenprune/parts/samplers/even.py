@@ -13,6 +13,7 @@ from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, Phase, Seed, Stride
 from tokenprune.parts.samplers.base import Sampler
 from tokenprune.parts.spread import spread
+from tokenprune.parts.work import no_products
 
 
 class RandomSampler(Sampler):
@@ -22,12 +23,14 @@ class RandomSampler(Sampler):
         seed: another number, another choice.
     """
 
+    multiply_adds = no_products
+
     def __init__(self, *, seed: Seed = 0) -> None:
         super().__init__()
         self.seed = seed
         self.check()
 
-    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         return ops.top_k(ops.hashed(tokens.origin, self.seed), tokens.counts(count), tokens.valid_if_padded)
 
 
@@ -43,6 +46,8 @@ class UniformSampler(Sampler):
             left, 2 a quarter of it up and to the right, 3 a quarter down and to the left.
     """
 
+    multiply_adds = no_products
+
     def __init__(self, *, stride: Stride | None = None, offset: Offset = 0, phase: Phase = 0) -> None:
         super().__init__()
         self.stride = stride
@@ -56,7 +61,7 @@ class UniformSampler(Sampler):
         if offset and (stride is None or offset >= stride):
             raise InputError(f"sampler 'uniform': offset {offset} must be less than the stride, {stride}")
 
-    def forward(self, tokens: Tokens, scores: Tensor, count: Count, groups: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         counts = tokens.counts(count)
         if self.stride is None:
             return _layout(tokens, counts, self.phase)

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.parts.part import Part
+from tokenprune.parts.work import no_products
 
 
 class Scheduler(Part):
-    """Decides how many tokens the sampler keeps (what a recycler adds comes on top). Base of the role ``scheduler``."""
+    """Decides how many tokens the sampler keeps (what a recycler adds comes on top). Base of the role ``scheduler``.
+
+    A static one is asked for `count` before anything runs, on the host. Any other is asked behind the scorer, by
+    `forward`, and its answer is waited for. Where a budget has fixed the counts, only `nominal` is asked.
+    """
 
     role = "scheduler"
     suffix = "Scheduler"
@@ -21,11 +26,6 @@ class Scheduler(Part):
     def static(self) -> bool:
         """Whether the count follows from shapes alone, so that `count` may be asked."""
         return False
-
-    @property
-    def needs_attention(self) -> str | None:
-        """The layer whose attention it reads: ``"previous"``, ``"next"``, or None when it reads none."""
-        return None
 
     @abstractmethod
     def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
@@ -44,6 +44,8 @@ class Scheduler(Part):
 
 class StaticScheduler(Scheduler):
     """A scheduler that never needs scores: serving engines size the sequence first, and static shapes compile."""
+
+    multiply_adds = no_products
 
     @property
     def static(self) -> bool:

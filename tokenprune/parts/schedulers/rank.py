@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import ranks
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
-from tokenprune.errors import InputError
+from tokenprune.parts.attending import attention_of
 from tokenprune.parts.limits import Share, TokenCount
 from tokenprune.parts.schedulers.base import Scheduler
 from tokenprune.parts.work import Work
@@ -21,8 +22,8 @@ from tokenprune.parts.work import Work
 class RankRatioScheduler(Scheduler):
     """Counts from the rank of the attention of raters over vision tokens: SparseVLM's adaptive level of sparsity.
 
-    The rank is at most the number of raters, so with the numerical rank the count follows the length of the prompt.
-    Give rope, normalise and layer as to the scorer.
+    A rank cannot exceed the number of raters, so the numerical rank mostly measures the length of the prompt: use
+    `energy` to measure how spread out the attention is. Give rope, normalise and layer as to the scorer.
 
     Args:
         rule: ``delete`` drops scale · (tokens - rank), equation 7; ``keep`` keeps scale · rank + bias, as v1.0 did.
@@ -63,8 +64,8 @@ class RankRatioScheduler(Scheduler):
         self.check()
 
     @property
-    def needs_attention(self) -> str | None:
-        return self.layer
+    def reads(self) -> Needs:
+        return Needs(attention=self.layer)
 
     def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
         return min(float(size), max(float(self.at_least), self.expected * total))
@@ -80,10 +81,8 @@ class RankRatioScheduler(Scheduler):
 
     def rank(self, tokens: Tokens, raters: Tensor | None) -> Tensor:
         """Rank ``[B]`` int64 of each sample's raters × vision tokens."""
-        if tokens.attention is None or raters is None:
-            missing = "raters" if raters is None else "the attention of a language model (there is none at this place)"
-            raise InputError(f"scheduler 'rank_ratio' needs {missing}")
-        matrix = tokens.attention.matrix(raters, rope=self.rope, normalise=self.normalise, layer=self.layer)
+        attention, raters = attention_of(self, tokens, raters)
+        matrix = attention.matrix(raters, rope=self.rope, normalise=self.normalise, layer=self.layer)
         # Rows and columns that are 0 do not change singular values: padding and text that does not rate are no worry.
         matrix = matrix * (raters > 0).unsqueeze(-1) * tokens.valid.unsqueeze(1)
         if self.energy is not None:
@@ -92,7 +91,7 @@ class RankRatioScheduler(Scheduler):
 
     def keep_of(self, rank: Tensor, size: Tensor) -> Tensor:
         """Tokens to keep ``[B]``, from rank and tokens ``[B]`` int64; in whole numbers, so without float error."""
-        scale = Fraction(self.scale).limit_denominator(10**6)
+        scale = plain_fraction(self.scale)
         if self.rule == "delete":
             keep = size - scale.numerator * (size - rank) // scale.denominator
         else:

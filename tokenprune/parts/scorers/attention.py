@@ -8,8 +8,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import ops
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
+from tokenprune.parts.attending import attention_of
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.work import Work
 
@@ -33,8 +35,6 @@ class AttentionScorer(Scorer):
             tenth of its peak.
     """
 
-    needs_raters = True
-
     def __init__(
         self,
         *,
@@ -53,18 +53,12 @@ class AttentionScorer(Scorer):
         self.check()
 
     @property
-    def needs_attention(self) -> str | None:
-        return self.layer
+    def reads(self) -> Needs:
+        return Needs(attention=self.layer)
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        if tokens.attention is None:
-            raise InputError(
-                "scorer 'attention' needs the attention of a language model: there is none at this place. Give "
-                "Tokens(attention=...), see tokenprune.core.attention, or prune before a layer instead of after vision"
-            )
-        if raters is None:
-            raise InputError("scorer 'attention' needs raters: give the stage one, for example 'last_text'")
-        heads = tokens.attention.scores(
+        attention, raters = attention_of(self, tokens, raters)
+        heads = attention.scores(
             raters, rope=self.rope, normalise=self.normalise, layer=self.layer, gravity=self.gravity
         )
         if heads.shape[::2] != tokens.valid.shape:

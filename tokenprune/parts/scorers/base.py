@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,18 +11,20 @@ from tokenprune.parts.part import Part
 
 
 class Scorer(Part):
-    """Scores the vision tokens. Base class of the role ``scorer``."""
+    """Scores the vision tokens. Base class of the role ``scorer``.
+
+    A stage asks it behind the raters, whenever something may be dropped; its scores go to scheduler, sampler and
+    recycler.
+    """
 
     role = "scorer"
     suffix = "Scorer"
-    needs_raters: ClassVar[bool] = False
-    """Whether `forward` needs rater weights."""
-
-    @property
-    def needs_attention(self) -> str | None:
-        """The layer whose attention it reads: ``"previous"``, ``"next"``, or None when it reads none."""
-        return None
 
     @abstractmethod
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        """Scores ``[B, N]`` float32, -inf on padding."""
+        """Scores ``[B, N]`` float32, -inf on padding.
+
+        Args:
+            tokens: N vision tokens that entered the stage.
+            raters: ``[B, T]`` rater weights; None where the stage has none.
+        """

@@ -9,6 +9,7 @@ from tokenprune.core import ops
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Seed
 from tokenprune.parts.scorers.base import Scorer
+from tokenprune.parts.work import no_products
 
 
 class RandomScorer(Scorer):
@@ -19,6 +20,8 @@ class RandomScorer(Scorer):
     Args:
         seed: another number, another choice.
     """
+
+    multiply_adds = no_products
 
     def __init__(self, *, seed: Seed = 0) -> None:
         super().__init__()
@@ -32,12 +35,16 @@ class RandomScorer(Scorer):
 class ConstantScorer(Scorer):
     """The same score for all: for samplers that do not look at scores. With top_k the first tokens survive."""
 
+    multiply_adds = no_products
+
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         return tokens.only_valid(torch.zeros_like(tokens.mass, dtype=torch.float32))
 
 
 class RasterScorer(Scorer):
     """Later tokens are worth more, so the bottom of the image survives: the position bias that FEATHER found, pure."""
+
+    multiply_adds = no_products
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         return tokens.only_valid(tokens.origin.float())

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
-from tokenprune.core import gram, ops
+from tokenprune.core import gram
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.density import prominence
 from tokenprune.parts.scorers.base import Scorer
-from tokenprune.parts.work import Work
+from tokenprune.parts.work import Work, no_products
 
 
 class NormScorer(Scorer):
@@ -20,6 +21,8 @@ class NormScorer(Scorer):
     Args:
         order: ``high`` keeps the longest, ``low`` the shortest.
     """
+
+    multiply_adds = no_products
 
     def __init__(self, *, order: Literal["high", "low"] = "high") -> None:
         super().__init__()
@@ -42,15 +45,15 @@ class DensityPeaksScorer(Scorer):
         neighbours: nearest tokens that density counts, the token itself among them; higher smooths it.
     """
 
+    reads = Needs(embedding=True)
+
     def __init__(self, *, neighbours: Annotated[int, Field(ge=1, le=1024)] = 5) -> None:
         super().__init__()
         self.neighbours = neighbours
         self.check()
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        features = tokens.hidden
-        if "vision_embedding" in tokens.aux:  # later in the model, hidden states are no features any more
-            features = ops.take_rows(tokens.aux["vision_embedding"], tokens.origin.clamp(min=0))
+        features = tokens.signal("embedding")  # later in the model, hidden states are no features any more
         counted = [min(self.neighbours, size) for size in tokens.sizes]
         apart = gram.distances(features.float()) / features.shape[-1] ** 0.5
         return tokens.only_valid(prominence(apart, tokens.valid_if_padded, counted))

@@ -143,7 +143,7 @@ class _Listening(Stage):
             weights, rope=scorer.rope, normalise=scorer.normalise, layer="next", gravity=scorer.gravity
         )
         self._heard(scorer(tokens, weights), heads, tokens)
-        return StageResult(tokens, tokens.origin, tokens.origin[:, :0], None, weights)
+        return StageResult(tokens, tokens.origin[:, :0], None, False, None, weights)
 
 
 class _Ear:

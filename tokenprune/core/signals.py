@@ -1,0 +1,88 @@
+"""What `Tokens` carries beside the tokens: the question, and signals recorded elsewhere in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from tokenprune.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """The text tokens of the prompt behind its first image: those that may rate. T is the most of the batch."""
+
+    embeddings: Tensor
+    """``[B, T, D]`` as they enter the language model."""
+    valid: Tensor
+    """``[B, T]`` bool, False on padding."""
+    padded: bool = True
+    """Whether `valid` may be False anywhere: known on the host."""
+
+    @property
+    def valid_if_padded(self) -> Tensor | None:
+        """`valid`; None where it is known to be True throughout."""
+        return self.valid if self.padded else None
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    """Something recorded for each vision token elsewhere in the model, such as its input embedding."""
+
+    value: Tensor
+    """``[B, M, ...]``, one row for each recorded token."""
+    valid: Tensor | None = None
+    """``[B, M]`` bool, False on padding; None without."""
+    origin: Tensor | None = None
+    """``[B, M]`` int64, ascending: which original vision token each row belongs to. None: row i is original token i."""
+
+
+@dataclass(frozen=True, eq=False)
+class Signals:
+    """Signals by name, as one part may read them."""
+
+    recorded: Mapping[str, Signal] = field(default_factory=dict)
+    declared: frozenset[str] | None = None
+    """Names that the part has declared; None: all."""
+    reader: str = ""
+    """The part, as messages call it."""
+
+    def get(self, name: str) -> Signal | None:
+        """The signal of that name; None where nobody recorded it.
+
+        Raises:
+            InputError: the part does not declare that it reads it.
+        """
+        if self.declared is not None and name not in self.declared:
+            known = ", ".join(sorted(self.declared)) or "none"
+            raise InputError(
+                f"{self.reader} reads the signal {name!r}, but declares {known}{did_you_mean(name, self.declared)}; "
+                "state it in `reads = Needs(...)`"
+            )
+        return self.recorded.get(name)
+
+    def adding(self, more: Mapping[str, Signal]) -> Signals:
+        """These signals and more of them."""
+        return Signals({**self.recorded, **more}, self.declared, self.reader)
+
+    def mapped(self, change: Callable[[str], Signal]) -> Signals:
+        """The same names, as far as they may be read, with other signals."""
+        names = [name for name in self.recorded if self.declared is None or name in self.declared]
+        return Signals({name: change(name) for name in names}, self.declared, self.reader)
+
+    def seen_by(self, declared: frozenset[str], reader: str) -> Signals:
+        """The same for a part that has declared these names."""
+        return Signals(self.recorded, declared, reader)
+
+
+class Undeclared:
+    """Stands in for what a part has not declared to read: any use raises, so that nobody relies on it unnoticed."""
+
+    def __init__(self, reader: str, what: str, declaration: str) -> None:
+        self._told = f"{reader} reads {what}, but does not declare it; state it in `reads = Needs({declaration})`"
+
+    def __getattr__(self, name: str) -> Any:
+        raise InputError(self._told)

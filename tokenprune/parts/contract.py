@@ -1,0 +1,145 @@
+"""What each part promises the stage, held against what it returned: one message that names the part.
+
+Shapes, types and counts are looked at for every part; that takes no kernel and waits for nothing. Values are looked at
+by an assertion on the device, for parts of others alone: ours are held to the same promises by the tests of every part,
+and a stage is many small kernels already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tokenprune.core import ops, transfer
+from tokenprune.core.groups import Groups
+from tokenprune.core.merge import Merge
+from tokenprune.core.tokens import Tokens
+from tokenprune.errors import InputError
+from tokenprune.parts.part import Part
+
+
+class Contract:
+    """The checks of one stage's parts.
+
+    Args:
+        stage: how messages call the stage.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+
+    def raters(self, part: Part, weights: Tensor, tokens: Tokens) -> None:
+        """Rater weights ``[B, T]`` float32."""
+        self._shape(part, "weights", weights, tuple(tokens.question.valid.shape))
+        if not _shipped(part):
+            good = (weights >= 0).all() & torch.isfinite(weights).all()
+            self._hold(good, part, "gave weights that are negative or not finite")
+
+    def scores(self, part: Part, scores: Tensor, tokens: Tokens) -> None:
+        """Scores ``[B, N]``: float32 and no NaN, which sorts above everything and would be kept in silence."""
+        self._shape(part, "scores", scores, tuple(tokens.valid.shape))
+        self._hold((scores == scores).all(), part, "gave NaN scores")  # NaN alone differs from itself
+
+    def counts(self, part: Part, counts: Sequence[int], tokens: Tokens) -> tuple[int, ...]:
+        """Counts of an adaptive scheduler, one for each sample, 0 … its tokens."""
+        if len(counts) != len(tokens.sizes) or any(not 0 <= k <= n for k, n in zip(counts, tokens.sizes, strict=False)):
+            raise self._broken(part, f"keeps {list(counts)} tokens", f"one count a sample, 0 … {list(tokens.sizes)}")
+        return tuple(counts)
+
+    def kept(self, part: Part, kept: Tensor, counts: Sequence[int], tokens: Tokens) -> None:
+        """Indices ``[B, K]`` int64, as many as asked for: ascending, within 0 … N - 1, -1 behind the count of a row."""
+        most = max(counts, default=0)
+        self._shape(part, "indices", kept, (len(counts), most), torch.int64)
+        if _shipped(part) or not most:
+            return
+        real = ops.first(counts, most, kept.device)
+        sizes = transfer.ints(tokens.sizes, kept.device).unsqueeze(1)
+        ascending = (kept[:, 1:] > kept[:, :-1]) | ~real[:, 1:]
+        good = (((kept >= 0) & (kept < sizes)) == real).all() & ascending.all()
+        self._hold(good, part, f"gave indices out of range, out of order or twice, or not {list(counts)} of them")
+
+    def groups(self, part: Part, groups: Groups, tokens: Tokens) -> None:
+        """A group for every token, and a grid for every group."""
+        got = [sum(own) for own in groups.sizes]
+        if got != list(tokens.sizes) or [len(own) for own in groups.sizes] != [len(own) for own in groups.grids]:
+            raise self._broken(part, f"gave groups of {got} tokens in all", f"{list(tokens.sizes)}, and a grid a group")
+        self._shape(part, "an index", groups.index, tuple(tokens.valid.shape), torch.int64)
+
+    def shares(
+        self, part: Part, shares: Sequence[Sequence[int]], counts: Sequence[int], sizes: Sequence[Sequence[int]]
+    ) -> None:
+        """Counts by group, none above its group, that sum up to those of the samples."""
+        pairs = [(k, n) for own, of in zip(shares, sizes, strict=False) for k, n in zip(own, of, strict=False)]
+        same = [len(own) for own in shares] == [len(own) for own in sizes]
+        if not same or any(not 0 <= k <= n for k, n in pairs) or [sum(own) for own in shares] != list(counts):
+            expected = f"counts of {[list(own) for own in sizes]} that sum up to {list(counts)}"
+            raise self._broken(part, f"shares out {[list(own) for own in shares]}", expected)
+
+    def plan(self, part: Part, plan: Merge | None, added: Sequence[int], tokens: Tokens) -> None:
+        """A plan whose anchors are as many as the recycler promised."""
+        anchors = [0] * len(added) if plan is None else list(plan.anchors)
+        if anchors != list(added):
+            raise self._broken(part, f"made {anchors} merged tokens", f"{list(added)}, as its `added` has promised")
+        if plan is None:
+            return
+        batch, sources, targets = len(added), plan.source.shape[-1], plan.target.shape[-1]
+        self._shape(part, "sources", plan.source, (batch, sources), torch.int64)
+        self._shape(part, "targets", plan.target, (batch, targets), torch.int64)
+        self._shape(part, "merge weights", plan.weight, (batch, targets, sources), plan.weight.dtype)
+        if plan.weight.dtype not in (torch.bool, torch.float32):
+            raise self._broken(part, f"gave merge weights of {plan.weight.dtype}", "bool or float32")
+        if plan.share is not None:
+            self._shape(part, "merge shares", plan.share, (batch, targets, sources))
+        if not _shipped(part):
+            n = tokens.valid.shape[1]
+            good = (plan.source < n).all() & (plan.target < n).all() & (plan.weight >= 0).all()
+            self._hold(good, part, f"named tokens beyond the {n} of the stage, or gave negative merge weights")
+
+    def states(self, part: Part, states: Tensor, plan: Merge, tokens: Tokens) -> None:
+        """Hidden states ``[B, M, D]`` of a plan's targets."""
+        shape = (*plan.target.shape, tokens.hidden.shape[2])
+        if tuple(states.shape) != shape or not states.is_floating_point():
+            raise self._broken(part, f"gave states {tuple(states.shape)} of {states.dtype}", f"{shape}, floating point")
+
+    def bias(self, part: Part, bias: Tensor, tokens: Tokens) -> None:
+        """Key biases ``[B, N]`` float32, finite."""
+        self._shape(part, "biases", bias, tuple(tokens.valid.shape))
+        if not _shipped(part):
+            self._hold(torch.isfinite(bias).all(), part, "gave biases that are not finite")
+
+    def explain(self, error: RuntimeError) -> None:
+        """Raise `InputError` if `error` is what PyTorch makes of an assertion of this stage."""
+        text = str(error)
+        if f"{self.stage}: " in text:
+            told = text[text.index(f"{self.stage}: ") :].splitlines()[0]
+            hint = "; are there NaN values in the model's activations?" if "NaN" in told else ""
+            raise InputError(f"{told}{hint}") from None
+
+    def _shape(
+        self, part: Part, what: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+    ) -> None:
+        if tuple(x.shape) != shape or x.dtype != dtype:
+            expected = f"{shape} of {str(dtype).removeprefix('torch.')}"
+            raise self._broken(part, f"gave {what} {tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}", expected)
+
+    def _broken(self, part: Part, got: str, expected: str) -> InputError:
+        return InputError(f"{self.stage}: {part.title} {got}; expected {expected}")
+
+    def _hold(self, good: Tensor, part: Part, broken: str) -> None:
+        """Assert on the device: an accelerator raises later, and is not waited for."""
+        told = f"{self.stage}: {part.title} {broken}"
+        if torch.compiler.is_compiling() or good.device.type != "cpu":
+            torch._assert_async(good, told)
+            return
+        try:
+            torch._assert_async(good, told)
+        except RuntimeError as error:
+            self.explain(error)
+            raise
+
+
+def _shipped(part: Part) -> bool:
+    """Whether the part is one of ours, as it stands."""
+    return type(part).__module__.startswith("tokenprune.parts.")

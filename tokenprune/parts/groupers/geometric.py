@@ -1,0 +1,142 @@
+"""Groups that follow from where tokens lie: images, frames, windows, tiles, stretches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from math import prod
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tokenprune.core import transfer
+from tokenprune.core.groups import Groups, rectangle
+from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.parts.groupers.base import Grouper
+from tokenprune.parts.work import no_products
+
+Cells = Annotated[int, Field(ge=1, le=4096)]
+"""Rows or columns of a window, in vision tokens."""
+Parts = Annotated[int, Field(ge=1, le=64)]
+"""Into how many parts a side is cut."""
+
+
+class GeometricGrouper(Grouper):
+    """A grouper that needs the grids alone.
+
+    Where no earlier stage has dropped tokens, sizes are known on the host; else one look at the device tells them.
+    """
+
+    multiply_adds = no_products
+
+    @abstractmethod
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        """The group of each cell of one image or video, ``[T, H, W]``, counted from 0; and the grid of each group."""
+
+    def forward(self, tokens: Tokens) -> Groups:
+        device, (batch, n) = tokens.valid.device, tokens.valid.shape
+        index = np.full((batch, max(n, *tokens.total)), -1, dtype=np.int64)
+        grids: list[list[Grid]] = []
+        for row, sample in enumerate(tokens.grids):
+            own: list[Grid] = []
+            at = 0
+            for grid in sample:
+                group, of = self.split(grid)
+                index[row, at : at + group.size] = group.ravel() + len(own)
+                at, own = at + group.size, own + of
+            grids.append(own)
+        whole = tokens.sizes == tokens.total
+        here = torch.from_numpy(index)
+        if not whole:  # which tokens are left is known on the device alone
+            origin = tokens.origin.cpu()
+            here = here.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, -1)
+        numbers = here.numpy()
+        sizes = tuple(
+            tuple(np.bincount(row[row >= 0], minlength=len(own)).tolist())
+            for row, own in zip(numbers, grids, strict=True)
+        )
+        fitted = tuple(
+            tuple(rectangle(size, grid) for size, grid in zip(row, own, strict=True))
+            for row, own in zip(sizes, grids, strict=True)
+        )
+        return Groups(transfer.upload(here[:, :n], device), sizes, fitted)
+
+
+class ImageGrouper(GeometricGrouper):
+    """A group for each image or video of the prompt (LLaVA-NeXT: one for the overview, one for the tiles)."""
+
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        return np.zeros(grid, dtype=np.int64), [grid]
+
+
+class FrameGrouper(GeometricGrouper):
+    """A group for each frame of each video, or for each image."""
+
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        return blocks(grid, (1, grid[1], grid[2]))
+
+
+class WindowGrouper(GeometricGrouper):
+    """Windows of so many rows and columns within each frame; those at the right and bottom may be smaller.
+
+    Args:
+        height: rows of a window, in vision tokens; higher gives fewer, larger groups.
+        width: columns of a window.
+    """
+
+    def __init__(self, *, height: Cells = 6, width: Cells = 6) -> None:
+        super().__init__()
+        self.height = height
+        self.width = width
+        self.check()
+
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        return blocks(grid, (1, self.height, self.width))
+
+
+class TileGrouper(GeometricGrouper):
+    """So many tiles down and across each frame, as equal as whole rows and columns allow.
+
+    Args:
+        rows: tiles from top to bottom; higher gives more, smaller groups.
+        columns: tiles from left to right.
+    """
+
+    def __init__(self, *, rows: Parts = 2, columns: Parts = 2) -> None:
+        super().__init__()
+        self.rows = rows
+        self.columns = columns
+        self.check()
+
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        return blocks(grid, (1, -(-grid[1] // self.rows), -(-grid[2] // self.columns)))
+
+
+class SegmentGrouper(GeometricGrouper):
+    """Stretches of so many frames of a video; an image is one segment.
+
+    Args:
+        frames: frames of a segment; higher gives fewer, longer groups.
+    """
+
+    def __init__(self, *, frames: Cells = 8) -> None:
+        super().__init__()
+        self.frames = frames
+        self.check()
+
+    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
+        return blocks(grid, (self.frames, grid[1], grid[2]))
+
+
+def blocks(grid: Grid, size: tuple[int, int, int]) -> tuple[NDArray[np.int64], list[Grid]]:
+    """Cut a grid into blocks of at most `size` (frames, rows, columns), numbered in raster order of the blocks."""
+    along = [np.arange(side) // step for side, step in zip(grid, size, strict=True)]
+    many = [int(numbers[-1]) + 1 for numbers in along]
+    t, h, w = np.ix_(*along)
+    index = ((t * many[1] + h) * many[2] + w).astype(np.int64)
+    sides = [[int((numbers == i).sum()) for i in range(count)] for numbers, count in zip(along, many, strict=True)]
+    grids: list[Grid] = [(a, b, c) for a in sides[0] for b in sides[1] for c in sides[2]]
+    assert sum(map(prod, grids)) == index.size
+    return index, grids

@@ -1,0 +1,1 @@
+"""Rectifiers: what is added to the attention that survivors get, because they stand for tokens that are gone."""
