@@ -20,7 +20,6 @@ from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 from matplotlib.typing import ColorType
 
 from tokenprune.builder import build
-from tokenprune.core.ops import take_rows, top_k
 from tokenprune.core.place import Place
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.recyclers.base import Recycler
@@ -42,6 +41,7 @@ BEFORE = ("USER", ":")
 WORDS = ("where", "is", "the", "red", "circle", "?")
 RATERS = ("red", "circle")
 DEPTH, PLACES, KEEP = 32, (3, 16), (15, 6)
+RECYCLERS: tuple[Recycler, ...] = (ClusterRecycler(share=0.5, per_cluster=6, plus_one=False), DropRecycler())
 
 
 def scene() -> np.ndarray[Any, Any]:
@@ -70,9 +70,8 @@ def toy_stages() -> tuple[Tokens, list[StageResult]]:
     picture = torch.tensor(scene()).float()
     patches = picture.unfold(0, 16, 16).unfold(1, 16, 16).mean((-1, -2)).reshape(1, SIDE * SIDE, 3)
     tokens = start = Tokens.from_hidden(patches, grid=(SIDE, SIDE))
-    recyclers: tuple[Recycler, ...] = (ClusterRecycler(share=0.5, per_cluster=6, plus_one=False), DropRecycler())
     results = []
-    for layer, keep, recycler in zip(PLACES, KEEP, recyclers, strict=True):
+    for layer, keep, recycler in zip(PLACES, KEEP, RECYCLERS, strict=True):
         stage = Stage(
             place=Place("before_layer", layer),
             scorer=ToyScorer(),
@@ -215,18 +214,14 @@ def _funnel(
 
 
 def _members(result: StageResult, came: Tokens) -> dict[int, int]:
-    """Recycled token to the anchor of the merged token that took it up, original indices."""
-    anchors = [i for i in result.merged[0].tolist() if i >= 0]
-    if not anchors:
+    """Recycled token to the anchor of the merged token that took it up, original indices; the first stage merges."""
+    if not result.merged.numel():
         return {}
-    recycler = ClusterRecycler(share=0.5, per_cluster=6, plus_one=False)
-    dropped = came.valid.clone()
-    dropped[0, result.kept[0]] = False
     assert result.scores is not None
-    candidates = top_k(result.scores, [recycler.recycled(int(dropped.sum()))], dropped)
-    centres, member = recycler.clusters(take_rows(came.hidden, candidates), candidates >= 0, [len(anchors)])
-    names = candidates[0][centres[0]].tolist()
-    return {int(candidates[0, i]): names[int(member[0, i].int().argmax())] for i in range(candidates.shape[1])}
+    plan = RECYCLERS[0](came, result.kept, result.scores, result.kept.shape[1])
+    assert plan is not None
+    anchors = plan.target[0, plan.weight[0].int().argmax(0)]
+    return dict(zip(plan.source[0].tolist(), anchors.tolist(), strict=True))
 
 
 def _stage_label(axes: Axes, y: float, layer: int) -> None:

@@ -45,8 +45,8 @@ class Folded:
     """The groups of a batch as samples of their own: R rows in all, of at most W tokens."""
 
     tokens: Tokens
-    """``[R, W, ...]``, one group a row. Cells count from the group's own first row and column; `origin` and `total`
-    stay those of the whole sample."""
+    """``[R, W, ...]``, one group a row. Cells count from the group's own first row and column, `total` is the tokens of
+    the group; `origin` stays that of the whole sample, so that chance falls differently in each group."""
     at: Tensor
     """``[R, W]`` indices into N of its sample, -1 on padding."""
     owner: tuple[int, ...]
@@ -93,7 +93,7 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
         mass=of(tokens.mass).masked_fill(gone, 0.0),
         bias=None if tokens.bias is None else of(tokens.bias).masked_fill(gone, 0.0),
         sizes=sizes,
-        total=tuple(tokens.total[row] for row in owner),
+        total=sizes,
         grids=tuple((grid,) for sample in groups.grids for grid in sample),
         attention=None,
         signals=tokens.signals.mapped(

@@ -1,0 +1,213 @@
+"""Parts that break their promise are named, in a plain pipeline and on an attached model alike; nothing is silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import build, inputs
+from pruned import TOLERANCE, logits_of, reference_stages, stage_results
+from reference import pruned_difference, reference_logits, vision_mask
+from torch import Tensor
+
+import tokenprune as tp
+from tokenprune.core.merge import Merge, merge
+from tokenprune.core.needs import Needs
+from tokenprune.core.place import Place
+from tokenprune.core.tokens import Tokens
+from tokenprune.errors import InputError, RecipeError
+from tokenprune.parts.raters.text import LastTextRaters
+from tokenprune.parts.rectifiers.base import Rectifier
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.samplers.by_score import TopKSampler
+from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.fixed import FixedScheduler
+from tokenprune.parts.scorers.base import Scorer
+from tokenprune.parts.scorers.baseline import RasterScorer
+from tokenprune.stage import Stage
+
+
+def stage(**parts: Any) -> Stage:
+    """Before layer 2, half of the tokens, by their place."""
+    plain = {"scheduler": FixedScheduler(keep=0.5), "scorer": RasterScorer(), "sampler": TopKSampler()}
+    return Stage(place=Place("before_layer", 2), name="mine", **{**plain, "recycler": DropRecycler(), **parts})
+
+
+class ForeignSampler(Sampler):
+    def __init__(self, change: Any = lambda kept: kept) -> None:
+        super().__init__()
+        self.change = change
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Any) -> Tensor:
+        return self.change(TopKSampler()(tokens, scores, count))
+
+
+class ForeignScorer(Scorer):
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
+        return self.change(tokens)
+
+
+class ForeignScheduler(Scheduler):
+    def nominal(self, size: int, *, total: int, grids: Any) -> float:
+        return 1.0
+
+    def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> Tensor:
+        return torch.full((scores.shape[0],), scores.shape[1] + 1)
+
+
+class ForeignRecycler(Recycler):
+    """Promises one anchor, plans two."""
+
+    def added(self, dropped: int) -> int:
+        return min(1, dropped)
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Any) -> Merge | None:
+        batch = scores.shape[0]
+        two = torch.arange(2).expand(batch, -1)
+        return Merge(source=two, target=two, weight=torch.eye(2).bool().expand(batch, -1, -1), anchors=(2,) * batch)
+
+
+class ForeignRectifier(Rectifier):
+    def forward(self, tokens: Tokens) -> Tensor:
+        return torch.full_like(tokens.mass, torch.inf)
+
+
+BROKEN = {
+    "too few": (
+        {"sampler": ForeignSampler(lambda kept: kept[:, 1:])},
+        r"mine \(before_layer: 2\): sampler 'foreign' gave indices .* expected \(\d, \d+\) of int64",
+    ),
+    "half numbers": ({"sampler": ForeignSampler(lambda kept: kept.float())}, "gave indices .* of float32"),
+    "twice": (
+        {"sampler": ForeignSampler(torch.zeros_like)},
+        "sampler 'foreign' gave indices out of range, out of order",
+    ),
+    "order": ({"sampler": ForeignSampler(lambda kept: kept.flip(1))}, "out of order or twice"),
+    "range": ({"sampler": ForeignSampler(lambda kept: kept + 1000)}, "out of range"),
+    "negative": ({"sampler": ForeignSampler(lambda kept: kept - 1000)}, "out of range"),
+    "scores": (
+        {"scorer": ForeignScorer(lambda tokens: tokens.mass[:, 1:])},
+        r"scorer 'foreign' gave scores .* expected \(\d, \d+\) of float32",
+    ),
+    "half scores": ({"scorer": ForeignScorer(lambda tokens: tokens.mass.half())}, "scores .* of float16"),
+    "nan": ({"scorer": ForeignScorer(lambda tokens: tokens.mass * torch.nan)}, "scorer 'foreign' gave NaN scores; are"),
+    "counts": ({"scheduler": ForeignScheduler()}, r"scheduler 'foreign' keeps \[\d+.*\] tokens; expected one count"),
+    "anchors": ({"recycler": ForeignRecycler()}, r"recycler 'foreign' made \[2.*\] merged tokens; expected \[1"),
+    "bias": ({"rectifier": ForeignRectifier()}, "rectifier 'foreign' gave biases that are not finite"),
+    "question": (
+        {"scorer": ForeignScorer(lambda tokens: tokens.question.embeddings.sum() + tokens.mass)},
+        r"scorer 'foreign' reads the question, but does not declare it; .*Needs\(question=True\)",
+    ),
+    "embedding": (
+        {"scorer": ForeignScorer(lambda tokens: tokens.signal("embedding").norm(dim=-1))},
+        "scorer 'foreign' reads the signal 'embedding', but declares none",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_promise_names_the_part_in_a_pipeline_and_attached(case: str) -> None:
+    parts, message = BROKEN[case]
+    tokens = Tokens.from_hidden(torch.randn(2, 16, 8), text=torch.randn(2, 3, 8))
+    with pytest.raises(InputError, match=message):
+        tp.Pipeline([stage(**parts)], depth=8)[2](tokens)
+    model = build("llava")
+    with tp.attach(model, tp.Pipeline([stage(**parts)])), pytest.raises(InputError, match=message):
+        model(**inputs("llava", model))
+
+
+class FoldInRecycler(Recycler):
+    """Adds the mean of all dropped tokens to every survivor: nothing is an anchor, every survivor changes."""
+
+    def added(self, dropped: int) -> int:
+        return 0
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Any) -> Merge | None:
+        counts = tokens.counts(count)
+        gone = tokens.valid.scatter(1, kept.clamp(min=0), kept < 0) if tokens.padded else tokens.valid.clone()
+        if not tokens.padded:
+            gone = gone.scatter(1, kept, False)
+        n = tokens.valid.shape[1]
+        every = torch.arange(n).expand(len(counts), -1)
+        weight = gone.float().unsqueeze(1) / gone.sum(1).clamp(min=1)[:, None, None]
+        own = (kept.unsqueeze(2) == every.unsqueeze(1)).float()
+        weight = (weight + own) * (kept >= 0).unsqueeze(2)
+        share = own + gone.float().unsqueeze(1) / torch.tensor(counts)[:, None, None] * (kept >= 0).unsqueeze(2)
+        return Merge(source=every, target=kept, weight=weight, anchors=(0,) * len(counts), mean=False, share=share)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_a_recycler_that_changes_survivors_moves_the_logits(family: str, attention: Any) -> None:
+    """As it moves the tokens of the plain pipeline, and as the masked reference says; `drop` gives other logits."""
+    model = build(family, attention=attention)
+    batch = inputs(family, model)
+    made = stage(recycler=FoldInRecycler())
+    with tp.attach(model, tp.Pipeline([made])) as attached, stage_results(attached) as results:
+        logits = logits_of(model, batch)
+    stages = reference_stages(attached.report, results)
+    assert stages[0].anchors is not None and torch.equal(stages[0].anchors, stages[0].kept)
+    assert results[0].tokens.mass.sum(1).tolist() == pytest.approx(list(attached.report.total))
+    expected = reference_logits(model, batch, stages)
+    vision, real = vision_mask(model, batch["input_ids"]), batch["attention_mask"]
+    kept = attached.report.stages[0].kept
+    assert pruned_difference(logits, expected, vision, real, kept) < TOLERANCE
+    with tp.attach(model, tp.Pipeline([stage()])) as attached:
+        assert not torch.allclose(logits_of(model, batch), logits, atol=1e-2)
+
+
+def test_a_plain_pipeline_writes_what_the_plan_says() -> None:
+    tokens = Tokens.from_hidden(torch.randn(2, 16, 8), text=torch.randn(2, 3, 8))
+    result = tp.Pipeline([stage(recycler=FoldInRecycler())], depth=8).run(2, tokens)[-1]
+    dropped = tokens.hidden[:, :8].mean(1, keepdim=True)  # raster keeps the last half
+    assert torch.allclose(result.tokens.hidden, tokens.hidden[:, 8:] + dropped, atol=1e-5)
+    assert result.written is not None and result.written.tolist() == [list(range(8))] * 2
+    assert torch.equal(result.tokens.mass, torch.full((2, 8), 2.0))
+
+
+class OddRecycler(FoldInRecycler):
+    """Its states are no sums: a part may compute others."""
+
+    def states(self, tokens: Tokens, plan: Merge) -> Tensor:
+        return merge(tokens.hidden, plan).tanh()
+
+
+def test_a_recycler_may_compute_states_of_its_own() -> None:
+    tokens = Tokens.from_hidden(torch.randn(2, 16, 8))
+    one, other = (
+        tp.Pipeline([stage(recycler=r)], depth=8).run(2, tokens)[-1] for r in (FoldInRecycler(), OddRecycler())
+    )
+    assert torch.allclose(one.tokens.hidden.tanh(), other.tokens.hidden)
+
+
+def test_declarations_are_checked_when_they_are_made() -> None:
+    with pytest.raises(RecipeError, match=r"Needs\(attention='last'\); expected one of: previous, next"):
+        Needs(attention="last")
+    with pytest.raises(RecipeError, match=r"Needs\(tower='class_atention'\) \(did you mean 'class_attention'\?\)"):
+        Needs(tower="class_atention")
+    with pytest.raises(RecipeError, match="expected numbers of layers, at least 1"):
+        Needs(earlier=0)
+
+
+def test_raters_are_checked_too() -> None:
+    class ForeignRaters(LastTextRaters):
+        def forward(self, tokens: Tokens) -> Tensor:
+            return super().forward(tokens)[:, 1:]
+
+    made = stage(raters=ForeignRaters())
+    tokens = Tokens.from_hidden(torch.randn(2, 16, 8), text=torch.randn(2, 3, 8))
+    with pytest.raises(InputError, match=r"raters 'foreign' gave weights \(2, 2\) of float32; expected \(2, 3\)"):
+        tp.Pipeline([made], depth=8)[2](tokens)
