@@ -65,7 +65,7 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
     sizes = tuple(size for sample in groups.sizes for size in sample)
     owner = tuple(row for row, sample in enumerate(groups.sizes) for _ in sample)
     # Tokens sorted by group (stable, so in raster order within each), padding last; a group is then one stretch.
-    behind = groups.index.where(groups.index >= 0, groups.index.new_full((), n + 1))
+    behind = groups.index.masked_fill(groups.index < 0, torch.iinfo(torch.int64).max)
     order = behind.sort(dim=1, stable=True).indices
     order = order + torch.arange(0, batch * n, n, device=device).unsqueeze(1)
     stretches = transfer.upload(_stretches(groups.sizes, n), device)
