@@ -31,13 +31,7 @@ def test_ls_takes_a_pattern(cli: Callable[..., Any]) -> None:
 
 def test_ls_parts_and_models(cli: Callable[..., Any]) -> None:
     told = json.loads(cli("ls", "--parts", "--json").out)["parts"]
-<<<<<<< HEAD
-    assert {"raters", "scorer", "scheduler", "grouper", "sampler", "recycler", "rectifier"} == {
-        part["role"] for part in told
-    }
-=======
     assert {part["role"] for part in told} == set(ROLES)
->>>>>>> main
     assert all(part["summary"] for part in told)
     assert all(argument["help"] for part in told for argument in part["args"])
     assert "rank_ratio" in cli("ls", "parts").out
