@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from hashlib import sha256
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from tokenprune.errors import InputError, RecipeError, did_you_mean
 from tokenprune.stage import Stage, StageResult
 
 Key = str | int | Place
-"""``"after_vision"``, ``"before_layer: 3"``, 3, or a `Place`."""
+"""``"after_vision"``, ``"before_layer: 3"``, ``"in_vision: block 6"``, 3, or a `Place`."""
 
 PricesOf = Callable[["Pipeline", int, Sequence[Grid], int, int], Prices]
 """What a prompt costs on some model: from a pipeline, vision tokens, grids, other tokens, and those that may rate."""
@@ -76,13 +77,22 @@ class Pipeline(nn.Module):
 
     @property
     def static(self) -> bool:
-        """Whether every count is known from shapes alone, before any layer runs."""
+        """Whether every count is known from shapes alone, before any layer runs.
+
+        Also those of groups: which tokens of a group an earlier stage has left is known on the device alone.
+        """
+        if any(stage.grouper is not None for stage in self.stages[1:]):
+            return False
         return self.budget is not None or all(stage.scheduler.static for stage in self)
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits for its stages and budget as `repr` tells them."""
-        return sha256(f"{self!r} {self.budget}".encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits for its stages and budget: places, settings, and the weights that parts hold."""
+        made = sha256(f"{self!r} {self.budget}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            made.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return made.hexdigest()[:12]
 
     def layers(self, depth: int | None = None) -> tuple[int, ...]:
         """The 0-based layer before which each stage acts in a model of `depth` layers (0 for ``after_vision``)."""
@@ -99,6 +109,9 @@ class Pipeline(nn.Module):
         layers = [step.layer for step in steps]
         if layers != sorted(layers) or max(layers, default=0) >= depth:
             raise RecipeError(f"{self.name}: does not fit a model of {depth} layers: it acts before layers {layers}")
+        for before, stage in pairwise(self.stages):
+            if stage.place.precedes(before.place):
+                raise RecipeError(f"{self.name}: {stage.place} comes before {before.place}: put the stages in order")
         return steps
 
     # In a compiled model a plan is a constant: one graph a shape, and the solver is not traced.
@@ -183,12 +196,13 @@ class Pipeline(nn.Module):
         known = self.depth if depth is None else depth
         if known is not None:
             return known
-        places = [stage.place.at for stage in self]
+        places = [stage.place for stage in self]
+        layers = [place.at or 0 if place.in_decoder else 0 for place in places]
         kind = None if self.budget is None else self.budget.kind
-        needed = kind in ("average", "flops") or any(isinstance(at, Fraction) for at in places)
-        if needed or (kind == "keep" and len({at or 0 for at in places}) > 1):
+        needed = kind in ("average", "flops") or any(isinstance(layer, Fraction) for layer in layers)
+        if needed or (kind == "keep" and len(set(layers)) > 1):
             raise InputError(f"{self.name} needs the number of decoder layers of the model: build(recipe, depth=32)")
-        return 1 + max((int(at or 0) for at in places), default=0)
+        return 1 + max(map(int, layers), default=0)
 
     def _prices(self, total: int, grids: Sequence[Grid], text: int | None, question: int | None) -> Prices | None:
         if self.budget is None or self.budget.kind != "flops" or not self.stages or not total:
@@ -204,7 +218,7 @@ class Pipeline(nn.Module):
         """What the place of a stage may be called: as the recipe has it, and by its layer where that is known."""
         place = self.stages[index].place
         names = [str(place)]
-        if place.at is not None and self.depth is not None:
+        if place.in_decoder and self.depth is not None:
             names.append(f"before_layer: {place.layer(self.depth)}")
         return names
 

@@ -38,6 +38,17 @@ class Given(Scorer):
         return self.scores.gather(1, tokens.origin.clamp(min=0)).masked_fill(~tokens.valid, -torch.inf)
 
 
+class Weighted(Given):
+    """A part with weights."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((2,), value))
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+
 def made(scorer: Scorer) -> Pipeline:
     stage = Stage(
         place=Place("before_layer", 3),
@@ -63,6 +74,8 @@ def test_stages_made_in_python_are_attached_as_they_are() -> None:
         given.scores = torch.arange(1000, 0, -1.0).expand(len(batch["input_ids"]), -1)
         logits_of(model, batch)
         assert attached.report.stages[0].kept.tolist() == [[0, 1, 2, 3]] * len(given.scores)
+    weights = {made(Weighted(each)).fingerprint for each in (0.0, 1.0)}
+    assert len(weights) == 2  # settings alike, weights not
     prints = {made(scorer).fingerprint for scorer in (given, RasterScorer(), RandomScorer(), RandomScorer(seed=1))}
     assert len(prints) == 4 and made(given).fingerprint == made(Given()).fingerprint
 

@@ -96,6 +96,43 @@ def test_static_recipe(family: str) -> None:
     assert torch.equal(again, others[0]) and worst(again_logits, others[1]) < TOLERANCE
 
 
+GROUPED = stage(
+    1,
+    fixed(0.6),
+    scorer="norm",
+    grouper={"type": "window", "height": 2, "width": 2},
+    recycler={"type": "cluster", "share": 0.8, "per_cluster": 3},
+    rectifier="log_mass",
+)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_groups_and_biases_are_in_the_graph(family: str, cache: str) -> None:
+    """A picture's windows are constants, and biases outlive the prefill in either cache."""
+    model = build(family, layers=LAYERS)
+    batch, asked = inputs(family, model), recipe("grouped", GROUPED)
+    expected = eager(model, batch, asked)
+    with tp.attach(model, asked, compile=TRACED) as attached:
+        sequences, logits = generate_logits(model, batch, cache_implementation=cache)
+        assert attached.report.graphs is not None and attached.report.graphs.breaks == 0
+        assert same_choice(attached.report, expected[2])
+    assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
+
+
+def test_groups_of_what_an_earlier_stage_has_left_are_not_static() -> None:
+    """Which tokens of a window are left is known on the device alone, so such a prefill is a graph a layer."""
+    model = build("llava", layers=LAYERS)
+    batch = inputs("llava", model)
+    asked = recipe("behind", stage(1, fixed(0.8), scorer="norm"), {**GROUPED, "place": {"before_layer": 2}})
+    assert not tp.build(asked, depth=LAYERS).static
+    expected = eager(model, batch, asked)
+    with tp.attach(model, asked, compile=TRACED) as attached:
+        sequences, logits = generate_logits(model, batch)
+        assert same_choice(attached.report, expected[2])
+    assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adaptive_recipe(family: str) -> None:
     """One graph a layer, one for all decode steps, one for the tower; the counts stay exact, whatever the buckets."""

@@ -110,15 +110,14 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
 
 def _stretches(sizes: Sequence[Sequence[int]], n: int) -> Tensor:
     """``[R, W]`` where each group stands among the sorted tokens of all samples, n a sample; -1 on padding."""
-    width = max((size for sample in sizes for size in sample), default=0)
-    places = torch.full((sum(map(len, sizes)), width), -1, dtype=torch.int64)
-    row = 0
+    width = max([size for sample in sizes for size in sample], default=0)
+    places: list[list[int]] = []
     for number, sample in enumerate(sizes):
         start = number * n
         for size in sample:
-            places[row, :size] = torch.arange(start, start + size)
-            start, row = start + size, row + 1
-    return places
+            places.append([*range(start, start + size), *[-1] * (width - size)])
+            start += size
+    return torch.tensor(places, dtype=torch.int64).view(-1, width)
 
 
 def unfold(kept: Tensor, folded: Folded, counts: Sequence[int], n: int) -> Tensor:

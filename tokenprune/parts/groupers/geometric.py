@@ -37,31 +37,37 @@ class GeometricGrouper(Grouper):
 
     def forward(self, tokens: Tokens) -> Groups:
         device, (batch, n) = tokens.valid.device, tokens.valid.shape
-        index = np.full((batch, max(n, *tokens.total)), -1, dtype=np.int64)
-        grids: list[list[Grid]] = []
-        for row, sample in enumerate(tokens.grids):
-            own: list[Grid] = []
-            at = 0
-            for grid in sample:
-                group, of = self.split(grid)
-                index[row, at : at + group.size] = group.ravel() + len(own)
-                at, own = at + group.size, own + of
-            grids.append(own)
-        whole = tokens.sizes == tokens.total
-        here = torch.from_numpy(index)
-        if not whole:  # which tokens are left is known on the device alone
-            origin = tokens.origin.cpu()
-            here = here.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, -1)
-        numbers = here.numpy()
+        cut = [self.cut(grids) for grids in tokens.grids]
+        index = torch.full((batch, max(n, *tokens.total)), -1, dtype=torch.int64)
+        for row, (groups, _) in enumerate(cut):
+            index[row, : len(groups)] = torch.tensor(groups, dtype=torch.int64)
+        grids = tuple(own for _, own in cut)
+        if tokens.sizes == tokens.total:
+            # A group that nothing has left yet fills its grid.
+            return Groups(transfer.upload(index[:, :n], device), tuple(tuple(map(prod, own)) for own in grids), grids)
+        origin = tokens.origin.cpu()  # which tokens are left is known on the device alone
+        index = index.gather(1, origin.clamp(min=0)).masked_fill(origin < 0, -1)
         sizes = tuple(
-            tuple(np.bincount(row[row >= 0], minlength=len(own)).tolist())
-            for row, own in zip(numbers, grids, strict=True)
+            tuple(torch.bincount(row[row >= 0], minlength=len(own)).tolist())
+            for row, own in zip(index, grids, strict=True)
         )
         fitted = tuple(
             tuple(rectangle(size, grid) for size, grid in zip(row, own, strict=True))
             for row, own in zip(sizes, grids, strict=True)
         )
-        return Groups(transfer.upload(here[:, :n], device), sizes, fitted)
+        return Groups(transfer.upload(index, device), sizes, fitted)
+
+    # In a compiled model the cut of a picture is a constant, like a plan: one graph a shape.
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def cut(self, grids: tuple[Grid, ...]) -> tuple[tuple[int, ...], tuple[Grid, ...]]:
+        """The group of every original token of a sample with these pictures, and the grid of every group."""
+        groups: list[int] = []
+        own: list[Grid] = []
+        for grid in grids:
+            index, of = self.split(grid)
+            groups += (index.ravel() + len(own)).tolist()
+            own += of
+        return tuple(groups), tuple(own)
 
 
 class ImageGrouper(GeometricGrouper):
