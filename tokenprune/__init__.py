@@ -1,4 +1,7 @@
-"""tokenprune: faster vision-language models by dropping, merging or recycling vision tokens. See docs/index.md."""
+"""tokenprune: faster vision-language models by dropping, merging or recycling vision tokens. See docs/index.md.
+
+What a user needs, and what the author of a part needs, is here: one import line, ``import tokenprune as tp``.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,88 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenprune.budget import Budget as Budget
     from tokenprune.builder import build as build
+    from tokenprune.core.attention import attention_from_qk as attention_from_qk
+    from tokenprune.core.groups import Groups as Groups
+    from tokenprune.core.merge import Merge as Merge
+    from tokenprune.core.merge import merge as merge
+    from tokenprune.core.merge import unmerge as unmerge
+    from tokenprune.core.needs import Needs as Needs
+    from tokenprune.core.place import Place as Place
     from tokenprune.core.report import Report as Report
+    from tokenprune.core.tokens import Attention as Attention
     from tokenprune.core.tokens import Tokens as Tokens
     from tokenprune.engine.attach import Attached as Attached
     from tokenprune.engine.attach import attach as attach
+    from tokenprune.errors import BudgetError as BudgetError
+    from tokenprune.errors import InputError as InputError
+    from tokenprune.errors import NotFiredError as NotFiredError
+    from tokenprune.errors import RecipeError as RecipeError
+    from tokenprune.errors import TokenPruneError as TokenPruneError
+    from tokenprune.errors import UnsupportedModelError as UnsupportedModelError
     from tokenprune.families.ledger import ledger as ledger
+    from tokenprune.families.load import load as load
+    from tokenprune.parts.groupers.base import Grouper as Grouper
+    from tokenprune.parts.part import Part as Part
+    from tokenprune.parts.raters.base import RaterSelector as RaterSelector
+    from tokenprune.parts.rectifiers.base import Rectifier as Rectifier
+    from tokenprune.parts.recyclers.base import Recycler as Recycler
+    from tokenprune.parts.samplers.base import Sampler as Sampler
+    from tokenprune.parts.schedulers.base import Scheduler as Scheduler
+    from tokenprune.parts.schedulers.base import StaticScheduler as StaticScheduler
+    from tokenprune.parts.scorers.base import Scorer as Scorer
+    from tokenprune.parts.work import Work as Work
+    from tokenprune.parts.work import no_products as no_products
     from tokenprune.pipeline import Pipeline as Pipeline
+    from tokenprune.plot.kept import plot_kept as plot_kept
     from tokenprune.recipe import Recipe as Recipe
     from tokenprune.recipe import list_recipes as list_recipes
     from tokenprune.recipe import load_recipe as load_recipe
     from tokenprune.stage import Stage as Stage
+    from tokenprune.study.bench import bench as bench
+    from tokenprune.study.evaluate import evaluate as evaluate
 
 _HOMES = {
     "Attached": "engine.attach",
+    "Attention": "core.tokens",
     "Budget": "budget",
+    "BudgetError": "errors",
+    "Grouper": "parts.groupers.base",
+    "Groups": "core.groups",
+    "InputError": "errors",
+    "Merge": "core.merge",
+    "Needs": "core.needs",
+    "NotFiredError": "errors",
+    "Part": "parts.part",
     "Pipeline": "pipeline",
+    "Place": "core.place",
+    "RaterSelector": "parts.raters.base",
     "Recipe": "recipe",
+    "RecipeError": "errors",
+    "Rectifier": "parts.rectifiers.base",
+    "Recycler": "parts.recyclers.base",
     "Report": "core.report",
+    "Sampler": "parts.samplers.base",
+    "Scheduler": "parts.schedulers.base",
+    "Scorer": "parts.scorers.base",
     "Stage": "stage",
+    "StaticScheduler": "parts.schedulers.base",
+    "TokenPruneError": "errors",
     "Tokens": "core.tokens",
+    "UnsupportedModelError": "errors",
+    "Work": "parts.work",
     "attach": "engine.attach",
+    "attention_from_qk": "core.attention",
+    "bench": "study.bench",
     "build": "builder",
+    "evaluate": "study.evaluate",
     "ledger": "families.ledger",
     "list_recipes": "recipe",
+    "load": "families.load",
     "load_recipe": "recipe",
+    "merge": "core.merge",
+    "no_products": "parts.work",
+    "plot_kept": "plot.kept",
+    "unmerge": "core.merge",
 }
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"

@@ -8,26 +8,24 @@ docs/design.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.core.report import Report, StageReport, Stopwatch
-from tokenprune.engine.cache import cache_in, check_cache, different_slots, layer_of, slots_of, virtualise
+from tokenprune.core.report import Report, StageReport
+from tokenprune.engine.cache import cache_in, check_cache, different_slots, layer_of, virtualise
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import LayerHooks
 from tokenprune.engine.prompt import Prefill, planned
 from tokenprune.engine.reading import position_ids, real_tokens, start_reading, vision_tokens
+from tokenprune.engine.running import run_stage
 from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import Anatomy, picture_size
 from tokenprune.pipeline import Pipeline
-from tokenprune.stage import Stage
 
 
 class Engine:
@@ -297,7 +295,8 @@ class Engine:
                 virtualise(store)
             call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
             for number in stages:
-                hidden = self._run(number, call)
+                hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
+                self._note(ran)
                 call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
             self.taps.layer_enters(call)
             if index >= first:
@@ -310,39 +309,9 @@ class Engine:
 
         return before_layer
 
-    def _run(self, number: int, call: LayerCall) -> Tensor:
-        """Run stage `number` before a layer; returns the hidden states of what is left."""
-        forward, prefill, hidden = call.forward, call.prefill, call.hidden
+    def _note(self, ran: StageReport) -> None:
         assert self._ran is not None
-        stage: Stage = self.pipeline.stages[number]
-        # One graph has no clock inside.
-        watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
-        with nullcontext() if watch is None else watch.measure():
-            prompt = prefill.prompt
-            before = prompt.tokens.at_place(hidden, self.taps.attention(stage, call), self.taps.signals(stage, call))
-            result = prefill.run(number, stage, before)
-            tokens = result.tokens
-            renumbers = stage.positions == "renumber"
-            if tokens.sizes != before.sizes or result.written is not None:
-                hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
-                prefill.text = moved.gather(1, prefill.text)
-            if renumbers:
-                forward.renumber(prompt, hidden, slots_of(call.store))
-            prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None, signals=prompt.tokens.signals))
-        self._ran.append(
-            StageReport(
-                name=stage.name,
-                place=str(stage.place),
-                layer=call.index if stage.place.in_decoder else None,
-                left=tokens.origin,
-                merged=result.merged,
-                sizes=tokens.sizes,
-                scores=result.scores,
-                scored=before.origin,
-                watch=watch,
-            )
-        )
-        return hidden
+        self._ran.append(ran)
 
 
 def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:

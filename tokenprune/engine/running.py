@@ -1,0 +1,55 @@
+"""One stage before one decoder layer of a prefill: what it is given, and what becomes of the sequence."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tokenprune.core.report import StageReport, Stopwatch
+from tokenprune.engine.cache import slots_of
+from tokenprune.engine.taps import LayerCall, Taps
+from tokenprune.stage import Stage
+
+
+def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[Tensor, StageReport]:
+    """Run a stage; the sequence is shorter afterwards, in `call.forward` and `call.prefill` too.
+
+    Args:
+        number: of the stage in its recipe.
+        stage: to run.
+        call: the layer that it acts before.
+        taps: what earlier layers have computed.
+
+    Returns:
+        Hidden states ``[B, m, D]`` of what is left, and what to report.
+    """
+    forward, prefill, hidden = call.forward, call.prefill, call.hidden
+    # One graph has no clock inside.
+    watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
+    with nullcontext() if watch is None else watch.measure():
+        prompt = prefill.prompt
+        before = prompt.tokens.at_place(hidden, taps.attention(stage, call), taps.signals(stage, call))
+        result = prefill.run(number, stage, before)
+        tokens = result.tokens
+        renumbers = stage.positions == "renumber"
+        if tokens.sizes != before.sizes or result.written is not None:
+            hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
+            prefill.text = moved.gather(1, prefill.text)
+        if renumbers:
+            forward.renumber(prompt, hidden, slots_of(call.store))
+        prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None, signals=prompt.tokens.signals))
+    report = StageReport(
+        name=stage.name,
+        place=str(stage.place),
+        layer=call.index if stage.place.in_decoder else None,
+        left=tokens.origin,
+        merged=result.merged,
+        sizes=tokens.sizes,
+        scores=result.scores,
+        scored=before.origin,
+        watch=watch,
+    )
+    return hidden, report
