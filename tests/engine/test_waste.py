@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 import tokenprune as tp
 from tokenprune.core import transfer
 from tokenprune.core.tokens import Tokens
-from tokenprune.engine.engine import Engine
 from tokenprune.engine.projections import LayerInput, rater_attention, rotary
+from tokenprune.engine.running import run_stage
 from tokenprune.parts.raters.text import AboveMeanRaters
 
 STATIC = ["after_vision", "attention", "merging", "deep"]
@@ -231,7 +231,7 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.count = 0
         self.inside = False
-        run = Engine._run
+        run = run_stage
 
         def watched(*args: Any) -> Any:
             self.inside = True
@@ -240,7 +240,7 @@ class Operations(TorchDispatchMode):
             finally:
                 self.inside = False
 
-        monkeypatch.setattr(Engine, "_run", watched)
+        monkeypatch.setattr("tokenprune.engine.engine.run_stage", watched)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += self.inside and not func.is_view
