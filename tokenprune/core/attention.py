@@ -41,7 +41,7 @@ class Projection:
     """``[B or 1, H or 1, T, L]``: bool, True where a text token may see a token; or a number that is added to the dot
     product, where the lowest number of the dtype means hidden. None: all see all."""
     sees_itself: bool = False
-    """Whether `visible` is known to show every text token that has weight something: itself at least."""
+    """True if no row with weight is fully masked (each rater sees itself), so that empty rows need no check."""
     softcap: float | None = None
     """Scaled dot products are squeezed to ±softcap by tanh (Gemma)."""
     columns: Tensor | None = None
@@ -103,7 +103,7 @@ class RaterAttention:
             if kernel is not None:
                 block = self._vision(block, source) / self._gravity(kernel, start, stop, source.scaling)
             mean = weight @ block
-            # Gathering last leaves one row to gather the vision tokens of.
+            # Raters are averaged first and vision columns picked then: one row a head is gathered instead of R rows.
             mean = mean if kernel is not None else self._vision(mean, source)
             total = mean if total is None else total + mean
         if total is None:
@@ -156,7 +156,7 @@ class RaterAttention:
         if not gram.sums_halves(source.q, k):
             k = k.contiguous().float()  # a batched product would copy keys, too, and takes far longer for it
         k = k.flatten(0, 1)
-        # Hiding other keys spares gathering those of vision tokens, the largest tensor here.
+        # For `vision`, other keys are masked; gathering the vision tokens' keys would copy the largest tensor here.
         vision = self._is_vision(source) if normalise == "vision" else None
         many = max(1, self.block_bytes // max(1, 4 * batch * heads * k.shape[1]))
         for start in range(0, texts, many):
@@ -284,4 +284,4 @@ def _visible(logits: Tensor, source: Projection, rows: slice) -> tuple[Tensor, T
     visible = None if source.visible is None else source.visible[..., rows, :]
     if visible is None or visible.dtype == torch.bool:
         return logits, visible
-    return logits + visible.float(), visible > torch.finfo(visible.dtype).min / 2
+    return logits + visible.float(), ops.is_shown(visible)

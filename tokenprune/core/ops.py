@@ -94,7 +94,7 @@ def _flat(index: Tensor, x: Tensor) -> Tensor:
 
 
 def in_memory(x: Tensor) -> Tensor:
-    """`x`, for a compiled graph to compute once: fused into its readers, it is computed anew in each.
+    """`x`, stored by a compiled graph; else inductor recomputes it inside every kernel that reads it.
 
     Inductor itself stores what it counts as heavy, but sines are not on its list (pytorch/pytorch#128339 is about it).
     """
@@ -139,6 +139,11 @@ def evenly(mask: Tensor, counts: Tensor) -> Tensor:
     quota = (2 * rank * want + size) // (2 * size).clamp(min=1)
     before = (2 * (rank - 1) * want + size) // (2 * size).clamp(min=1)
     return mask & (quota > before)
+
+
+def is_shown(mask: Tensor) -> Tensor:
+    """Bool of the same shape: where an attention mask, bool or added to the logits, lets a query look."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def lattice(cell: Tensor, valid: Tensor, *, stride: int, offset: int) -> Tensor:

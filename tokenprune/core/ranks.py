@@ -24,7 +24,7 @@ def numerical_rank(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def energy_rank(matrix: Tensor, energy: float) -> Tensor:
     """Rank ``[B]`` int64 of each matrix ``[T, N]``: the fewest singular values that sum up to `energy` of all."""
     squares = squared_singular_values(matrix)
-    # The root would blow up rounding: what is 0 but for 1e-16 would count as 1e-8.
+    # Zero eigenvalues first: rounding leaves about 1e-16, and its square root, 1e-8, would pass for a singular value.
     noise = max(matrix.shape[1:]) * torch.finfo(torch.float64).eps * squares[:, :1]
     values = squares.where(squares > noise, 0.0).sqrt()
     total = values.sum(1, keepdim=True)

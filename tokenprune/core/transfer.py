@@ -23,7 +23,10 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
 
 
 def download(x: Tensor) -> Callable[[], Tensor]:
-    """Start to copy `x` to the host; calling what is returned waits for it, and for nothing that came behind it."""
+    """Start to copy `x` to the host.
+
+    The function returned blocks until this copy is done, but not until work queued later is done.
+    """
     if x.device.type != "cuda" or torch.compiler.is_compiling():
         here = x.cpu()
         return lambda: here

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from tokenprune.core import ops
 from tokenprune.engine.cache import Slots
 from tokenprune.engine.gather import take
 from tokenprune.errors import UnsupportedModelError
@@ -157,4 +158,4 @@ def rater_rows(mask: Mask | None, text: Tensor, stored: int, length: int, *, bia
     if mask.dim() == 2:
         return causal & mask[:, None, None, stored : stored + length].bool()
     rows = take(mask, text, 2)[..., stored : stored + length]
-    return rows if biased or rows.dtype == torch.bool else rows > torch.finfo(rows.dtype).min / 2
+    return rows if biased else ops.is_shown(rows)

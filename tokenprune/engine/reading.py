@@ -138,8 +138,7 @@ def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: 
     if mask.dim() == 4:
         # The last query of a causal mask sees every real token.
         last = mask[:, 0, -1, past : past + length].to(device)
-        seen = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
-        return seen.expand(batch, -1)
+        return ops.is_shown(last).expand(batch, -1)
     raise InputError(f"attention_mask: expected 2 or 4 dimensions, got shape {tuple(mask.shape)}")
 
 

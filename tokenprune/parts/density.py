@@ -14,9 +14,9 @@ def prominence(apart: Tensor, valid: Tensor | None, neighbours: Sequence[int]) -
     """Logarithm of density times separation, ``[B, R]``: what makes a token the centre of a cluster.
 
     Density is that of the nearest neighbours, the token itself included; of equals the lower index is the denser one.
-    The separation of the densest token is its own largest distance (SparseVLM's paper). Released code takes the largest
-    of all distances; that token is the first centre either way, since no other is denser or farther from a denser one.
-    In logarithms, as densities underflow.
+    Separation is the distance to the nearest denser token. The densest has none: its own largest distance stands in
+    (SparseVLM's paper), or the largest of all distances (its released code); either makes it the first centre. All in
+    logarithms, since densities underflow.
 
     Args:
         apart: ``[B, R, R]`` float32 distances between tokens. Their scale weighs density against separation.
