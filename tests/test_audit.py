@@ -20,7 +20,7 @@ from tokenprune.errors import InputError
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.plot.audit import plot_audit
 from tokenprune.plot.style import save
-from tokenprune.study.audit import Audit, StageAudit, rank_correlation, share
+from tokenprune.study.audit import Audit, StageAudit, proportion, rank_correlation
 from tokenprune.study.audit.heads import HeadAudit
 
 GRID = (1, 8, 8)
@@ -167,9 +167,9 @@ def test_intervals_cover_the_truth_and_ask_for_enough_pictures() -> None:
 
 def test_wilson_interval() -> None:
     """Against the worked example of Wilson's interval for 8 of 10."""
-    estimate = share(8, 10)
+    estimate = proportion(8, 10)
     assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
-    assert share(0, 5).low == 0 and share(5, 5).high == 1
+    assert proportion(0, 5).low == 0 and proportion(5, 5).high == 1
 
 
 def test_nothing_or_everything_kept_has_no_bias() -> None:

@@ -20,7 +20,7 @@ from tokenprune.errors import BudgetError, InputError, UnsupportedModelError
 from tokenprune.families.noise import Pictures, noise, smaller_picture, usual_pictures
 from tokenprune.plot.times import plot_times
 from tokenprune.recipe import load_recipe
-from tokenprune.study.bench import Bench, bench, ratio
+from tokenprune.study.bench import Bench, bench, median_ratio
 from tokenprune.study.bench.clock import Sample
 from tokenprune.study.bench.sides import SMALLER, UNTOUCHED, sides
 
@@ -34,9 +34,9 @@ times = st.floats(1e-3, 1e3)
 
 def test_three_pairs_by_hand() -> None:
     """P(median of a draw is the lowest) = P(two or three of 3 draws are it) = 7/27: beyond 2.5 % both ends are in."""
-    found = ratio([3.0, 1.0, 2.0], [1.0, 1.0, 1.0])
+    found = median_ratio([3.0, 1.0, 2.0], [1.0, 1.0, 1.0])
     assert (found.value, found.low, found.high) == (2.0, 1.0, 3.0)
-    assert ratio([4.0], [2.0]) == ratio([2.0], [1.0])
+    assert median_ratio([4.0], [2.0]) == median_ratio([2.0], [1.0])
 
 
 @pytest.mark.parametrize("n", [7, 15, 31])
@@ -44,7 +44,7 @@ def test_interval_is_that_of_the_drawn_bootstrap(n: int) -> None:
     """Against 200 000 draws of n pairs: the chance at the interval's ends is right to the noise of the draws."""
     rng = np.random.default_rng(n)
     ratios = np.sort(rng.gamma(4.0, size=n))
-    found = ratio(list(ratios), [1.0] * n)
+    found = median_ratio(list(ratios), [1.0] * n)
     medians = np.median(ratios[rng.integers(n, size=(200_000, n))], axis=1)
     for end, tail in ((found.low, 0.025), (found.high, 0.975)):
         below, at = (medians < end).mean(), (medians <= end).mean()
@@ -55,10 +55,10 @@ def test_interval_is_that_of_the_drawn_bootstrap(n: int) -> None:
 @given(pairs=st.lists(st.tuples(times, times), min_size=1, max_size=15).filter(lambda pairs: len(pairs) % 2 == 1))
 def test_intervals_hold_their_value_and_invert(pairs: list[tuple[float, float]]) -> None:
     before, after = zip(*pairs, strict=True)
-    found, back = ratio(before, after), ratio(after, before)
+    found, back = median_ratio(before, after), median_ratio(after, before)
     assert min(b / a for b, a in pairs) <= found.low <= found.value <= found.high <= max(b / a for b, a in pairs)
     assert math.isclose(found.value, 1 / back.value)
-    same = ratio(before, before)
+    same = median_ratio(before, before)
     assert (same.value, same.low, same.high) == (1.0, 1.0, 1.0)
 
 
@@ -73,7 +73,7 @@ def test_intervals_hold_their_value_and_invert(pairs: list[tuple[float, float]])
 )
 def test_ratios_that_make_no_sense(before: list[float], after: list[float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        ratio(before, after)
+        median_ratio(before, after)
 
 
 @pytest.fixture(scope="module")

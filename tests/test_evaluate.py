@@ -32,10 +32,10 @@ from tokenprune.study.evaluate import (
     make_conditions,
     normal,
     scene_cases,
-    wilson,
 )
 from tokenprune.study.evaluate import run as runs
 from tokenprune.study.evaluate.conditions import share_of, shrink
+from tokenprune.study.statistics import Estimate, proportion
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,11 @@ def test_smaller_image_has_the_tokens_worth_of_pixels(value: float) -> None:
 def test_run_measures_what_it_says(embedded: tuple[Any, Any]) -> None:
     result = evaluate(*embedded, scene_cases(3), small(), batch_size=8)
     rows = {row.label: row for row in result.rows}
-    assert (rows["untouched"].average, rows["untouched"].final, rows["untouched"].change) == (144, 144, (0, 0, 0))
+    assert (rows["untouched"].average, rows["untouched"].final, rows["untouched"].change) == (
+        144,
+        144,
+        Estimate(0, 0, 0),
+    )
     assert (rows["last"].average, rows["last"].final, rows["last"].baseline) == (18, 18, True)
     assert 17 <= rows[SMALLER].average <= 18
     assert rows["last"].seconds > 0 == rows["untouched"].seconds
@@ -287,7 +291,7 @@ def test_accuracy_by_difficulty() -> None:
     result = Evaluation(cases, [Outcome(UNTOUCHED, ["a"] * 10, right, [4] * 10, [4.0] * 10, [4.0] * 10, [9] * 10, 0)])
     assert result.difficulties == {"t": {"easy": 6, "hard": 2}}
     found = result.rows[0].difficulties["t"]
-    assert found["easy"] == (pytest.approx(4 / 6), *wilson(4, 6)) and found["hard"] == (0, *wilson(0, 2))
+    assert found["easy"] == proportion(4, 6) and found["hard"] == proportion(0, 2)
     plain = result.to_dict()
     assert plain["tasks"]["t"]["difficulties"] == {"easy": 6, "hard": 2}
     assert plain["rows"][0]["tasks"]["t"]["difficulties"]["hard"]["value"] == 0

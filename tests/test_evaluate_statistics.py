@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from tokenprune.errors import InputError
 from tokenprune.study.evaluate import (
+    Estimate,
     accuracy,
     difference,
     holm,
     sign_flip,
     wilson,
 )
-from tokenprune.study.evaluate.statistics import resampled_means
+from tokenprune.study.statistics import resampled_means
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 5), (5, 5), (7, 20), (90, 100)])
@@ -66,13 +67,13 @@ def test_paired_difference_is_narrower_where_arms_agree() -> None:
 
 def test_identical_arms_differ_by_exactly_nothing() -> None:
     scores = (np.arange(30) % 3 == 0).astype(float)
-    assert difference(scores, scores, [i // 3 for i in range(30)]) == (0.0, 0.0, 0.0)
+    assert difference(scores, scores, [i // 3 for i in range(30)]) == Estimate(0.0, 0.0, 0.0)
 
 
 def test_accuracy_takes_wilson_where_questions_are_independent() -> None:
     scores = np.array([1.0] * 18 + [0.0] * 2)
-    assert accuracy(scores, list(range(20)))[1:] == wilson(18, 20)
-    assert accuracy(np.ones(20), [i // 4 for i in range(20)])[1:] == wilson(5, 5)  # nothing to resample
+    assert accuracy(scores, list(range(20))).ends == wilson(18, 20)
+    assert accuracy(np.ones(20), [i // 4 for i in range(20)]).ends == wilson(5, 5)  # nothing to resample
     clustered = accuracy(scores, [i // 4 for i in range(20)])
     assert clustered.value == 0.9 and clustered.low < 0.9 < clustered.high
     with pytest.raises(InputError, match="got 2 for 3"):

@@ -25,7 +25,7 @@ from tokenprune.study.bench.clock import Sample
 from tokenprune.study.bench.result import Row
 from tokenprune.study.bench.run import measure
 from tokenprune.study.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
-from tokenprune.study.bench.statistics import ratio
+from tokenprune.study.statistics import median_ratio
 
 CUT = "cut like {}"
 """Name of the side that tells what the machine allows a recipe."""
@@ -191,4 +191,8 @@ def _limit(row: Row, phase: str, earlier: list[float], samples: Sequence[Sample]
     """What the machine allows a method that costs nothing, and how fast a row is beside it; paired by round."""
     untouched, own, free = ([getattr(one, phase) for one in side] for side in (row.untouched, row.samples, samples))
     free = [*earlier, *free]
-    return {"allows": ratio(untouched, free).to_dict(), "reached": ratio(free, own).to_dict(), "samples": free}
+    return {
+        "allows": median_ratio(untouched, free).to_dict(),
+        "reached": median_ratio(free, own).to_dict(),
+        "samples": free,
+    }

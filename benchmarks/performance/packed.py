@@ -62,7 +62,11 @@ def main() -> None:
         alone, generate = run(chat, cases, condition, None)
         if together != alone:
             sys.exit(f"{condition.label}: packed answers differ from those of generate")
-        times = {"packed_ms": round(packed, 2), "generate_ms": round(generate, 2), "ratio": round(generate / packed, 2)}
+        times = {
+            "packed_ms": round(packed, 2),
+            "generate_ms": round(generate, 2),
+            "ratio": round(generate / packed, 2),
+        }
         rows[condition.label] = times
         print(condition.label, times, flush=True)
     if quick:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
-    from tokenprune.study.bench import Bench, Ratio, Row
+    from tokenprune.study.bench import Bench, Estimate, Row
 
 
 def show(result: Bench) -> None:
@@ -71,7 +71,7 @@ def _rest(row: Row, *, decodes: bool) -> list[str]:
     return [*cells, f"{'' if row.ledger.exact else '≈'}{row.kv_share:.1%}", *peak]
 
 
-def _ratio(found: Ratio | None) -> str:
+def _ratio(found: Estimate | None) -> str:
     return "" if found is None else f"{found.value:.2f}×"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.terminal import console, table
@@ -49,10 +50,11 @@ def as_csv(result: Evaluation) -> str:
     for row in result.rows:
         head = (row.label, row.budget, _yes(row.baseline), row.draws, row.fingerprint)
         cost = (row.total, row.average, row.final, row.flops, row.flops_share, row.seconds)
-        writer.writerow((*head, OVERALL, _yes(bool(result.ranked)), counted, *row.overall, *row.change, *cost))
+        overall = (OVERALL, _yes(bool(result.ranked)), counted, *astuple(row.overall), *astuple(row.change))
+        writer.writerow((*head, *overall, *cost))
         for task, questions in result.tasks.items():
             told = (task, _yes(task in result.ranked), questions)
-            writer.writerow((*head, *told, *row.tasks[task], *row.changes[task], *cost))
+            writer.writerow((*head, *told, *astuple(row.tasks[task]), *astuple(row.changes[task]), *cost))
     return made.getvalue()
 
 
@@ -175,7 +177,7 @@ def _name(row: Row) -> Text:
 
 
 def _range(estimate: Estimate, form: str) -> str:
-    low, high = (f"{100 * end:{form}}" for end in (estimate.low, estimate.high))
+    low, high = (f"{100 * end:{form}}" for end in estimate.ends)
     return f"{low}…{high}" if "+" in form else f"{low}–{high}"  # beside a minus, a dash confuses
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenprune.cli.pictures import open_picture
 from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
-from tokenprune.study.audit import THIRDS, Audit, Box, Estimate, share
+from tokenprune.study.audit import THIRDS, Audit, Box, Estimate, proportion
 from tokenprune.study.audit.heads import HeadAudit
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Tally:
 
     def accuracy(self, side: str) -> Estimate | None:
         """Of ``untouched`` or ``reduced``; None without targets."""
-        return share(getattr(self, side), self.targets) if self.targets else None
+        return proportion(getattr(self, side), self.targets) if self.targets else None
 
 
 @dataclass

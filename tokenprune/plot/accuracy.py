@@ -72,8 +72,8 @@ def _cost(row: Row, flops: bool) -> float:
 def _line(axes: Any, rows: list[Row], places: list[float], colour: str, mark: str) -> None:
     values = [100 * row.overall.value for row in rows]
     bars = [
-        [100 * max(0.0, row.overall.value - row.overall.low) for row in rows],
-        [100 * max(0.0, row.overall.high - row.overall.value) for row in rows],
+        [100 * max(0.0, row.overall.value - row.overall.ends[0]) for row in rows],
+        [100 * max(0.0, row.overall.ends[1] - row.overall.value) for row in rows],
     ]
     axes.errorbar(
         places,

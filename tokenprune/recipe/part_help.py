@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
 from dataclasses import dataclass
 from typing import get_type_hints
 
+from docstring_parser import DocstringStyle, parse
+
 from tokenprune.parts.part import Part
 from tokenprune.recipe.text.type_text import type_text
-
-_ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?: ?(.*)")
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,9 @@ def yaml_text(value: object) -> str:
 
 
 def _arguments(docstring: str) -> dict[str, str]:
-    """Argument to explanation, from the ``Args:`` section of a Google-style docstring."""
-    _, found, section = docstring.partition("\nArgs:\n")
-    if not found:
-        return {}
-    arguments: dict[str, str] = {}
-    name = ""
-    for line in section.splitlines():
-        if line and not line.startswith(" "):
-            break  # the next section
-        match = _ARGUMENT.match(line.strip()) if re.match(r" {4}\S", line) else None
-        if match:
-            name = match[1]
-            arguments[name] = match[2]
-        elif name and line.strip():
-            arguments[name] += f" {line.strip()}"
-    return {key: value.replace("``", "`").strip() for key, value in arguments.items()}
+    """Argument to explanation, from the ``Args:`` section."""
+    parsed = parse(docstring, style=DocstringStyle.GOOGLE)
+    return {
+        argument.arg_name: " ".join((argument.description or "").split()).replace("``", "`")
+        for argument in parsed.params
+    }

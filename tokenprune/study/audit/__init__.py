@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tokenprune.study.audit.collect import Audit, Box
 from tokenprune.study.audit.stages import THIRDS, Axis, Recall, StageAudit
-from tokenprune.study.audit.statistics import Estimate, rank_correlation, share
+from tokenprune.study.statistics import Estimate, proportion, rank_correlation
 
 __all__ = [
     "THIRDS",
@@ -20,6 +20,6 @@ __all__ = [
     "Estimate",
     "Recall",
     "StageAudit",
+    "proportion",
     "rank_correlation",
-    "share",
 ]

@@ -25,7 +25,7 @@ from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe
 from tokenprune.stage import Stage, StageResult
-from tokenprune.study.audit.statistics import Array, Estimate, estimate, rank_correlation
+from tokenprune.study.statistics import Array, Estimate, over_pictures, rank_correlation
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,7 @@ class _Ear:
 
     def result(self) -> CriterionAudit:
         known = [[value for value in layer if value == value] for layer in self.scores]  # NaN is unlike itself
-        layers = [estimate(np.array(each)[:, None], lambda s: s[..., 0]) if each else None for each in known]
+        layers = [over_pictures(np.array(each)[:, None], lambda s: s[..., 0]) if each else None for each in known]
         told = np.array(self.heads)
         seen = (~np.isnan(told)).sum(1)
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.study.audit.statistics import Array, Estimate, estimate, overlap, total, uneven
+from tokenprune.study.audit.resample import overlap, total
+from tokenprune.study.statistics import Array, Estimate, over_pictures, uneven
 
 THIRDS = ("top", "middle", "bottom")
 
@@ -129,8 +130,8 @@ def _axis(seen: Sequence[Seen], axis: int, kept: Array, everything: Array) -> Ax
     steepest[: int(full)] = room[0]
     steepest[min(int(full), len(along) - 1)] += rest
     return Axis(
-        mean=estimate(sums, lambda s: s[..., 2] / s[..., 1]) if count else None,
-        bias=estimate(sums, _bias) if 0 < count < tokens else None,
+        mean=over_pictures(sums, lambda s: s[..., 2] / s[..., 1]) if count else None,
+        bias=over_pictures(sums, _bias) if 0 < count < tokens else None,
         thirds=(float(thirds[0]), float(thirds[1]), float(thirds[2])),
         profile=tuple((along / room).tolist()),
         chi_square=chi_square,
@@ -165,11 +166,11 @@ def _recall(seen: Sequence[Seen]) -> dict[str, Recall]:
     if not groups["all"]:
         return {}
     return {
-        name: Recall(estimate(np.array(group)[:, None], lambda s: s[..., 0]) if group else None, len(group))
+        name: Recall(over_pictures(np.array(group)[:, None], lambda s: s[..., 0]) if group else None, len(group))
         for name, group in groups.items()
     }
 
 
 def _correlation(seen: Sequence[Seen]) -> Estimate | None:
     known = [item.correlation for item in seen if item.correlation is not None]
-    return estimate(np.array(known)[:, None], lambda s: s[..., 0]) if known else None
+    return over_pictures(np.array(known)[:, None], lambda s: s[..., 0]) if known else None

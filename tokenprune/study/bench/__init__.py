@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from tokenprune.study.bench.result import Bench, Row
 from tokenprune.study.bench.run import bench
-from tokenprune.study.bench.statistics import Ratio, ratio
+from tokenprune.study.statistics import Estimate, median_ratio
 
-__all__ = ["Bench", "Ratio", "Row", "bench", "ratio"]
+__all__ = ["Bench", "Estimate", "Row", "bench", "median_ratio"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenprune.cost.account import Cost, Ledger
 from tokenprune.study.bench.clock import Sample
-from tokenprune.study.bench.statistics import Ratio, ratio
+from tokenprune.study.statistics import Estimate, median_ratio
 
 PHASES = ("prefill", "language", "decode", "total")
 
@@ -39,10 +39,10 @@ class Row:
         known = [sample.method for sample in self.samples if sample.method is not None]
         return median(known) if known else None
 
-    def speedup(self, phase: str = "prefill") -> Ratio | None:
+    def speedup(self, phase: str = "prefill") -> Estimate | None:
         """Untouched time over this side's, paired by round; None for a phase that did not run."""
         before, after = ([getattr(one, phase) for one in side] for side in (self.untouched, self.samples))
-        return ratio(before, after) if min(before) > 0 and min(after) > 0 else None
+        return median_ratio(before, after) if min(before) > 0 and min(after) > 0 else None
 
     @property
     def method_share(self) -> float | None:

@@ -6,7 +6,7 @@ from tokenprune.study.evaluate.cases import Case, normal, same_words, scene_case
 from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
 from tokenprune.study.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
 from tokenprune.study.evaluate.run import evaluate
-from tokenprune.study.evaluate.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
+from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
 
 __all__ = [
     "BASELINES",

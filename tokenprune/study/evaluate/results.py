@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenprune.scenes import TASKS
 from tokenprune.study.evaluate.cases import Case
 from tokenprune.study.evaluate.conditions import Condition
-from tokenprune.study.evaluate.statistics import Estimate, accuracy, difference, holm, sign_flip
+from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip
 
 GATE = 0.85
 """A task that the untouched model answers worse than this says little about a method: it is shown, but not ranked."""
@@ -73,13 +73,13 @@ class Row:
             "baseline": self.baseline,
             "draws": self.draws,
             "fingerprint": self.fingerprint,
-            "accuracy": _plain(self.overall),
-            "difference": _plain(self.change),
+            "accuracy": self.overall.to_dict(),
+            "difference": self.change.to_dict(),
             "tasks": {
                 task: {
-                    "accuracy": _plain(self.tasks[task]),
-                    "difference": _plain(self.changes[task]),
-                    "difficulties": {name: _plain(each) for name, each in self.difficulties.get(task, {}).items()},
+                    "accuracy": self.tasks[task].to_dict(),
+                    "difference": self.changes[task].to_dict(),
+                    "difficulties": {name: each.to_dict() for name, each in self.difficulties.get(task, {}).items()},
                 }
                 for task in self.tasks
             },
@@ -108,7 +108,7 @@ class Pair:
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
         names = {"budget": self.budget, "first": self.first, "second": self.second}
-        return {**names, "difference": _plain(self.change), "p": self.p, "p_holm": self.p_holm}
+        return {**names, "difference": self.change.to_dict(), "p": self.p, "p_holm": self.p_holm}
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,3 @@ class Evaluation:
             flops_share=flops / float(np.mean(self.outcomes[0].flops)),
             seconds=sum(outcome.seconds for outcome in outcomes) / len(outcomes) / len(self.cases),
         )
-
-
-def _plain(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
