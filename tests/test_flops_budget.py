@@ -16,7 +16,7 @@ from tokenprune.budget import Budget, plan
 from tokenprune.budget.in_flops import _Path
 from tokenprune.cost.account import account
 from tokenprune.cost.presets import PRESETS
-from tokenprune.cost.prices import Prefill
+from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
 from tokenprune.errors import BudgetError, InputError, TokenPruneError
 from tokenprune.pipeline import Pipeline
@@ -43,8 +43,8 @@ def grids_of(total: int) -> tuple[tuple[int, int, int], ...]:
     return ((1, side, side),) if side * side == total else ((1, 1, total),)
 
 
-def prices_of(pipeline: Pipeline, shape: ModelShape, total: int, text: int) -> Prefill:
-    return Prefill(shape, pipeline, total, grids_of(total), text, text)
+def prices_of(pipeline: Pipeline, shape: ModelShape, total: int, text: int) -> PromptPrices:
+    return PromptPrices(shape, pipeline, total, grids_of(total), text, text)
 
 
 cases = st.fixed_dictionaries(
@@ -116,7 +116,7 @@ def test_prices_are_the_ledgers(recipe: str) -> None:
     """At the solver's own counts the ledger finds the same cost, and one token more would be too many."""
     told = tp.ledger(LLAVA, recipe, text=118, question=60, flops=0.6)
     pipeline = tp.build(recipe, depth=32)
-    prices = Prefill(LLAVA, pipeline, 576, grids_of(576), 118, 60)
+    prices = PromptPrices(LLAVA, pipeline, 576, grids_of(576), 118, 60)
     assert prices.untouched == told.untouched.prefill
     assert prices.whole([stage.kept for stage in told.reduced.stages]) == told.reduced.prefill
     assert told.exact

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,9 @@ import tokenprune as tp
 from tokenprune.builder import build
 from tokenprune.cost.account import Ledger, account, readable, vision_only
 from tokenprune.cost.presets import PRESETS
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, UnstatedCostWarning, UnsupportedModelError
+from tokenprune.parts.samplers.by_score import TopKSampler
+from tokenprune.parts.work import Work
 from tokenprune.recipe import list_recipes, load_recipe
 
 LLAVA = PRESETS["llava-1.5-7b"]
@@ -227,3 +230,40 @@ def test_a_shape_of_ones_own() -> None:
     half = replace(LLAVA, name="half", decoder=replace(LLAVA.decoder, layers=16))
     told: Ledger = tp.ledger(half, "none", text=0)
     assert 2 * told.untouched.decoder == tp.ledger(LLAVA, "none", text=0).untouched.decoder
+
+
+class SilentSampler(TopKSampler):
+    """A part of somebody else's, which does not say what it costs."""
+
+    def multiply_adds(self, work: Work) -> None:
+        return None
+
+
+def silent_pipeline(**more: Any) -> tp.Pipeline:
+    (like,) = tp.build("fastv", keep=0.5, depth=32)
+    parts = {"scheduler": like.scheduler, "scorer": like.scorer, "recycler": like.recycler, "raters": like.raters}
+    stage = tp.Stage(place=like.place, name="quiet", sampler=SilentSampler(), **parts)
+    return tp.Pipeline([stage], depth=32, name="mine", **more)
+
+
+def test_a_part_that_states_no_cost_is_named_and_never_counts_as_nothing() -> None:
+    """Its stage's other parts count as ever."""
+    shape, sizes = PRESETS["llava-1.5-7b"], {"total": 576, "grids": ((1, 24, 24),), "text": 64}
+    told = account(shape, silent_pipeline(budget=tp.Budget("keep", 0.5)), **sizes)
+    stated = account(shape, tp.build("fastv", keep=0.5, depth=32), **sizes)
+    assert told.reduced.unstated == ("sampler 'silent'",) and stated.reduced.unstated == ()
+    assert told.reduced.method == stated.reduced.method > 0
+    assert told.to_dict()["unstated"] == ["sampler 'silent'"]
+    assert "not stated, in no total: sampler 'silent'" in str(told)
+
+
+def test_a_budget_of_multiply_adds_warns_of_parts_that_state_none() -> None:
+    shape, sizes = PRESETS["llava-1.5-7b"], {"total": 576, "grids": ((1, 24, 24),), "text": 64}
+    with pytest.warns(UnstatedCostWarning, match="mine: what sampler 'silent' costs is not stated"):
+        account(shape, silent_pipeline(budget=tp.Budget("flops", 0.7)), **sizes)
+
+
+def test_savings_inside_the_tower_are_not_guessed() -> None:
+    inside = {"place": {"in_vision": {"block": 5}}, "scheduler": {"type": "fixed", "keep": 0.5}}
+    with pytest.raises(UnsupportedModelError, match=r"ledger: stage_0 \(in_vision: block 5\): what a stage inside"):
+        tp.ledger("llava-1.5-7b", {"version": 1, "name": "inside", "stages": [inside]})

@@ -28,7 +28,8 @@ def plans(draw: st.DrawFn) -> tuple[Tokens, torch.Tensor, tuple[int, ...], Merge
     plan = Merge(
         source=torch.arange(n)[None],
         target=torch.tensor([targets]),
-        weight=weight[None],
+        weight=weight[None].float(),
+        hard=True,
         anchors=(anchors,),
         mean=draw(st.booleans()),
         source_counts=(n,),
@@ -46,7 +47,7 @@ def test_a_plan_is_the_loop_over_its_pairs(made) -> None:
     assert left.origin[0].tolist() == tokens.origin[0, sorted(targets)].tolist()
     assert left.origin[0, written[0]].tolist() == tokens.origin[0, plan.target[0]].tolist()
     for place, target in zip(written[0].tolist(), range(len(targets)), strict=True):
-        sources = [i for i in range(tokens.sizes[0]) if plan.weight[0, target, i]]
+        sources = [i for i in range(tokens.sizes[0]) if plan.weight[0, target, i] > 0]
         total = sum(tokens.hidden[0, i] for i in sources)
         expected = total / len(sources) if plan.mean else total
         assert torch.allclose(left.hidden[0, place], expected, atol=1e-5)
@@ -94,7 +95,8 @@ def test_padded_samples_are_merged_as_if_alone() -> None:
     plan = Merge(
         source=torch.tensor([[0, 1, 2, 3], [0, 2, -1, -1]]),
         target=torch.tensor([[2, 3], [2, -1]]),
-        weight=torch.stack([first, second]),
+        weight=torch.stack([first, second]).float(),
+        hard=True,
         anchors=(2, 1),
     )
     tokens = Tokens.from_hidden(hidden.nan_to_num()).take(torch.tensor([[0, 1, 2, 3], [0, 1, 2, -1]]), (4, 3))
@@ -112,7 +114,8 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
     plan = Merge(
         source=torch.arange(300)[None],
         target=torch.tensor([[0]]),
-        weight=torch.ones(1, 1, 300, dtype=torch.bool),
+        weight=torch.ones(1, 1, 300),
+        hard=True,
         anchors=(1,),
     )
     assert merge(x, plan).item() == x[0, 0, 0].item()
@@ -121,7 +124,7 @@ def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
 def test_whatever_travels_is_merged_by_the_same_plan() -> None:
     """Positions, cells, features of any rank."""
     x = torch.arange(24.0).view(1, 4, 3, 2)
-    weight = torch.tensor([[[1, 1, 0, 0], [0, 0, 1, 1]]]).bool()
+    weight = torch.tensor([[[1.0, 1, 0, 0], [0, 0, 1, 1]]])
     plan = Merge(source=torch.arange(4)[None], target=torch.tensor([[0, 2]]), weight=weight, anchors=(0,))
     assert torch.equal(merge(x, plan), torch.stack([x[:, :2].mean(1), x[:, 2:].mean(1)], dim=1))
     left = ops.take_rows(x, plan.target)

@@ -25,6 +25,10 @@ class InputError(TokenPruneError):
     """Tensors, pictures or arguments given to a call do not fit what it needs."""
 
 
+class UnstatedCostWarning(UserWarning):
+    """A budget of multiply-adds is solved for a recipe with a part that does not state its own."""
+
+
 class UnsupportedModelError(TokenPruneError):
     """The model, its cache or the way it is called is not supported."""
 

@@ -154,12 +154,12 @@ class Stage(nn.Module):
                 return self._untouched(tokens, weights)
         counts = tokens.counts(count)
         kept = self._pick(tokens, scores, counts)
-        result = self._recycle(tokens, kept, scores, counts)
+        result = self._recycle(tokens, kept, scores, counts, weights)
         if self.rectifier is not None:
             bias = self.rectifier(self._seen(result.tokens, self.rectifier))
             contract.bias(self.rectifier, bias, result.tokens)
             result = replace(result, tokens=replace(result.tokens, bias=bias))
-        return replace(result, weights=weights)
+        return result
 
     def _pick(self, tokens: Tokens, scores: Tensor, counts: tuple[int, ...]) -> Tensor:
         """Indices ``[B, K]`` of the survivors: of the whole sample, or group by group."""
@@ -178,18 +178,20 @@ class Stage(nn.Module):
         self._contract.kept(self.sampler, kept, each, folded.tokens)
         return unfold(kept, folded, counts, tokens.valid.shape[1])
 
-    def _recycle(self, tokens: Tokens, kept: Tensor, scores: Tensor, counts: tuple[int, ...]) -> StageResult:
+    def _recycle(
+        self, tokens: Tokens, kept: Tensor, scores: Tensor, counts: tuple[int, ...], weights: Tensor | None
+    ) -> StageResult:
         """What is left when the recycler's plan has been applied."""
         seen, recycler = self._seen(tokens, self.recycler), self.recycler
         plan = recycler(seen, kept, scores, counts)
         added = [recycler.added(size - k) for size, k in zip(tokens.sizes, counts, strict=True)]
         self._contract.plan(recycler, plan, added, tokens)
         if plan is None:
-            return StageResult(tokens.take(kept, counts), tokens.origin[:, :0], None, False, scores)
+            return StageResult(tokens.take(kept, counts), tokens.origin[:, :0], None, False, scores, weights)
         states = recycler.states(seen, plan)
         self._contract.states(recycler, states, plan, tokens)
         reduced, written = reduce(tokens, kept, counts, plan, states)
-        return StageResult(reduced, _origins(tokens, plan.anchor, plan.anchors), written, plan.padded, scores)
+        return StageResult(reduced, _origins(tokens, plan.anchor, plan.anchors), written, plan.padded, scores, weights)
 
     def _seen(self, tokens: Tokens, part: Part) -> Tokens:
         """The tokens as `part` may read them."""

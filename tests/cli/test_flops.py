@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import pytest
 from PIL import Image
 
 import tokenprune as tp
+from tokenprune import registry
 from tokenprune.cost.presets import PRESETS
 from tokenprune.families.shape import model_shape
+from tokenprune.parts.scorers.features import NormScorer
+from tokenprune.parts.work import Work
 from tokenprune.plot.layers import plot_layers
 from tokenprune.recipe import list_recipes, load_recipe
 
@@ -117,3 +121,34 @@ def test_another_family_is_refused(tmp_path: Path, cli: Callable[..., Any]) -> N
     ran = cli("flops", "fastv", "--model", tmp_path)
     assert ran.status == 2
     assert "is a idefics3 model, not supported yet; supported: llava" in ran.err
+
+
+class SilentScorer(NormScorer):
+    """A part of somebody else's, which does not say what it costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def multiply_adds(self, work: Work) -> None:
+        return None
+
+
+def test_what_is_not_stated_is_said(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the table, and in one line on stderr where a budget of multiply-adds is solved without it."""
+    entry = EntryPoint(name="scorer.silent", value="theirs:SilentScorer", group=registry.GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: SilentScorer)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
+    registry.parts.cache_clear()
+    path = tmp_path / "mine.yaml"
+    path.write_text("version: 1\nbudget: {keep: 0.5}\nstages:\n  - {place: after_vision, scorer: silent}\n")
+    try:
+        ran, solved = cli("flops", path), cli("flops", path, "--flops", "0.7")
+    finally:
+        registry.parts.cache_clear()
+    assert ran.status == solved.status == 0 and ran.err == ""
+    for out in (ran.out, solved.out):
+        words = " ".join(out.split())
+        assert "Not stated, and in no number above: what scorer 'silent' costs" in words
+        assert "not stated" in words.partition("Not stated")[0]  # in the stage's own row, too
+    told = solved.err.splitlines()
+    assert len(told) == 1 and told[0].startswith("note: mine: what scorer 'silent' costs is not stated")

@@ -77,7 +77,7 @@ class ForeignRecycler(Recycler):
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Any) -> Merge | None:
         batch = scores.shape[0]
         two = torch.arange(2).expand(batch, -1)
-        return Merge(source=two, target=two, weight=torch.eye(2).bool().expand(batch, -1, -1), anchors=(2,) * batch)
+        return Merge(source=two, target=two, weight=torch.eye(2).expand(batch, -1, -1), anchors=(2,) * batch)
 
 
 class ForeignRectifier(Rectifier):

@@ -139,6 +139,9 @@ def _show(told: Ledger, recipe: Recipe) -> None:
     screen.print()
     screen.print(_stages(told, about))
     _cache(told.untouched, told.reduced, about)
+    if told.reduced.unstated:
+        names = ", ".join(told.reduced.unstated)
+        screen.print(f"Not stated, and in no number above: what {names} costs (Part.multiply_adds)")
     if not told.exact:
         screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")
     screen.print("[dim]A multiply-add is one; some counters say two operations. Attention counts all pairs.")
@@ -160,7 +163,10 @@ def _stages(told: Ledger, about: str) -> Any:
     made = table("stage", "place", ">tokens after it", ">own cost", "of which")
     for stage in told.reduced.stages:
         place = f"before layer {stage.layer}" if stage.layer else "before all layers"
-        parts = ", ".join(f"{role} {readable(cost)}" for role, cost in stage.parts.items())
+        parts = ", ".join(
+            [f"{role} {readable(cost)}" for role, cost in stage.parts.items()]
+            + [f"{part} not stated" for part in stage.unstated]
+        )
         made.add_row(stage.name, place, f"{about}{stage.tokens}", f"{about}{readable(stage.total)}", parts)
     return made
 

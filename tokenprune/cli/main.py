@@ -6,14 +6,15 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from tokenprune.cli import audit, bench, check, evaluate, flops, ls, new, run, schema, show
-from tokenprune.cli.terminal import complain
-from tokenprune.errors import TokenPruneError
+from tokenprune.cli.terminal import complain, note
+from tokenprune.errors import TokenPruneError, UnstatedCostWarning
 
 MISTAKE = 2
 """Exit status for anything that the user can put right."""
@@ -73,9 +74,12 @@ def call(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that cannot show … must not end the program
     try:
-        status = typer.main.get_command(app).main(
-            args=None if arguments is None else list(arguments), prog_name="tokenprune", standalone_mode=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("once", UnstatedCostWarning)
+            warnings.showwarning = _warn
+            status = typer.main.get_command(app).main(
+                args=None if arguments is None else list(arguments), prog_name="tokenprune", standalone_mode=False
+            )
         sys.stdout.flush()
     except typer.TyperException as error:
         complain(_in_one_line(error))
@@ -100,6 +104,16 @@ def call(arguments: Sequence[str] | None = None) -> int:
 def main() -> NoReturn:
     """Entry point of the installed script."""
     sys.exit(call())
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **named: Any
+) -> None:
+    """Ours in one line, without the place in the code; others as Python shows them."""
+    if issubclass(category, UnstatedCostWarning):
+        note(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))
 
 
 def _in_one_line(error: typer.TyperException) -> str:

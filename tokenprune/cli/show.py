@@ -139,12 +139,12 @@ def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, qu
     from dataclasses import replace
 
     from tokenprune.cost.presets import PRESETS
-    from tokenprune.cost.prices import Prefill
+    from tokenprune.cost.prices import PromptPrices
 
     model = PRESETS["llava-1.5-7b"]
     layers = model.decoder.layers if pipeline.depth is None else pipeline.depth
     model = replace(model, decoder=replace(model.decoder, layers=layers))
-    return Prefill(model, pipeline, total, grids, text, question)
+    return PromptPrices(model, pipeline, total, grids, text, question)
 
 
 def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from tokenprune.core import gram, ops
@@ -272,9 +271,7 @@ def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:
     """
     q, half = source.q[:, :, rows], k.dtype != torch.float32
     q = q if half else q.float() * source.scaling  # in half precision that would be rounded
-    kv_heads = k.shape[0] // q.shape[0]
-    grouped = rearrange(q, "b (kv group) t d -> (b kv) (group t) d", kv=kv_heads)
-    logits = rearrange(gram.products(grouped, k), "(b kv) (group t) l -> b (kv group) t l", kv=kv_heads, t=q.shape[2])
+    logits = gram.products(q.reshape(k.shape[0], -1, k.shape[2]), k).view(*q.shape[:3], k.shape[1])
     logits = logits * source.scaling if half else logits
     return logits if source.softcap is None else torch.tanh(logits / source.softcap) * source.softcap
 

@@ -30,9 +30,11 @@ class Merge:
     """``[B, M]`` int64 indices into N of the tokens that take them in; -1 padded on the right. Anchors first: dropped
     tokens whose slot, position and origin the merged token takes over; then survivors. Both ascending."""
     weight: Tensor
-    """``[B, M, P]`` bool, or float32 (at least 0): how much of each source each target's state takes; 0 on padding."""
+    """``[B, M, P]`` float32, at least 0: how much of each source each target's state takes; 0 on padding."""
     anchors: tuple[int, ...]
     """How many targets of each sample are anchors: known on the host, as they decide how many tokens are left."""
+    hard: bool = False
+    """Whether all weights are 0 or 1, which half precision holds exactly; the product may then be in half precision."""
     mean: bool = True
     """Whether a target's sum is divided by its weights; else it stays the sum."""
     source_counts: tuple[int, ...] | None = None
@@ -60,7 +62,7 @@ class Merge:
         """``[B, M, P]`` float32: `share`, filled in where it was left out."""
         if self.share is not None:
             return self.share
-        return self.weight.float() if self.weight.dtype == torch.bool else (self.weight > 0).float()
+        return self.weight if self.hard else (self.weight > 0).float()
 
     @property
     def sources(self) -> Tensor:
@@ -79,13 +81,10 @@ def merge(x: Tensor, plan: Merge) -> Tensor:
     if x.dim() > 3:
         return merge(x.flatten(2), plan).unflatten(2, x.shape[2:])
     rows = ops.take_rows(x, plan.sources)
-    exact = plan.weight.dtype == torch.bool  # 0 and 1, also in half precision, where other weights would be rounded
-    rows, weight = (rows, plan.weight.to(rows.dtype)) if exact else (rows.float(), plan.weight)
-    total = gram.products(weight, rows.mT)
+    total = gram.products(plan.weight.to(rows.dtype), rows.mT) if plan.hard else plan.weight @ rows.float()
     if plan.mean:
-        # A padded target has no weights; where there are some, their sum is at least 1, or whatever it is.
-        least = 1.0 if exact else torch.finfo(torch.float32).tiny
-        total = total / plan.weight.sum(-1, keepdim=True).clamp(min=least)
+        # Padded targets have no weights: nothing is divided by nothing there.
+        total = total / plan.weight.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     return total
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from tokenprune.budget import nominal_counts, plan
 from tokenprune.core.tokens import Grid
-from tokenprune.cost.prices import Prefill
+from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import DecoderShape, ModelShape
-from tokenprune.cost.stages import StageRow, stage_rows
+from tokenprune.cost.stages import StageCost, stage_costs
 from tokenprune.errors import InputError
 from tokenprune.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerCost:
     """One decoder layer in the prefill. Costs in multiply-adds."""
 
     layer: int
@@ -42,8 +42,8 @@ class Row:
 class Cost:
     """One side of the comparison, in multiply-adds."""
 
-    rows: tuple[Row, ...]
-    stages: tuple[StageRow, ...]
+    rows: tuple[LayerCost, ...]
+    stages: tuple[StageCost, ...]
     vision_tower: int
     projector: int
     lm_head: int
@@ -60,8 +60,13 @@ class Cost:
 
     @property
     def method(self) -> int:
-        """The recipe's own cost."""
+        """The recipe's own cost, as far as its parts state it."""
         return sum(stage.total for stage in self.stages)
+
+    @property
+    def unstated(self) -> tuple[str, ...]:
+        """Parts that do not state what they cost; they are in no total."""
+        return tuple(dict.fromkeys(part for stage in self.stages for part in stage.unstated))
 
     @property
     def prompt(self) -> int:
@@ -112,7 +117,8 @@ class Ledger:
         """All numbers, ready for JSON."""
         sides = {"untouched": _side(self.untouched), "reduced": _side(self.reduced)}
         head = {key: getattr(self, key) for key in ("model", "recipe", "total", "text", "new_tokens", "exact")}
-        return {**head, "unit": "multiply-adds", "shares": {view: self.share(view) for view in VIEWS}, **sides}
+        shares = {view: self.share(view) for view in VIEWS}
+        return {**head, "unit": "multiply-adds", "unstated": list(self.reduced.unstated), "shares": shares, **sides}
 
     def __str__(self) -> str:
         about = "" if self.exact else "≈"
@@ -123,6 +129,8 @@ class Ledger:
             lines.append(f"  {words:<18} {sizes}  {about}{self.share(view):.1%}")
         method = f"{readable(self.reduced.method)}, {self.reduced.method / self.untouched.decoder:.2%}"
         lines.append(f"  {'method alone':<18} {about}{method} of an untouched prefill")
+        if self.reduced.unstated:
+            lines.append(f"  not stated, in no total: {', '.join(self.reduced.unstated)}")
         kv = f"{self.untouched.kv_bytes / 2**20:.1f} → {about}{self.reduced.kv_bytes / 2**20:.1f} MiB"
         return "\n".join([*lines, f"  {'KV cache':<18} {kv}"])
 
@@ -175,8 +183,8 @@ def account(
     for stage in stages:
         entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
 
-    def cost(vision: Sequence[int], own: tuple[StageRow, ...]) -> Cost:
-        rows = tuple(_row(shape.decoder, layer, n, n + text, kv_bytes) for layer, n in enumerate(vision))
+    def cost(vision: Sequence[int], own: tuple[StageCost, ...]) -> Cost:
+        rows = tuple(_layer_cost(shape.decoder, layer, n, n + text, kv_bytes) for layer, n in enumerate(vision))
         return Cost(
             rows=rows,
             stages=own,
@@ -213,8 +221,8 @@ def readable(number: float) -> str:
     return f"{number:.4g} T" if number < 1000 else f"{number:.0f} T"
 
 
-def _row(decoder: DecoderShape, layer: int, vision: int, tokens: int, kv_bytes: int) -> Row:
-    return Row(
+def _layer_cost(decoder: DecoderShape, layer: int, vision: int, tokens: int, kv_bytes: int) -> LayerCost:
+    return LayerCost(
         layer=layer,
         vision=vision,
         tokens=tokens,
@@ -225,7 +233,7 @@ def _row(decoder: DecoderShape, layer: int, vision: int, tokens: int, kv_bytes: 
     )
 
 
-def _decode(decoder: DecoderShape, rows: Sequence[Row], new_tokens: int) -> int:
+def _decode(decoder: DecoderShape, rows: Sequence[LayerCost], new_tokens: int) -> int:
     """Steps behind the prefill: step i sees what each layer's cache kept of the prompt, and i generated tokens."""
     steps = new_tokens - 1
     fixed = steps * (decoder.layers * decoder.linear() + decoder.head)
@@ -241,22 +249,22 @@ def _stages(
     text: int,
     question: int,
     measured: Sequence[int] | None,
-) -> tuple[tuple[StageRow, ...], bool]:
+) -> tuple[tuple[StageCost, ...], bool]:
     """What each stage keeps and costs, and whether that is certain."""
     depth = shape.decoder.layers
     steps = pipeline.steps(depth)
-    prices = Prefill(shape, pipeline, total, grids, text, question)
+    prices = PromptPrices(shape, pipeline, total, grids, text, question)
     planned = plan(steps, pipeline.budget, depth=depth, total=total, grids=grids, prices=prices)
     known = tuple(count for count in planned if count is not None)
     exact = measured is not None or len(known) == len(planned)
     counts = known if measured is None else tuple(measured)
     if not exact:
         counts = nominal_counts(steps, total=total, grids=grids)
-    return stage_rows(shape.decoder, pipeline, counts, total=total, text=text, question=question, plan=planned), exact
+    return stage_costs(shape.decoder, pipeline, counts, total=total, text=text, question=question, plan=planned), exact
 
 
 def _side(cost: Cost) -> dict[str, Any]:
     names = ("vision_tower", "projector", "decoder", "method", "lm_head", "decode", *VIEWS, "kv_bytes")
     rows = [{**vars(row), "total": row.total} for row in cost.rows]
-    stages = [{**vars(stage), "total": stage.total} for stage in cost.stages]
+    stages = [{**vars(stage), "unstated": list(stage.unstated), "total": stage.total} for stage in cost.stages]
     return {**{name: getattr(cost, name) for name in names}, "layers": rows, "stages": stages}

@@ -1,7 +1,8 @@
-"""`Prefill`: what the prefill of one prompt costs at any counts; the prices that the solver of budgets asks for."""
+"""`PromptPrices`: what the prefill of one prompt costs at any counts, as the solver of budgets asks it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +10,13 @@ from functools import cached_property
 from tokenprune.budget import Step
 from tokenprune.core.tokens import Grid
 from tokenprune.cost.shape import ModelShape
-from tokenprune.cost.stages import stage_rows
+from tokenprune.cost.stages import stage_costs
+from tokenprune.errors import UnstatedCostWarning
 from tokenprune.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
-class Prefill:
+class PromptPrices:
     """From the pixels to the first generated token, in multiply-adds: `tokenprune.cost.account.Cost.prefill`.
 
     Vision tower, projector, decoder layers on the whole prompt, the recipe's own work, and lm_head for one token.
@@ -56,10 +58,20 @@ class Prefill:
 
     def whole(self, counts: Sequence[int]) -> int:
         """The model, and the recipe's own work, when the stages keep `counts`."""
-        rows = stage_rows(
+        rows = stage_costs(
             self.shape.decoder, self.pipeline, counts, total=self.total, text=self.text, question=self.question
         )
+        self._warn([part for row in rows for part in row.unstated])
         return self.model([row.tokens for row in rows]) + sum(row.total for row in rows)
+
+    def _warn(self, unstated: Sequence[str]) -> None:
+        if unstated:
+            names = ", ".join(dict.fromkeys(unstated))
+            message = (
+                f"{self.pipeline.name}: what {names} costs is not stated (Part.multiply_adds), so it is missing "
+                "from the budget of multiply-adds"
+            )
+            warnings.warn(message, UnstatedCostWarning, stacklevel=2)
 
     def __str__(self) -> str:
         return f"{self.total} vision and {self.text} other tokens"

@@ -1,4 +1,4 @@
-"""`stage_rows`: what the stages of a recipe cost themselves, in multiply-adds."""
+"""`stage_costs`: what the stages of a recipe cost themselves, in multiply-adds."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from tokenprune.budget import survivors
 from tokenprune.cost.shape import DecoderShape
+from tokenprune.errors import UnsupportedModelError
 from tokenprune.parts.work import Work
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
 
 
 @dataclass(frozen=True)
-class StageRow:
+class StageCost:
     """One stage's own cost."""
 
     name: str
@@ -24,13 +25,16 @@ class StageRow:
     """Vision tokens behind it, merged ones included."""
     parts: dict[str, int]
     """Multiply-adds of each role that has any."""
+    unstated: tuple[str, ...] = ()
+    """Parts that do not state what they cost (`Part.multiply_adds` gives None), such as ``sampler 'mine'``."""
 
     @property
     def total(self) -> int:
+        """What is stated; more in truth where something is `unstated`."""
         return sum(self.parts.values())
 
 
-def stage_rows(
+def stage_costs(
     decoder: DecoderShape,
     pipeline: Pipeline,
     counts: Sequence[int],
@@ -39,7 +43,7 @@ def stage_rows(
     text: int,
     question: int,
     plan: Sequence[int | None] | None = None,
-) -> tuple[StageRow, ...]:
+) -> tuple[StageCost, ...]:
     """One row for each stage of `pipeline` when they keep `counts`.
 
     Args:
@@ -50,7 +54,15 @@ def stage_rows(
         text: its other tokens.
         question: of these, the ones that may rate.
         plan: the counts, None where a scheduler has to find them out; all are known when left out.
+
+    Raises:
+        UnsupportedModelError: a stage inside the vision tower, whose savings there nobody has counted yet.
     """
+    for stage in pipeline:
+        if stage.place.kind == "in_vision":
+            raise UnsupportedModelError(
+                f"ledger: {stage.name} ({stage.place}): what a stage inside the vision tower saves is not counted yet"
+            )
     steps = pipeline.steps(decoder.layers)
     before, rows = total, []
     asked: set[str | None] = set()
@@ -70,23 +82,19 @@ def stage_rows(
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
         )
-        parts = {}
+        parts: dict[str, int | None] = {}
         if planned != before:
             parts = _parts(stage, work, known=stage.shared_raters in asked - {None}, counted=planned is None)
             asked.add(stage.shared_raters)
-        rows.append(StageRow(stage.name, step.layer, kept, after, parts))
+        stated = {role: cost for role, cost in parts.items() if cost}
+        unstated = tuple(part.title for part in stage.parts if parts.get(part.role, 0) is None)
+        rows.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
         before = after
     return tuple(rows)
 
 
-def _parts(stage: Stage, work: Work, *, known: bool, counted: bool) -> dict[str, int]:
-    """Multiply-adds of each role; raters run where an earlier stage has not asked the same ones, the scheduler where no
-    plan has fixed the count."""
-    costs = {
-        "raters": 0 if stage.raters is None or known else stage.raters.multiply_adds(work),
-        "scorer": stage.scorer.multiply_adds(work),
-        "scheduler": stage.scheduler.multiply_adds(work) if counted else 0,
-        "sampler": stage.sampler.multiply_adds(work),
-        "recycler": stage.recycler.multiply_adds(work),
-    }
-    return {role: cost for role, cost in costs.items() if cost}
+def _parts(stage: Stage, work: Work, *, known: bool, counted: bool) -> dict[str, int | None]:
+    """Multiply-adds of each role, None where they are not stated. Raters run where an earlier stage has not asked the
+    same ones, the scheduler where no plan has fixed the count."""
+    skipped = {"raters": known, "scheduler": not counted}
+    return {part.role: part.multiply_adds(work) for part in stage.parts if not skipped.get(part.role, False)}

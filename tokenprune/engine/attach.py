@@ -15,7 +15,7 @@ from torch import nn
 from tokenprune.budget import Prices
 from tokenprune.core.report import Graphs, Report
 from tokenprune.core.tokens import Grid
-from tokenprune.cost.prices import Prefill
+from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
 from tokenprune.engine.cache import cache_in
 from tokenprune.engine.compiled import BUCKETS, Compiled
@@ -193,7 +193,7 @@ def _with_static_cache(config: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 def _prices(
     shape: ModelShape, pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int
 ) -> Prices:
-    return Prefill(shape, pipeline, total, grids, text, question)
+    return PromptPrices(shape, pipeline, total, grids, text, question)
 
 
 def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from tokenprune.core import ops
@@ -178,6 +177,6 @@ def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
 
 def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
     """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
-    heads = rearrange(projected, "b n (h d) -> b n h d", d=attention.head_dim)
+    heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
     norm = getattr(attention, f"{which}_norm", None)
-    return rearrange(heads if norm is None else norm(heads), "b n h d -> b h n d")
+    return (heads if norm is None else norm(heads)).transpose(1, 2)

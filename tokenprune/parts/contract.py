@@ -87,9 +87,7 @@ class Contract:
         batch, sources, targets = len(added), plan.source.shape[-1], plan.target.shape[-1]
         self._shape(part, "sources", plan.source, (batch, sources), torch.int64)
         self._shape(part, "targets", plan.target, (batch, targets), torch.int64)
-        self._shape(part, "merge weights", plan.weight, (batch, targets, sources), plan.weight.dtype)
-        if plan.weight.dtype not in (torch.bool, torch.float32):
-            raise self._broken(part, f"gave merge weights of {plan.weight.dtype}", "bool or float32")
+        self._shape(part, "merge weights", plan.weight, (batch, targets, sources))
         if plan.share is not None:
             self._shape(part, "merge shares", plan.share, (batch, targets, sources))
         if not _shipped(part):

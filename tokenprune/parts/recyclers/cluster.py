@@ -91,7 +91,8 @@ class ClusterRecycler(Recycler):
         return Merge(
             source=source,
             target=target,
-            weight=member.mT,
+            weight=member.mT.float(),
+            hard=True,
             anchors=clusters,
             mean=self.reduce == "mean",
             source_counts=recycled,
