@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import tokenprune as tp
 from tokenprune.core.attention import attention_from_qk
 from tokenprune.core.report import Report, StageReport, Stopwatch
+from tokenprune.core.tokens import Tiles
 from tokenprune.errors import InputError
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.plot.audit import plot_audit
@@ -193,7 +194,7 @@ def test_pictures_of_different_grids_share_a_heat_map() -> None:
 
 def test_tiles_and_overview_are_one_picture() -> None:
     """LLaVA-NeXT: 2 × 2 overview and 2 × 3 tiles with a newline token (index 6 + 1, 7 + 4) at each row's end."""
-    stage = audited([2, 3, 7, 11], grids=[(1, 2, 2), (1, 2, 4)], boxes=[(0.0, 0.6, 1.0, 1.0)])
+    stage = audited([2, 3, 7, 11], grids=[(1, 2, 2), Tiles(1, 2, 4)], boxes=[(0.0, 0.6, 1.0, 1.0)])
     assert (stage.tokens, stage.kept) == (10, 2)
     share_ = stage.recall["all"].share
     assert share_ is not None and share_.value == 2 / 5

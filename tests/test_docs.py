@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from tokenprune.errors import RecipeError
-from tokenprune.families.adapter import ADAPTERS
+from tokenprune.families.catalogue import ADAPTERS
 from tokenprune.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent

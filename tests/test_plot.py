@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from tokenprune.core.frames import frames_of
+from tokenprune.core.tokens import Tiles
 from tokenprune.errors import InputError
 from tokenprune.plot.kept import plot_kept
 from tokenprune.plot.style import save
@@ -101,7 +102,7 @@ def test_time_steps_of_a_video_share_a_picture_or_have_their_own(images: int) ->
 
 
 def test_newline_tokens_of_tiles_are_not_drawn() -> None:
-    overview, tiles = frames_of([(1, 2, 2), (1, 2, 4)], images=1)
+    overview, tiles = frames_of([(1, 2, 2), Tiles(1, 2, 4)], images=1)
     assert (overview.image, tiles.image, tiles.start, tiles.width) == (0, 0, 4, 3)
     # 7 and 11 are the newline tokens at the row ends.
     assert tiles.mask([4, 7, 8, 11]).tolist() == [[True, False, False], [True, False, False]]

@@ -99,7 +99,7 @@ def _show_parts(rows: list[dict[str, Any]]) -> None:
 
 
 def _models() -> list[dict[str, Any]]:
-    from tokenprune.families.adapter import ADAPTERS
+    from tokenprune.families.catalogue import ADAPTERS
 
     return [{"name": adapter.family, "title": adapter.title} for adapter in ADAPTERS]
 

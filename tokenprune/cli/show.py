@@ -72,9 +72,9 @@ def command(
 def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
     """(T, H, W) of the one image that the numbers are for."""
     if grid is None:
-        total = 576 if tokens is None else tokens
-        side = math.isqrt(total)
-        return (1, side, side) if side * side == total else (1, 1, total)
+        from tokenprune.core.tokens import square_or_row
+
+        return square_or_row(576 if tokens is None else tokens)
     return grid_of(tokens, grid)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tokenprune.core.tokens import Tiles
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,27 +49,27 @@ def frames_of(grids: Sequence[Grid], images: int) -> list[Frame]:
 
     Args:
         grids: (T, H, W) of each image or video of the sample, in vision tokens.
-        images: pictures at hand: one for each grid (a video's time steps share it), or one for each time step, or one
-            for two grids: LLaVA-NeXT's overview of an image and its tiles, whose last column holds newline tokens.
+        images: pictures at hand: one for each grid (a video's time steps share it), or one for each time step. `Tiles`
+            show the picture of the grid before them and have none of their own.
 
     Raises:
         InputError: the pictures do not fit the grids.
     """
-    steps = sum(t for t, _, _ in grids)
-    tiled = 2 * images == len(grids) == steps
-    if not tiled and images not in (len(grids), steps):
-        raise InputError(f"plot: got {images} picture{'' if images == 1 else 's'} for the grids {list(grids)}")
+    own = [grid for grid in grids if not isinstance(grid, Tiles)]
+    steps = sum(t for t, _, _ in own)
+    if images not in (len(own), steps):
+        raise InputError(f"plot: got {images} picture{'' if images == 1 else 's'} for the grids {[*map(tuple, grids)]}")
+    tiled = len(own) < len(grids)
     frames: list[Frame] = []
-    start = 0
-    for number, (t, h, w) in enumerate(grids):
-        newline = tiled and number % 2 == 1
+    start, number, shown = 0, -1, -1  # number: of the image or video; shown: picture of the last frame
+    for grid in grids:
+        t, h, w = grid
+        newline = isinstance(grid, Tiles)
+        number += not newline
         for step in range(t):
-            if tiled:
-                picture = number // 2
-                name = f"image {picture + 1}, {'tiles' if newline else 'overview'}"
-            else:
-                picture = number if images == len(grids) else len(frames)
-                name = f"image {number + 1}" if t == 1 else f"video {number + 1}, step {step + 1}"
-            frames.append(Frame(picture, start, h, w - newline, name, newline))
+            shown = shown if newline else number if images == len(own) else shown + 1
+            name = f"image {number + 1}" if t == 1 else f"video {number + 1}, step {step + 1}"
+            name += f", {'tiles' if newline else 'overview'}" if tiled else ""
+            frames.append(Frame(shown, start, h, w - newline, name, newline))
             start += h * w
     return frames

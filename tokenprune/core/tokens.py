@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 Grid = tuple[int, int, int]
 """Frames, rows and columns (T, H, W) of one image or video, in vision tokens."""
+
+
+class Tiles(NamedTuple):
+    """A `Grid` that shows the picture of the grid before it, its overview, once more in tiles (LLaVA-NeXT).
+
+    The last token of each row is a separator and lies on no part of the picture. Equals and unpacks like any grid.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    """Tokens per row, the separator included."""
+
 
 Count = int | Sequence[int]
 """How many vision tokens survive: one number for the whole batch, or one per sample."""
@@ -295,6 +309,12 @@ class Tokens:
         return self
 
 
+def square_or_row(n: int) -> Grid:
+    """The grid of `n` vision tokens of which nothing else is known: a square if they fill one, else one row."""
+    side = math.isqrt(max(n, 0))
+    return (1, side, side) if side * side == n else (1, 1, n)
+
+
 def _changed(tokens: Tokens, **fields: Any) -> Tokens:
     """`dataclasses.replace` in a third of its time: a stage changes its tokens often, and is bound by the host."""
     if torch.compiler.is_compiling():
@@ -306,8 +326,7 @@ def _changed(tokens: Tokens, **fields: Any) -> Tokens:
 
 def _grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
     if grid is None:
-        side = int(n**0.5)
-        return (1, side, side) if side * side == n else (1, 1, n)
+        return square_or_row(n)
     shape: Grid = (1, *grid) if len(grid) == 2 else grid
     if shape[0] * shape[1] * shape[2] != n:
         raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.tokens import Grid, Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +80,14 @@ class VisionShape(ABC):
         return tokens * self.projectors * sum(a * b for a, b in self.projector)
 
     @abstractmethod
+    def usual(self) -> tuple[Grid, ...]:
+        """Grids of the picture that tables are made for, in vision tokens."""
+
+    def resized(self) -> VisionShape:
+        """The same tower on pictures of other sizes than it was trained on; itself where it takes any size."""
+        return self
+
+    @abstractmethod
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         """The tower for a sample's images, all layers that run."""
 
@@ -90,24 +98,21 @@ class VisionShape(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipShape(VisionShape):
-    """A ViT on square images (or tiles) with a class token, which attends to all of one image."""
+    """A ViT on square images with a class token, which attends to all of one image."""
 
     side: int
     """Patches along a side of an image."""
     class_token: bool = True
     """Whether the projector leaves the class token out."""
 
-    def images(self, total: int, grids: Sequence[Grid]) -> int:
-        """Images or tiles that the tower sees.
+    def usual(self) -> tuple[Grid, ...]:
+        return ((1, self.side, self.side),)
 
-        LLaVA-NeXT tells by its grids: an overview, then the unpadded tiles whose rows end with a newline token. Where
-        the grids say nothing, as few as give so many tokens.
-        """
-        square = (1, self.side, self.side)
-        pairs = list(zip(grids[::2], grids[1::2], strict=False))
-        if pairs and len(grids) % 2 == 0 and all(a == square and b != square for a, b in pairs):
-            tiles = [math.ceil(rows / self.side) * math.ceil((wide - 1) / self.side) for _, (_, rows, wide) in pairs]
-            return len(tiles) + sum(tiles)
+    def resized(self) -> VisionShape:
+        return AnyClip(**vars(self))
+
+    def images(self, total: int, grids: Sequence[Grid]) -> int:
+        """Images that the tower sees: as few as give so many tokens."""
         return math.ceil(total / self.side**2)
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
@@ -117,6 +122,27 @@ class ClipShape(VisionShape):
 
     def projection(self, total: int, grids: Sequence[Grid]) -> int:
         return self.projected(self.images(total, grids) * (self.side**2 + (not self.class_token)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledClip(ClipShape):
+    """The same ViT on an overview of each picture and on tiles of it, as LLaVA-NeXT does."""
+
+    def usual(self) -> tuple[Grid, ...]:
+        """A square picture: its overview and 2 × 2 tiles, whose rows end with a newline token."""
+        return (*super().usual(), Tiles(1, 2 * self.side, 2 * self.side + 1))
+
+    def images(self, total: int, grids: Sequence[Grid]) -> int:
+        """Overviews and tiles that the tower sees.
+
+        The grids of this shape come in pairs, an overview and its `Tiles`; plain tuples will do. Where they are no
+        pairs, nothing is known of tiles: as few images as give so many tokens.
+        """
+        if not grids or len(grids) % 2:
+            return super().images(total, grids)
+        # Tiles are unpadded, so the last of a row or column may be cut; each row has a newline token at its end.
+        tiles = [math.ceil(rows / self.side) * math.ceil((wide - 1) / self.side) for _, rows, wide in grids[1::2]]
+        return len(tiles) + sum(tiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +168,10 @@ class QwenShape(VisionShape):
     """Vision tokens along a side of an attention window; None where all patches of a frame see each other."""
     full: tuple[int, ...] = ()
     """Layers without windows, where there are windows."""
+
+    def usual(self) -> tuple[Grid, ...]:
+        """24 × 24, as many as LLaVA-1.5 has: this tower takes any size."""
+        return ((1, 24, 24),)
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         area = self.merge**2

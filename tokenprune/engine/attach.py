@@ -21,7 +21,7 @@ from tokenprune.engine.cache import cache_in
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.adapter import Anatomy, anatomy, picture_size
+from tokenprune.families.anatomy import Anatomy, anatomy, picture_size
 from tokenprune.families.shape import model_shape
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, load_recipe

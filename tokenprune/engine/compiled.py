@@ -32,9 +32,6 @@ from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
 BUCKETS = 16
 """Lengths at which an adaptive stage may leave a prompt: its exact count is padded to the next of them."""
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
-"""Vision towers that are one graph for each number of pictures."""
-
 RECORDED = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 """Modes that record CUDA graphs, and what they come to without. Decode steps are recorded: each is replayed for many
 tokens. Recording a prefill would not pay, whose cache is at new addresses in each call, and a replay would overwrite
@@ -45,7 +42,7 @@ SHAPES = 64
 
 
 class Compiled:
-    """Runs the text model of `engine` compiled, and its vision tower if it is of `TOWERS`, until `unmount`.
+    """Runs the text model of `engine` compiled, and its vision tower if `Adapter.tower` gives one, until `unmount`.
 
     Args:
         engine: mounted before.
@@ -65,8 +62,7 @@ class Compiled:
         self._seen: set[Hashable] = set()
         self._text: Any = engine.anatomy.text
         self._layers: Any = engine.anatomy.layers
-        tower = getattr(engine.anatomy.base, "vision_tower", None)
-        self._tower: Any = tower if tower is not None and tower.config.model_type in TOWERS else None
+        self._tower: Any = engine.anatomy.adapter.tower(engine.anatomy.base)
         self._given: list[tuple[Any, Any]] = []
 
     def mount(self) -> None:

@@ -24,7 +24,7 @@ from tokenprune.engine.reading import position_ids, real_tokens, start_reading, 
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.adapter import Anatomy, picture_size
+from tokenprune.families.anatomy import Anatomy, picture_size
 from tokenprune.pipeline import Pipeline
 
 

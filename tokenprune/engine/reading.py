@@ -18,7 +18,8 @@ from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.engine.gather import take, take_positions
 from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.adapter import Anatomy, VisionRow
+from tokenprune.families.adapter import VisionRow
+from tokenprune.families.anatomy import Anatomy
 
 
 def start_reading(

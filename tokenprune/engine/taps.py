@@ -18,7 +18,7 @@ from tokenprune.engine.gather import take
 from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
 from tokenprune.engine.prompt import Prefill
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.adapter import Anatomy
+from tokenprune.families.anatomy import Anatomy
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.builder import build
-from tokenprune.core.tokens import Grid
+from tokenprune.core.tokens import Grid, square_or_row
 from tokenprune.cost.account import Ledger, account
 from tokenprune.cost.presets import PRESETS
-from tokenprune.cost.shape import ClipShape, ModelShape
+from tokenprune.cost.shape import ModelShape
 from tokenprune.families.load import read_config
 from tokenprune.families.shape import model_shape
 from tokenprune.recipe import Recipe
@@ -88,14 +88,5 @@ def shape_of(model: Any) -> ModelShape:
 
 
 def picture(shape: ModelShape, tokens: int | None = None) -> tuple[Grid, ...]:
-    """Grids of `tokens` vision tokens, a square where that is possible; of one usual picture when not given.
-
-    LLaVA-1.5: its one size. LLaVA-NeXT: a square picture, as an overview and 2 × 2 tiles with newlines. Qwen-VL, which
-    takes any size: 24 × 24.
-    """
-    if tokens is None:
-        side = shape.vision.side if isinstance(shape.vision, ClipShape) else 24
-        overview = ((1, side, side),)
-        return (*overview, (1, 2 * side, 2 * side + 1)) if shape.family == "llava_next" else overview
-    side = math.isqrt(max(tokens, 0))
-    return ((1, side, side),) if side * side == tokens else ((1, 1, tokens),)
+    """Grids of `tokens` vision tokens, a square where that is possible; of the shape's usual picture when not given."""
+    return shape.vision.usual() if tokens is None else (square_or_row(tokens),)

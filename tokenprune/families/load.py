@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
-from tokenprune.families.adapter import ADAPTERS
+from tokenprune.families.catalogue import adapters
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -225,9 +225,8 @@ def _config(source: str) -> Any:
         raise _explained(source, error) from None
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, which takes no images")
-    families = [adapter.family for adapter in ADAPTERS]
-    if config.model_type not in families:
-        known = ", ".join(families)
+    if config.model_type not in adapters():
+        known = ", ".join(adapters())
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, not supported yet; supported: {known}")
     return config
 

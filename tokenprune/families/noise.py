@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,8 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.tokens import Grid
-from tokenprune.errors import InputError, UnsupportedModelError
-
-LLAVA = "llava"
-QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+from tokenprune.errors import InputError
+from tokenprune.families.catalogue import adapter_of
 
 
 @dataclass(frozen=True)
@@ -40,21 +37,12 @@ def usual_pictures(config: Any, tokens: int | None = None) -> Pictures:
         InputError: no number of whole pictures has so many tokens.
         UnsupportedModelError: a family that this module makes no pictures for.
     """
-    family = _family(config)
-    if family in QWEN:
-        return Pictures(((1, *_sides(576 if tokens is None else tokens, exact=True)),))
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    many, left = divmod(side**2 if tokens is None else tokens, side**2)
-    if left or not many:
-        near = max(1, round((tokens or 0) / side**2)) * side**2
-        raise InputError(f"tokens: a picture of this model has {side**2} vision tokens, got {tokens}; try {near}")
-    return Pictures(((1, side, side),) * many)
+    return Pictures(adapter_of(config, asker="bench").picture(config, tokens))
 
 
 def smaller_picture(config: Any, tokens: int) -> Pictures:
     """One picture of at most `tokens` vision tokens, as near to them and to a square as rows and columns allow."""
-    _family(config)
-    return Pictures(((1, *_sides(max(1, tokens), exact=False)),))
+    return Pictures(adapter_of(config, asker="bench").smaller_picture(config, max(1, tokens)))
 
 
 def noise(model: Any, pictures: Pictures, *, text: int, batch: int, seed: int = 0) -> dict[str, Tensor]:
@@ -72,7 +60,7 @@ def noise(model: Any, pictures: Pictures, *, text: int, batch: int, seed: int = 
         UnsupportedModelError: a family that this module makes no pictures for.
     """
     config, device = model.config, model.device
-    family = _family(config)
+    adapter = adapter_of(config, asker="bench")
     between = len(pictures.grids) - 1
     if text < between + 5:
         raise InputError(f"text: {between + 1} pictures need at least {between + 5} other tokens, got {text}")
@@ -84,41 +72,13 @@ def noise(model: Any, pictures: Pictures, *, text: int, batch: int, seed: int = 
         parts += [words[:, 4 : 4 + min(1, number)], torch.full((batch, math.prod(grid)), image)]
     ids = torch.cat([*parts, words[:, 4 + between :]], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if family == LLAVA:
-        patch = config.vision_config.patch_size
-        _, rows, columns = pictures.grids[0]
-        size = (batch * len(pictures.grids), 3, rows * patch, columns * patch)
-        inputs["pixel_values"] = torch.randn(size, generator=random).to(model.dtype)
-    else:
-        inputs |= _patches(config, pictures, batch, random, model.dtype)
-        inputs["mm_token_type_ids"] = (ids == image).long()
+    inputs |= adapter.pixels(config, pictures.grids, ids, random, model.dtype)
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-@contextmanager
-def any_resolution(model: Any) -> Iterator[None]:
-    """Let a tower with a fixed grid take pictures of other sizes: it interpolates its position embeddings."""
-    tower = getattr(model.base_model, "vision_tower", None)
-    if tower is None:
-        yield
-        return
-    handle = tower.register_forward_pre_hook(
-        lambda module, args, kwargs: (args, {**kwargs, "interpolate_pos_encoding": True}), with_kwargs=True
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _family(config: Any) -> str:
-    family = str(config.model_type)
-    if family != LLAVA and family not in QWEN:
-        raise UnsupportedModelError(
-            f"bench makes no pictures for {family}, whose tiles depend on the picture; supported: "
-            f"{', '.join((LLAVA, *QWEN))}"
-        )
-    return family
+def any_resolution(model: Any) -> AbstractContextManager[None]:
+    """Let `model` take the sizes of `smaller_picture` until it closes; see `Adapter.any_resolution`."""
+    return adapter_of(model, asker="bench").any_resolution(model.base_model)
 
 
 def _words(config: Any, batch: int, text: int, random: torch.Generator) -> Tensor:
@@ -130,26 +90,3 @@ def _words(config: Any, batch: int, text: int, random: torch.Generator) -> Tenso
     known = {one for item in special for one in (item if isinstance(item, list) else [item]) if one is not None}
     words = torch.tensor([word for word in range(min(1000, language.vocab_size)) if word not in known])
     return words[torch.randint(len(words), (batch, text), generator=random)]
-
-
-def _patches(
-    config: Any, pictures: Pictures, batch: int, random: torch.Generator, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    vision = config.vision_config
-    merge = int(vision.spatial_merge_size)
-    numbers = int(getattr(vision, "in_channels", 3) * vision.temporal_patch_size * vision.patch_size**2)
-    grid = torch.tensor([(t, h * merge, w * merge) for t, h, w in pictures.grids] * batch)
-    patches = torch.randn(int(grid.prod(-1).sum()), numbers, generator=random)
-    return {"pixel_values": patches.to(dtype), "image_grid_thw": grid}
-
-
-def _sides(tokens: int, *, exact: bool) -> tuple[int, int]:
-    """Rows and columns of a rectangle of `tokens`; where it need not be exact, none more than twice as wide as high."""
-    if exact:
-        rows = next(side for side in range(math.isqrt(tokens), 0, -1) if tokens % side == 0)
-        return rows, tokens // rows
-    rows, columns = max(
-        ((rows, min(2 * rows, tokens // rows)) for rows in range(1, math.isqrt(tokens) + 1)),
-        key=lambda sides: (sides[0] * sides[1], sides[0]),
-    )
-    return rows, columns

@@ -9,12 +9,10 @@ from typing import Any
 import torch
 
 from tokenprune.cost.presets import PRESETS
-from tokenprune.cost.shape import ClipShape, ModelShape, QwenShape
 from tokenprune.errors import InputError
+from tokenprune.families.adapter import Adapter
+from tokenprune.families.catalogue import adapter_of, adapters
 from tokenprune.families.load import Attention, read_config
-
-_TOWER_HEAD = {"llava": 64, "llava_next": 64}
-"""Numbers per head of a vision tower; 80 in Qwen's."""
 
 
 def sketch_config(name: str, *, layers: int | None = None, width: int | None = None) -> Any:
@@ -30,12 +28,17 @@ def sketch_config(name: str, *, layers: int | None = None, width: int | None = N
         InputError: no such model, or a width that the heads cannot share.
         UnsupportedModelError: a model of no supported family.
     """
-    config = _preset(PRESETS[name]) if name in PRESETS else copy.deepcopy(read_config(name, also=tuple(PRESETS)))
-    text, vision = config.get_text_config(), config.vision_config
+    if name in PRESETS:
+        shape = PRESETS[name]
+        adapter = adapters()[shape.family]
+        config = adapter.published(shape)
+    else:
+        config = copy.deepcopy(read_config(name, also=tuple(PRESETS)))
+        adapter = adapter_of(config, asker="sketch")
     if layers is not None:
-        _deepen(text, vision, layers)
+        _deepen(adapter, config, layers)
     if width is not None:
-        _widen(text, vision, width, config.model_type)
+        _widen(adapter, config, width)
     return config
 
 
@@ -80,25 +83,19 @@ def _check_memory(parameters: int, dtype: torch.dtype, device: torch.device) -> 
         )
 
 
-def _deepen(text: Any, vision: Any, layers: int) -> None:
+def _deepen(adapter: Adapter, config: Any, layers: int) -> None:
     if layers < 1:
         raise InputError(f"layers: expected at least 1, got {layers}")
+    text = config.get_text_config()
     ratio = layers / text.num_hidden_layers
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = [text.layer_types[0]] * layers
-    name = "depth" if hasattr(vision, "depth") else "num_hidden_layers"
-    before = getattr(vision, name)
-    # LLaVA reads the last layer but one: a tower has two at least.
-    depth = max(2, round(before * ratio))
-    setattr(vision, name, depth)
-    for levels in ("fullatt_block_indexes", "deepstack_visual_indexes"):
-        if getattr(vision, levels, None):
-            places = dict.fromkeys(min(depth - 1, at * depth // before) for at in getattr(vision, levels))
-            setattr(vision, levels, list(places)[:layers])
+    adapter.deepen_tower(config, ratio)
 
 
-def _widen(text: Any, vision: Any, width: int, family: str) -> None:
+def _widen(adapter: Adapter, config: Any, width: int) -> None:
+    text = config.get_text_config()
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     if width < head or width % head:
@@ -112,63 +109,4 @@ def _widen(text: Any, vision: Any, width: int, family: str) -> None:
         text.num_key_value_heads = 1
     text.intermediate_size = max(64, round(text.intermediate_size * ratio / 64) * 64)
     text.hidden_size = width
-    tower = "embed_dim" if family == "qwen2_vl" else "hidden_size"
-    before = getattr(vision, tower)
-    size = before // vision.num_heads if hasattr(vision, "num_heads") else _TOWER_HEAD[family]
-    size = min(size, before)
-    wide = max(size, round(before * ratio / size) * size)
-    setattr(vision, tower, wide)
-    setattr(vision, "num_heads" if hasattr(vision, "num_heads") else "num_attention_heads", wide // size)
-    if getattr(vision, "intermediate_size", None):
-        vision.intermediate_size = max(64, round(vision.intermediate_size * ratio / 4) * 4)
-    if family == "qwen2_vl":
-        vision.hidden_size = width
-    elif hasattr(vision, "out_hidden_size"):
-        vision.out_hidden_size = width
-
-
-def _preset(shape: ModelShape) -> Any:
-    """A transformers configuration of a published shape."""
-    import transformers as tf
-
-    decoder, vision = shape.decoder, shape.vision
-    text = {
-        "hidden_size": decoder.width,
-        "intermediate_size": decoder.mlp,
-        "num_hidden_layers": decoder.layers,
-        "num_attention_heads": decoder.heads,
-        "num_key_value_heads": decoder.kv_heads,
-        "vocab_size": decoder.vocab,
-        "max_position_embeddings": 32768,
-    }
-    special = {"image_token_id": decoder.vocab - 1, "video_token_id": decoder.vocab - 2}
-    if isinstance(vision, QwenShape):
-        halves = decoder.head_dim // 2
-        sections = [halves // 4, halves * 3 // 8, halves * 3 // 8]
-        rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": sections}
-        tower = {
-            "depth": vision.layers,
-            "hidden_size": vision.width,
-            "num_heads": vision.width // 80,
-            "intermediate_size": vision.mlp,
-            "out_hidden_size": decoder.width,
-            "fullatt_block_indexes": list(vision.full),
-        }
-        marks = {"vision_start_token_id": decoder.vocab - 3, "vision_end_token_id": decoder.vocab - 4}
-        return tf.Qwen2_5_VLConfig(
-            vision_config=tower, text_config={**text, "rope_parameters": rope}, **special, **marks
-        )
-    assert isinstance(vision, ClipShape)
-    clip = tf.CLIPVisionConfig(
-        hidden_size=vision.width,
-        intermediate_size=vision.mlp,
-        num_hidden_layers=vision.layers,
-        num_attention_heads=vision.width // 64,
-        image_size=14 * vision.side,
-        patch_size=14,
-    )
-    if shape.family == "llava_next":
-        language = tf.MistralConfig(**text, sliding_window=None)
-        return tf.LlavaNextConfig(vision_config=clip, text_config=language, image_token_index=special["image_token_id"])
-    language = tf.LlamaConfig(**text)
-    return tf.LlavaConfig(vision_config=clip, text_config=language, image_token_index=special["image_token_id"])
+    adapter.widen_tower(config, ratio)

@@ -16,7 +16,7 @@ from tokenprune.engine.attach import Attached
 from tokenprune.engine.packed.prompt import PackedPrompt
 from tokenprune.engine.packed.runs import Apart, Together
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.adapter import anatomy
+from tokenprune.families.anatomy import anatomy
 from tokenprune.pipeline import Pipeline
 
 HARMLESS = frozenset(
@@ -36,7 +36,7 @@ def check_packable(model: Any) -> None:
     text, settings = parts.text, model.generation_config
     attention = str(getattr(text.config, "_attn_implementation", ""))
     changed = sorted(set(settings.to_diff_dict()) - HARMLESS)
-    if parts.adapter.family != "llava":
+    if not parts.adapter.packs:
         reason = f"a picture of {parts.adapter.title} does not stand in the prompt like one of LLaVA-1.5"
     elif not hasattr(text, "norm"):
         reason = f"{type(text).__name__} has no final norm under that name"

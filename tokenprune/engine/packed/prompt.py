@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.adapter import anatomy
+from tokenprune.families.anatomy import anatomy
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from tokenprune.core.place import Place
 from tokenprune.core.report import Report
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.engine.engine import Engine
-from tokenprune.families.adapter import anatomy
+from tokenprune.families.anatomy import anatomy
 from tokenprune.parts.part import Part
 from tokenprune.parts.raters.base import RaterSelector
 from tokenprune.parts.recyclers.drop import DropRecycler

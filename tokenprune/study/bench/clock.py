@@ -12,9 +12,7 @@ from torch import Tensor
 
 from tokenprune.core.report import Report
 from tokenprune.errors import InputError
-
-_VISION = ("vision_tower", "multi_modal_projector", "visual")
-"""Modules of a base model that make vision tokens of pixels."""
+from tokenprune.families.catalogue import adapter_of
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,7 @@ class VisionClock:
     """Times the vision tower and projector of a model from now on: on a GPU by events, which wait for nothing."""
 
     def __init__(self, model: Any) -> None:
-        base = model.base_model
-        self.modules = [found for name in _VISION if (found := getattr(base, name, None)) is not None]
+        self.modules = adapter_of(model, asker="bench").vision_modules(model.base_model)
         self.spans: list[tuple[Any, Any]] = []
         self._start: Any = None
         self._cuda = model.device.type == "cuda"

@@ -11,7 +11,6 @@ import torch
 
 from tokenprune.builder import build
 from tokenprune.cost.account import Ledger, account
-from tokenprune.cost.shape import AnyClip, ClipShape
 from tokenprune.errors import InputError
 from tokenprune.families.noise import Pictures, usual_pictures
 from tokenprune.families.shape import model_shape
@@ -148,8 +147,8 @@ def measure(
 def _ledger(side: Side, pictures: Pictures, text: int, new_tokens: int) -> Ledger:
     """What the ledger says of a side; of an adaptive recipe at the counts of the last run's first sample."""
     shape = model_shape(side.model)
-    if isinstance(shape.vision, ClipShape) and side.name == SMALLER:
-        shape = replace(shape, vision=AnyClip(**vars(shape.vision)))
+    if side.name == SMALLER:
+        shape = replace(shape, vision=shape.vision.resized())
     pipeline = build("none" if side.recipe is None else side.recipe, depth=shape.decoder.layers)
     kept = None
     if side.attached is not None and not pipeline.static:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.builder import build
 from tokenprune.cost.account import account
-from tokenprune.families.adapter import anatomy
+from tokenprune.families.anatomy import anatomy
 from tokenprune.families.shape import model_shape
 
 if TYPE_CHECKING:

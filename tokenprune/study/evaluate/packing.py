@@ -10,7 +10,7 @@ import torch
 from tokenprune.engine.packed.generate import check_packable
 from tokenprune.engine.packed.prompt import PackedPrompt, pack
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.adapter import anatomy
+from tokenprune.families.anatomy import anatomy
 from tokenprune.study.evaluate.cases import Case
 
 if TYPE_CHECKING:

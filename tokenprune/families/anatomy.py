@@ -1,0 +1,74 @@
+"""`anatomy`: the modules of one model that the engine hooks into."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.adapter import Adapter
+from tokenprune.families.catalogue import adapter_of
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """The modules of one model that the engine hooks into."""
+
+    adapter: Adapter
+    model: nn.Module
+    """What the user holds."""
+    base: Any
+    """Merges vision tokens into the text embeddings; its forward takes `input_ids`."""
+    text: Any
+    """The language model: `layers`, `rotary_emb`."""
+
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        return self.text.layers
+
+    @cached_property
+    def cache_name(self) -> str:
+        """The argument of the language model and its layers that holds the cache: transformers 5.24 renamed it."""
+        known = inspect.signature(type(self.text).forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
+    def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
+        """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
+        found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        for name in ("image_token_id", "video_token_id"):
+            token = getattr(self.base.config, name, None)
+            if token is None:
+                continue
+            if input_ids is not None:
+                found |= (input_ids == token).to(found.device)
+            else:
+                placeholder = self.base.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
+                found |= (embeddings == placeholder).all(-1)
+        return found
+
+
+def anatomy(model: nn.Module) -> Anatomy:
+    """Find the parts of `model`.
+
+    Raises:
+        UnsupportedModelError: a family that nobody adapted, or a model without a decoder.
+    """
+    adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
+    text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if kinds:
+        raise UnsupportedModelError(
+            f"attach: {adapter.family} with {', '.join(sorted(kinds))} layers is not supported yet"
+        )
+    return Anatomy(adapter, model, model.base_model, model.get_decoder())  # type: ignore[operator]
+
+
+def picture_size(pixels: Any) -> tuple[int, int] | None:
+    """Height and width of pictures ``[n, 3, H, W]``; None for what is none: tiles, patches, nothing."""
+    return (pixels.shape[2], pixels.shape[3]) if isinstance(pixels, Tensor) and pixels.dim() == 4 else None

@@ -1,0 +1,46 @@
+"""The supported families: one line adds one, and everything that asks for a family's adapter asks here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenprune.errors import UnsupportedModelError, did_you_mean
+from tokenprune.families.adapter import Adapter
+from tokenprune.families.llava import Llava, LlavaNext
+from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen3
+
+ADAPTERS: tuple[Adapter, ...] = (
+    Llava(),
+    LlavaNext(),
+    Qwen2(),
+    Qwen2_5(),
+    Qwen3(),
+)
+"""In the order in which people are told of them; docs/models.md says what is tested for each."""
+
+
+def adapters() -> dict[str, Adapter]:
+    """The adapter of each supported family, by `model_type`."""
+    return {adapter.family: adapter for adapter in ADAPTERS}
+
+
+def adapter_of(model_or_config: Any, *, asker: str, hint: str = "") -> Adapter:
+    """The adapter of a transformers model, or of its configuration.
+
+    Args:
+        model_or_config: of one of the supported families.
+        asker: what needs it; opens the error message.
+        hint: closes the error message: what else can be done.
+
+    Raises:
+        UnsupportedModelError: a family that nobody adapted.
+    """
+    known = adapters()
+    family = getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
+    if family in known:
+        return known[family]
+    kind = type(model_or_config).__name__
+    got = kind if family is None else f"{kind} (model_type {family!r})"
+    raise UnsupportedModelError(
+        f"{asker}: no adapter for {got}{did_you_mean(family, known)}; supported: {', '.join(known)}{hint}"
+    )

@@ -1,0 +1,181 @@
+"""LLaVA-1.5 and LLaVA-NeXT: a CLIP tower, a projector of two matrices, a Llama or Mistral decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from tokenprune.core.tokens import Grid, Tiles
+from tokenprune.cost.shape import ClipShape, ModelShape, TiledClip, VisionShape
+from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
+from tokenprune.families.sides import largest_sides
+
+HEAD = 64
+"""Numbers per head of the published CLIP towers."""
+
+
+class _Clip(Adapter):
+    """What both families have in common: the tower, the projector and the way they are counted and scaled."""
+
+    clip: ClassVar[type[ClipShape]]
+    """How the tower's work follows from the grids."""
+
+    def tower(self, base: Any) -> nn.Module | None:
+        kind = base.config.vision_config.model_type
+        tower: nn.Module = base.vision_tower
+        return tower if kind in ("clip_vision_model", "siglip_vision_model") else None
+
+    def vision_shape(self, config: Any) -> VisionShape:
+        vision = config.vision_config
+        if vision.model_type != "clip_vision_model":
+            raise UnsupportedModelError(
+                f"ledger: expected a CLIP vision tower (clip_vision_model), got {vision.model_type}"
+            )
+        layers = int(vision.num_hidden_layers)
+        read = config.vision_feature_layer
+        read = [read] if isinstance(read, int) else list(read)  # of the hidden states: 0 is what enters the first layer
+        last = max(at if at >= 0 else layers + 1 + at for at in read)
+        width, out = int(vision.hidden_size), int(config.text_config.hidden_size)
+        return self.clip(
+            layers=layers,
+            width=width,
+            mlp=int(vision.intermediate_size),
+            matrices=2,
+            patch=int(vision.num_channels * vision.patch_size**2),
+            projector=((width * len(read), out), (out, out)),
+            unused=layers - last,
+            side=int(vision.image_size // vision.patch_size),
+            class_token=config.vision_feature_select_strategy == "default",
+        )
+
+    def published(self, shape: ModelShape) -> Any:
+        import transformers as tf
+
+        decoder, vision = shape.decoder, shape.vision
+        assert isinstance(vision, ClipShape)
+        clip = tf.CLIPVisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=vision.mlp,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.width // HEAD,
+            image_size=14 * vision.side,
+            patch_size=14,
+        )
+        return self.joined(clip, decoder_arguments(decoder), image_token_index=decoder.vocab - 1)
+
+    def joined(self, clip: Any, text: dict[str, Any], **more: Any) -> Any:
+        """The configuration of the whole model: a tower, and the arguments of its decoder's configuration."""
+        raise NotImplementedError
+
+    def deepen_tower(self, config: Any, ratio: float) -> None:
+        vision = config.vision_config
+        # The model reads the last layer but one: a tower has two at least.
+        vision.num_hidden_layers = max(2, round(vision.num_hidden_layers * ratio))
+
+    def widen_tower(self, config: Any, ratio: float) -> None:
+        vision = config.vision_config
+        size = min(HEAD, vision.hidden_size)
+        vision.hidden_size = max(size, round(vision.hidden_size * ratio / size) * size)
+        vision.num_attention_heads = vision.hidden_size // size
+        vision.intermediate_size = max(64, round(vision.intermediate_size * ratio / 4) * 4)
+
+
+class Llava(_Clip):
+    """LLaVA-1.5: every picture is one rectangle of the tower's patches; as a rule the square it was trained on."""
+
+    family = "llava"
+    title = "LLaVA-1.5"
+    packs = True
+    clip = ClipShape
+
+    def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
+        vision = base.config.vision_config
+        height, width = row.pixels or (vision.image_size, vision.image_size)
+        rows, columns = height // vision.patch_size, width // vision.patch_size
+        n, whole = sum(row.runs), rows * columns
+        if not whole or n % whole:
+            raise InputError(
+                f"expected whole images of {rows} x {columns} = {whole} vision tokens, got {n} in one sample; "
+                "was the prefill cut into chunks?"
+            )
+        return ((1, rows, columns),) * (n // whole)
+
+    def picture(self, config: Any, tokens: int | None = None) -> tuple[Grid, ...]:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        many, left = divmod(side**2 if tokens is None else tokens, side**2)
+        if left or not many:
+            near = max(1, round((tokens or 0) / side**2)) * side**2
+            raise InputError(f"tokens: a picture of this model has {side**2} vision tokens, got {tokens}; try {near}")
+        return ((1, side, side),) * many
+
+    def smaller_picture(self, config: Any, tokens: int) -> tuple[Grid, ...]:
+        return ((1, *largest_sides(tokens)),)
+
+    def pixels(
+        self, config: Any, grids: Sequence[Grid], ids: Tensor, random: torch.Generator, dtype: torch.dtype
+    ) -> dict[str, Tensor]:
+        patch = config.vision_config.patch_size
+        _, rows, columns = grids[0]
+        size = (len(ids) * len(grids), 3, rows * patch, columns * patch)
+        return {"pixel_values": torch.randn(size, generator=random).to(dtype)}
+
+    def any_resolution(self, base: Any) -> AbstractContextManager[None]:
+        """The tower interpolates its position embeddings to the size of the picture."""
+        return _interpolated(base.vision_tower)
+
+    def joined(self, clip: Any, text: dict[str, Any], **more: Any) -> Any:
+        import transformers as tf
+
+        return tf.LlavaConfig(vision_config=clip, text_config=tf.LlamaConfig(**text), **more)
+
+
+class LlavaNext(_Clip):
+    """LLaVA-NeXT: per picture a square overview, then unpadded tiles, each of their rows ended by a newline token.
+
+    It makes no pictures of noise: how many tiles a picture has depends on its size in a way that no token count tells.
+    """
+
+    family = "llava_next"
+    title = "LLaVA-NeXT"
+    newline = "image_newline"
+    clip = TiledClip
+
+    def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
+        vision = base.config.vision_config
+        side = vision.image_size // vision.patch_size
+        newline, at, n = row.newline, 0, sum(row.runs)
+        assert newline is not None
+        grids: list[Grid] = []
+        while at < n:
+            grids.append((1, side, side))
+            at += side**2
+            if at >= n or not any(newline[at:]):
+                raise InputError("the tiles of an image are incomplete; was the prefill cut into chunks?")
+            width = newline.index(True, at) - at + 1
+            rows = 0
+            while at + width <= n and newline[at + width - 1] and not any(newline[at : at + width - 1]):
+                rows, at = rows + 1, at + width
+            grids.append(Tiles(1, rows, width))
+        return tuple(grids)
+
+    def joined(self, clip: Any, text: dict[str, Any], **more: Any) -> Any:
+        import transformers as tf
+
+        language = tf.MistralConfig(**text, sliding_window=None)
+        return tf.LlavaNextConfig(vision_config=clip, text_config=language, **more)
+
+
+@contextmanager
+def _interpolated(tower: nn.Module) -> Iterator[None]:
+    handle = tower.register_forward_pre_hook(
+        lambda module, args, kwargs: (args, {**kwargs, "interpolate_pos_encoding": True}), with_kwargs=True
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
