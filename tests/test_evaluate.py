@@ -17,7 +17,7 @@ from PIL import Image
 import tokenprune as tp
 from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, InputError
-from tokenprune.families.load import Chat
+from tokenprune.families.chat import Chat
 from tokenprune.scenes import TASKS, load_embedded, make_scene
 from tokenprune.scenes.world.questions import is_right
 from tokenprune.study.evaluate import (

@@ -12,10 +12,10 @@ from families import build
 from tokenprune.budget import Budget
 from tokenprune.cli.main import call
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.load import Chat
+from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
 from tokenprune.study.evaluate import Case, Outcome, evaluate, make_conditions, scene_cases
-from tokenprune.study.evaluate.packing import Packer, picture_batches
+from tokenprune.study.evaluate.packing import PackedAsker
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def test_outcomes_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
 
 def test_batches_keep_pictures_whole() -> None:
     cases = [Case(lambda: None, picture, str(n), "a") for n, picture in enumerate("aabbbbbaccd")]  # type: ignore[arg-type,return-value]
-    assert list(picture_batches(cases, 4)) == [[0, 1, 7], [2, 3, 4, 5], [6, 8, 9, 10]]
-    assert list(picture_batches(cases, 1)) == [[n] for n in (0, 1, 7, 2, 3, 4, 5, 6, 8, 9, 10)]
+    assert list(PackedAsker.batches(cases, 4)) == [[0, 1, 7], [2, 3, 4, 5], [6, 8, 9, 10]]
+    assert list(PackedAsker.batches(cases, 1)) == [[n] for n in (0, 1, 7, 2, 3, 4, 5, 6, 8, 9, 10)]
 
 
 def test_packed_run_goes_on_where_it_stopped(embedded: tuple[Any, Any], tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_packed_run_goes_on_where_it_stopped(embedded: tuple[Any, Any], tmp_path
 def test_prompts_are_kept_up_to_a_size(embedded: tuple[Any, Any]) -> None:
     chat = Chat("", *embedded)
     cases = scene_cases(1)
-    packer = Packer(chat)
+    packer = PackedAsker(chat)
     prompt = packer.prompt(cases)
     assert packer.prompt(cases) is prompt
     other = packer.prompt(cases, [cases[0].picture().rotate(90)] * len(cases))
     assert not other.prefix.equal(prompt.prefix) and packer.prompt(cases) is prompt
-    small = Packer(chat, kept_bytes=1000)
+    small = PackedAsker(chat, kept_bytes=1000)
     assert small.prompt(cases) is not small.prompt(cases)
 
 

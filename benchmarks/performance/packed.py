@@ -20,27 +20,27 @@ from pathlib import Path
 import torch
 
 from tokenprune.budget import Budget
-from tokenprune.families.load import Chat
+from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
 from tokenprune.study.evaluate import Case, Condition, make_conditions, scene_cases
+from tokenprune.study.evaluate.askers import Asker, GenerateAsker
 from tokenprune.study.evaluate.asking import ask
 from tokenprune.study.evaluate.cost import Meter
-from tokenprune.study.evaluate.packing import Packer, picture_batches
-from tokenprune.study.evaluate.run import _batches
+from tokenprune.study.evaluate.packing import PackedAsker
 
 SCENES, SIZE, KEEP = 20, 32, 0.33
 RECIPES = ("fastv", "feather", "pyramiddrop", "sparsevlm")
 
 
-def run(chat: Chat, cases: list[Case], condition: Condition, packer: Packer | None) -> tuple[list[object], float]:
+def run(cases: list[Case], condition: Condition, asker: Asker) -> tuple[list[object], float]:
     """What came out for each case, and milliseconds of processor time for a question."""
     found: dict[int, object] = {}
-    meter = Meter(chat.model)
+    meter = Meter(asker.chat.model)
     start = time.process_time()
-    for order in _batches(cases, SIZE) if packer is None else picture_batches(cases, SIZE):
+    for order in asker.batches(cases, SIZE):
         chosen = [cases[index] for index in order]
         totals = [144] * len(order)
-        made = ask(chat, chosen, condition, meter=meter, totals=totals, max_new_tokens=32, packer=packer)
+        made = ask(asker, chosen, condition, meter=meter, totals=totals, max_new_tokens=32)
         found |= dict(zip(order, zip(made.answers, made.average, made.final, strict=True), strict=True))
     elapsed = time.process_time() - start
     return [found[index] for index in range(len(cases))], 1000 * elapsed / len(cases)
@@ -53,13 +53,13 @@ def main() -> None:
     torch.set_num_threads(1)
     chat = Chat("embedded", *load_embedded())
     cases = scene_cases(2 if quick else SCENES)
-    packer = Packer(chat)
+    sharing, alike = PackedAsker(chat), GenerateAsker(chat)
     rows = {}
     conditions = make_conditions(RECIPES, [Budget("keep", KEEP)], draws=1)
-    run(chat, cases, conditions[0], packer)
+    run(cases, conditions[0], sharing)
     for condition in conditions:
-        together, packed = run(chat, cases, condition, packer)
-        alone, generate = run(chat, cases, condition, None)
+        together, packed = run(cases, condition, sharing)
+        alone, generate = run(cases, condition, alike)
         if together != alone:
             sys.exit(f"{condition.label}: packed answers differ from those of generate")
         times = {

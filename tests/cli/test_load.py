@@ -18,7 +18,7 @@ def test_qwen_processor_loads_without_torchvision(qwen_folder: Path, picture: Pa
     inputs = chat.inputs([image, image], "where is the cat ?")
     assert inputs["image_grid_thw"].tolist() == [[1, 8, 10], [1, 8, 10]]
     assert int((inputs["input_ids"] == chat.model.config.image_token_id).sum()) == 2 * 20
-    assert chat.generate(inputs, 3).shape == (3,)
+    assert chat.generate(inputs, 3).shape == (1, 3)
     assert chat.seen(image) is image
 
 

@@ -19,13 +19,12 @@ from tokenprune.core.needs import Needs
 from tokenprune.core.report import Report
 from tokenprune.engine.packed.generate import packed_run, shared_layers
 from tokenprune.engine.packed.prompt import pack
-from tokenprune.families.load import Chat
+from tokenprune.families.chat import Chat
 from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.scenes import load_embedded
 from tokenprune.stage import Stage
 from tokenprune.study.evaluate import Case, scene_cases
-from tokenprune.study.evaluate.asking import _inputs
-from tokenprune.study.evaluate.packing import Packer
+from tokenprune.study.evaluate.packing import PackedAsker
 
 STEPS = 3
 LOOKS = {"scorer": ATTENTION, "raters": "last_text"}
@@ -45,7 +44,7 @@ def cases() -> list[Case]:
 @torch.inference_mode()
 def alone(chat: Chat, cases: list[Case], recipe: Any) -> tuple[tuple[Tensor, ...], Report]:
     """Logits of the first tokens of each answer, from plain forwards under the engine, left-padded."""
-    inputs = _inputs(chat, [case.picture() for case in cases], [case.question for case in cases])
+    inputs = chat.batch([[case.picture()] for case in cases], [case.question for case in cases])
     with tp.attach(chat.model, recipe) as attached:
         made = chat.model.generate(
             **inputs,
@@ -62,7 +61,7 @@ def alone(chat: Chat, cases: list[Case], recipe: Any) -> tuple[tuple[Tensor, ...
 def together(chat: Chat, cases: list[Case], recipe: Any, like: tuple[Tensor, ...]) -> tuple[list[Tensor], Report]:
     """The same, packed; each step is fed what was generated there."""
     with tp.attach(chat.model, recipe) as attached:
-        run = packed_run(attached, Packer(chat).prompt(cases))
+        run = packed_run(attached, PackedAsker(chat).prompt(cases))
         logits = [run.prefill()]
         for given_logits in like[:-1]:
             banned = given_logits.clone()

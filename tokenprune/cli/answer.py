@@ -12,7 +12,7 @@ from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
     from tokenprune.cli.ask import Comparison
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
 
 BAR = 32

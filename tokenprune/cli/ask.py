@@ -13,7 +13,7 @@ from tokenprune.engine.attach import attach
 
 if TYPE_CHECKING:
     from tokenprune.core.report import Report
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
 
 ROUNDS = 7
@@ -104,7 +104,7 @@ def _time(chat: Chat, inputs: dict[str, Any], side: Side, max_new_tokens: int) -
     clock = _Clock()
     _wait(chat.model.device)
     start = time.perf_counter()
-    ids = chat.generate(inputs, max_new_tokens, streamer=clock)
+    (ids,) = chat.generate(inputs, max_new_tokens, streamer=clock)
     _wait(chat.model.device)
     side.times.append(time.perf_counter() - start)
     side.first.append(clock.first - start)

@@ -26,7 +26,7 @@ from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget, BudgetKind
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
     from tokenprune.study.evaluate import Case
 
 NAME = "eval"

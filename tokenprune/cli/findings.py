@@ -12,7 +12,7 @@ from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
     from tokenprune.cli.survey import Survey
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
     from tokenprune.study.audit import Estimate, StageAudit
 

@@ -15,7 +15,7 @@ from tokenprune.errors import InputError, did_you_mean
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
 
 NAME = "run"
 EXAMPLES = (
@@ -153,7 +153,8 @@ def check_attention(name: str) -> None:
 
 def open_model(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
     """The embedded model (float32 on the CPU unless told otherwise), or one from a folder or the hub."""
-    from tokenprune.families.load import Chat, device_named, dtype_named, load, quiet
+    from tokenprune.families.chat import Chat
+    from tokenprune.families.load import device_named, dtype_named, load, quiet
 
     if model != "embedded":
         return load(model, dtype=dtype, device=device, attention="eager" if attention == "eager" else "sdpa")

@@ -15,7 +15,7 @@ from tokenprune.study.audit import THIRDS, Audit, Box, Estimate, proportion
 from tokenprune.study.audit.heads import HeadAudit
 
 if TYPE_CHECKING:
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
     from tokenprune.scenes import Question
 

@@ -58,6 +58,19 @@ class Adapter(ABC):
     packs: ClassVar[bool] = False
     """Whether questions may share their picture: its tokens do not depend on the text and have plain positions."""
 
+    tiles: ClassVar[bool] = False
+    """Whether its processor cuts tiles out of the whole picture, whatever it says about cropping and padding."""
+
+    # What asking needs.
+
+    def bare_prompt(self, question: str, images: int, marker: str) -> str:
+        """The text that asks `question` about so many `images`, where the processor brings no chat template.
+
+        Args:
+            marker: the placeholder of an image.
+        """
+        return "USER: " + f"{marker}\n" * images + f"{question} ASSISTANT:"
+
     # What attaching needs.
 
     @abstractmethod

@@ -143,6 +143,7 @@ class LlavaNext(_Clip):
     family = "llava_next"
     title = "LLaVA-NeXT"
     newline = "image_newline"
+    tiles = True
     clip = TiledClip
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:

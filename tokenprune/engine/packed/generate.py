@@ -17,6 +17,7 @@ from tokenprune.engine.packed.prompt import PackedPrompt
 from tokenprune.engine.packed.runs import Apart, Together
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
+from tokenprune.families.chat import end_tokens
 from tokenprune.pipeline import Pipeline
 
 HARMLESS = frozenset(
@@ -76,13 +77,13 @@ def generate_packed(attached: Attached, prompt: PackedPrompt, *, max_new_tokens:
         max_new_tokens: longest answer, in tokens.
     """
     run = packed_run(attached, prompt)
-    ends, pad = _end_tokens(attached._anatomy.model)
+    ends, pad = end_tokens(attached._anatomy.model)
     stop = torch.tensor(ends, device=prompt.owner.device)
     logits = run.prefill()
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     made: list[Tensor] = []
     while True:
-        token = logits.float().argmax(-1).masked_fill(done, pad)
+        token = logits.float().argmax(-1).masked_fill(done, pad or 0)
         made.append(token)
         done = done | torch.isin(token, stop)
         if len(made) == max_new_tokens or bool(done.all()):
@@ -95,12 +96,3 @@ def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
     depth = len(attached._anatomy.layers)
     shared = shared_layers(attached._engine.pipeline, depth)
     return Together(attached, prompt) if shared == depth else Apart(attached, prompt, shared)
-
-
-def _end_tokens(model: Any) -> tuple[list[int], int]:
-    """Token ids that end an answer, and the one that fills the rows which ended before others."""
-    settings = model.generation_config
-    ends = settings.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    pad = settings.pad_token_id
-    return ends, pad if pad is not None else ends[0] if ends else 0

@@ -34,27 +34,19 @@ class Meter:
         self._build = lru_cache(maxsize=None)(lambda recipe: build(recipe, depth=self._shape.decoder.layers))
         self._prefill = lru_cache(maxsize=None)(self._count)
 
-    def words(self, ids: torch.Tensor, real: torch.Tensor) -> tuple[list[int], list[int]]:
-        """Tokens of each prompt that are no vision tokens: all of them, and those behind the first vision token.
+    def prefills(self, recipe: Recipe, report: Report, ids: torch.Tensor, real: torch.Tensor) -> list[int]:
+        """Multiply-adds of each sample's prefill, as if it had run alone: padding of the batch does not count.
 
         Args:
+            recipe: what was attached; `none` costs what the untouched model costs.
+            report: of that prefill.
             ids: ``[B, L]`` input ids.
             real: ``[B, L]`` True or 1 where there is no padding.
         """
         real = real.bool()
         vision = self._anatomy.vision_mask(ids, ids) & real
         other = real & ~vision
-        return other.sum(1).tolist(), (other & (vision.cumsum(1) > 0)).sum(1).tolist()
-
-    def prefills(self, recipe: Recipe, report: Report, text: Sequence[int], question: Sequence[int]) -> list[int]:
-        """Multiply-adds of each sample's prefill, as if it had run alone: padding of the batch does not count.
-
-        Args:
-            recipe: what was attached; `none` costs what the untouched model costs.
-            report: of that prefill.
-            text: tokens of each prompt that are no vision tokens.
-            question: of these, the ones behind the first vision token.
-        """
+        text, question = other.sum(1).tolist(), (other & (vision.cumsum(1) > 0)).sum(1).tolist()
         kept = zip(*((stage.kept >= 0).sum(1).tolist() for stage in report.stages), strict=True)
         rows: Sequence[tuple[int, ...]] = list(kept) or [()] * len(report.total)
         sizes = zip(report.total, report.grids, text, question, rows, strict=True)

@@ -1,4 +1,4 @@
-"""Cases as packed prompts: each picture once, the questions about it behind it."""
+"""Questions about a picture asked together: each picture once, the questions about it behind it."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from tokenprune.engine.packed.generate import check_packable
+from tokenprune.engine.attach import Attached
+from tokenprune.engine.packed.generate import check_packable, generate_packed
 from tokenprune.engine.packed.prompt import PackedPrompt, pack
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
+from tokenprune.study.evaluate.askers import Asked
 from tokenprune.study.evaluate.cases import Case
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tokenprune.families.load import Chat
+    from tokenprune.families.chat import Chat
 
 KEPT_BYTES = 512 * 2**20
 
 
-class Packer:
-    """Makes packed prompts, and keeps those of unchanged pictures: every condition asks them again.
+class PackedAsker:
+    """Asks the questions about a picture together, with what they share run once (`tokenprune.engine.packed`).
+
+    It keeps the prompts of unchanged pictures, since every condition asks them again.
 
     Args:
         chat: model and processor.
@@ -37,6 +41,31 @@ class Packer:
         self.chat = chat
         self._left = kept_bytes
         self._kept: dict[tuple[str, ...], PackedPrompt] = {}
+
+    @staticmethod
+    def batches(cases: Sequence[Case], size: int) -> Iterator[list[int]]:
+        """Batches in order; a picture is not split unless it alone has more than `size` questions."""
+        of: dict[str, list[int]] = {}
+        for index, case in enumerate(cases):
+            of.setdefault(case.picture_id, []).append(index)
+        batch: list[int] = []
+        for indices in of.values():
+            for start in range(0, len(indices), size):
+                part = indices[start : start + size]
+                if len(batch) + len(part) > size:
+                    yield batch
+                    batch = []
+                batch = batch + part
+        if batch:
+            yield batch
+
+    def ask(
+        self, attached: Attached, cases: Sequence[Case], pictures: Sequence[Image] | None, max_new_tokens: int
+    ) -> Asked:
+        """As `Asker.ask`."""
+        prompt = self.prompt(cases, pictures)
+        answers = generate_packed(attached, prompt, max_new_tokens=max_new_tokens)
+        return Asked(answers, prompt.input_ids, prompt.attention_mask)
 
     def prompt(self, cases: Sequence[Case], pictures: Sequence[Image] | None = None) -> PackedPrompt:
         """The packed prompt of `cases`.
@@ -62,18 +91,12 @@ class Packer:
             first.setdefault(case.picture_id, index)
         owners = {picture_id: number for number, picture_id in enumerate(first)}
         texts = [chat.prompt(case.question, 1) for case in cases]
-        start = getattr(chat.tokenizer, "bos_token", None)
-        extra = {"add_special_tokens": False} if start and texts[0].startswith(start) else {}  # never two of them
-        made = chat.processor(
-            images=[[pictures[index]] for index in first.values()],
-            text=[texts[index] for index in first.values()],
-            padding=True,
-            padding_side="right",
-            return_tensors="pt",
-            **extra,
+        owned = list(first.values())
+        made = chat.process(
+            [[pictures[index]] for index in owned], [texts[index] for index in owned], padding_side="right"
         )
         image = anatomy(model).base.config.image_token_id
-        rows = [_cut(ids, image) for ids in chat.tokenizer(texts, **extra)["input_ids"]]
+        rows = [_cut(ids, image) for ids in chat.tokenizer(texts, **chat.token_arguments(texts))["input_ids"]]
         whole = made["input_ids"]
         head, count = rows[0][0], int((whole[0] == image).sum())
         prefix = [*head, *[image] * count]
@@ -82,9 +105,7 @@ class Packer:
             if rows[index][0] != head or whole[number, : len(told)].tolist() != told:
                 raise UnsupportedModelError("packed: the processor changes the text around a picture; ask by generate")
         pixels = {
-            key: value.to(model.device, model.dtype if value.is_floating_point() else None)
-            for key, value in made.items()
-            if isinstance(value, torch.Tensor) and key not in ("input_ids", "attention_mask", "token_type_ids")
+            key: value for key, value in made.items() if key not in ("input_ids", "attention_mask", "token_type_ids")
         }
         prefix_ids = torch.tensor([prefix] * len(first), device=model.device)
         return pack(model, pixels, prefix_ids, [row[1] for row in rows], [owners[case.picture_id] for case in cases])
@@ -96,20 +117,3 @@ def _cut(ids: Sequence[int], image: int) -> tuple[list[int], list[int]]:
         raise UnsupportedModelError("packed: expected a prompt with one picture before its question; ask by generate")
     at = list(ids).index(image)
     return list(ids[:at]), list(ids[at + 1 :])
-
-
-def picture_batches(cases: Sequence[Case], size: int) -> Iterator[list[int]]:
-    """Indices of cases in batches of at most `size`, in order; a picture is not split unless it alone has more."""
-    of: dict[str, list[int]] = {}
-    for index, case in enumerate(cases):
-        of.setdefault(case.picture_id, []).append(index)
-    batch: list[int] = []
-    for indices in of.values():
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
-            if len(batch) + len(part) > size:
-                yield batch
-                batch = []
-            batch = batch + part
-    if batch:
-        yield batch

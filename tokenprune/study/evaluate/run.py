@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from tokenprune.engine.attach import attach
 from tokenprune.errors import BudgetError, InputError, TokenPruneError
-from tokenprune.families.load import Chat
+from tokenprune.families.chat import Chat
+from tokenprune.study.evaluate.askers import Asker, GenerateAsker
 from tokenprune.study.evaluate.asking import ask, model_key
 from tokenprune.study.evaluate.cases import Case
 from tokenprune.study.evaluate.conditions import UNTOUCHED, Condition, share_of
 from tokenprune.study.evaluate.cost import Meter
 from tokenprune.study.evaluate.journal import Batch, Journal
-from tokenprune.study.evaluate.packing import Packer, picture_batches
+from tokenprune.study.evaluate.packing import PackedAsker
 from tokenprune.study.evaluate.results import Evaluation, Outcome
 
 
@@ -57,8 +58,8 @@ def evaluate(
     conditions = [UNTOUCHED, *(c for c in conditions if c.kind != "untouched")]
     _check_fit(model, conditions)
     chat, meter = Chat("", model, processor), Meter(model)
-    packer = Packer(chat) if packed else None
-    batches = list(picture_batches(cases, batch_size) if packed else _batches(cases, batch_size))
+    asker: Asker = PackedAsker(chat) if packed else GenerateAsker(chat)
+    batches = list(asker.batches(cases, batch_size))
     journal = Journal(output)
     run_key = f"{model_key(chat)} {max_new_tokens}"
     done, everything = 0, len(batches) * len(conditions)
@@ -74,14 +75,13 @@ def evaluate(
             if batch is None:
                 known = totals[number] if condition.kind != "untouched" else None
                 batch = ask(
-                    chat,
+                    asker,
                     chosen,
                     condition,
                     meter=meter,
                     totals=known,
                     shares=None if shares is None else [shares[i] for i in order],
                     max_new_tokens=max_new_tokens,
-                    packer=packer,
                 )
                 journal.add(key, condition.label, batch)
             if condition.kind == "untouched":
@@ -137,17 +137,6 @@ def _check_fit(model: Any, conditions: Sequence[Condition]) -> None:
     if problems:
         kind = BudgetError if set(problems.values()) == {BudgetError} else InputError
         raise kind("\n".join(problems))
-
-
-def _batches(cases: Sequence[Case], size: int) -> Iterator[list[int]]:
-    """Indices of cases in batches of equal work: pictures of one size together, questions of similar length."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for case in cases:
-        if case.picture_id not in shapes:
-            shapes[case.picture_id] = case.picture().size
-    order = sorted(range(len(cases)), key=lambda i: (shapes[cases[i].picture_id], len(cases[i].question.split()), i))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _key(run_key: str, condition: Condition, cases: Sequence[Case]) -> str:

@@ -1,0 +1,152 @@
+"""A model and the processor that speaks to it: the way from pictures and questions to answers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tokenprune.errors import InputError
+from tokenprune.families.adapter import Adapter
+from tokenprune.families.catalogue import adapter_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Chat:
+    """A model and the processor that speaks to it."""
+
+    name: str
+    """As the user gave it: ``embedded``, a folder or a hub id."""
+    model: Any
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is known of the model's family."""
+        return adapter_of(self.model, asker="chat")
+
+    def prompt(self, question: str, images: int) -> str:
+        """The text that asks `question` about so many `images`: by chat template, or as the family does without one.
+
+        Raises:
+            InputError: the question contains the placeholder that stands for an image.
+        """
+        marker = getattr(self.processor, "image_token", None)
+        if marker and marker in question:
+            raise InputError(f"the question contains {marker!r}, which this model takes for an image; reword it")
+        if getattr(self.processor, "chat_template", None):
+            content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+            talk = [{"role": "user", "content": content}]
+            return str(self.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
+        return self.adapter.bare_prompt(question, images, marker or "<image>")
+
+    def process(
+        self, images: Sequence[Sequence[Image]], texts: Sequence[str], *, padding_side: str = "left"
+    ) -> dict[str, Tensor]:
+        """What the processor makes of prompts, on the model's device and in its dtype.
+
+        Args:
+            images: of each prompt.
+            texts: from `prompt`.
+            padding_side: where shorter prompts are padded; on the left for `generate`.
+        """
+        made = self.processor(
+            images=[list(own) for own in images],
+            text=list(texts),
+            return_tensors="pt",
+            padding=True,
+            padding_side=padding_side,
+            **self.token_arguments(texts),
+        )
+        return to_model(made, self.model)
+
+    def batch(self, images: Sequence[Sequence[Image]], questions: Sequence[str]) -> dict[str, Tensor]:
+        """Model inputs of a batch: a question about the images of each sample, padded on the left."""
+        texts = [self.prompt(question, len(own)) for own, question in zip(images, questions, strict=True)]
+        return self.process(images, texts)
+
+    def inputs(self, images: Sequence[Image], question: str) -> dict[str, Tensor]:
+        """Model inputs for a batch of one."""
+        return self.batch([images], [question])
+
+    def token_arguments(self, texts: Sequence[str]) -> dict[str, bool]:
+        """Arguments of the tokenizer for these prompts: a template that writes the first token wants no second one."""
+        start = getattr(self.tokenizer, "bos_token", None)
+        return {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
+
+    def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int, streamer: Any = None) -> Tensor:
+        """Token ids ``[B, new]`` of the greedy answers, without the prompts.
+
+        A `streamer` hears of every token, as in transformers.
+        """
+        with torch.inference_mode():
+            ids: Tensor = self.model.generate(
+                **inputs,
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=end_tokens(self.model)[1],
+                streamer=streamer,
+            )
+        return ids[:, inputs["input_ids"].shape[1] :]
+
+    def text(self, ids: torch.Tensor) -> str:
+        """The answer that generated `ids` spell."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    def unknown_words(self, question: str) -> list[str]:
+        """Words of the question that a word-level vocabulary does not hold; none for ordinary tokenizers."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        if unknown is None:
+            return []
+        words = dict.fromkeys(re.findall(r"[\w'-]+", question))
+        return [word for word in words if unknown in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
+
+    def seen(self, image: Image) -> Image:
+        """The part of `image` that the vision tower sees: all of it, unless the processor crops or pads it square."""
+        from PIL import ImageOps
+
+        steps: Any = getattr(self.processor, "image_processor", None)
+        if self.adapter.tiles or not (getattr(steps, "do_center_crop", False) or getattr(steps, "do_pad", False)):
+            return image
+        if getattr(steps, "do_pad", False):
+            side = max(image.size)
+            return ImageOps.pad(image, (side, side), color=tuple(int(255 * mean) for mean in steps.image_mean))
+        size, crop = dict(steps.size), dict(steps.crop_size)
+        if "shortest_edge" in size:
+            scale = size["shortest_edge"] / min(image.size)
+            wide, high = image.width * scale, image.height * scale
+        else:
+            wide, high = float(size["width"]), float(size["height"])
+        left = max(0.0, (1 - crop["width"] / wide) / 2) * image.width
+        top = max(0.0, (1 - crop["height"] / high) / 2) * image.height
+        return image.crop((round(left), round(top), round(image.width - left), round(image.height - top)))
+
+
+def to_model(made: Mapping[str, Any], model: Any) -> dict[str, Tensor]:
+    """The tensors that a processor made, on the model's device, and those of real numbers in its dtype."""
+    return {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in made.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def end_tokens(model: Any) -> tuple[list[int], int | None]:
+    """Token ids that end an answer of `model`, and the one that fills rows which ended before others."""
+    settings = model.generation_config
+    ends = settings.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    pad = settings.pad_token_id
+    return ends, pad if pad is not None else ends[0] if ends else None
