@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import tokenprune as tp
 from tokenprune.budget import Budget, plan
-from tokenprune.budget.in_flops import _Path
+from tokenprune.budget.solver import _Candidates
 from tokenprune.cost.account import account
 from tokenprune.cost.presets import PRESETS
 from tokenprune.cost.prices import PromptPrices
@@ -74,7 +74,7 @@ def test_the_largest_plan_of_all_candidates(case: dict[str, object]) -> None:
     recipe, share, total, text, shape = (case[key] for key in ("recipe", "share", "total", "text", "shape"))
     pipeline = pipeline_of(recipe, shape, share)  # type: ignore[arg-type]
     prices = prices_of(pipeline, shape, total, text)  # type: ignore[arg-type]
-    path = _Path(pipeline.steps(), total, grids_of(total), prices)  # type: ignore[arg-type]
+    path = _Candidates(pipeline.steps(), total, grids_of(total), prices)  # type: ignore[arg-type]
     candidates = [(counts, prices.whole(counts)) for counts, _ in path.down_from(2 * prices.untouched)]
     assert candidates == sorted(candidates, reverse=True)
     fitting = [counts for counts, cost in candidates if cost <= share * prices.untouched * (1 + 1e-12)]  # type: ignore[operator]
@@ -186,7 +186,7 @@ def test_no_vision_tokens_need_no_prices() -> None:
 
 def test_equal_counts_are_one_candidate() -> None:
     pipeline = pipeline_of("pyramiddrop", LLAVA, 0.5)
-    path = _Path(pipeline.steps(), 40, grids_of(40), prices_of(pipeline, LLAVA, 40, 5))
+    path = _Candidates(pipeline.steps(), 40, grids_of(40), prices_of(pipeline, LLAVA, 40, 5))
     found = [counts for counts, _ in path.down_from(10**18)]
     assert len(found) == len(set(found))
     assert found[-1] == (1, 1, 1)

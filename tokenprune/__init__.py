@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tokenprune.recipe import list_recipes as list_recipes
     from tokenprune.recipe import load_recipe as load_recipe
     from tokenprune.stage import Stage as Stage
+    from tokenprune.study.audit import audit as audit
     from tokenprune.study.bench import bench as bench
     from tokenprune.study.evaluate import evaluate as evaluate
 
@@ -82,6 +83,7 @@ _HOMES = {
     "Work": "parts.work",
     "attach": "engine.attach",
     "attention_from_qk": "core.attention",
+    "audit": "study.audit",
     "bench": "study.bench",
     "build": "builder",
     "evaluate": "study.evaluate",

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 
 from tokenprune.recipe import json_schema, list_recipes, load_recipe
-from tokenprune.recipe.export import committed_schema, schema_text
+from tokenprune.recipe.editor_schema import committed_schema, schema_text
 from tokenprune.registry import ROLES, parts
 
 
@@ -21,7 +21,7 @@ def nodes(schema: Any) -> Iterator[dict[str, Any]]:
 
 
 def test_committed_schema_is_current() -> None:
-    again = "python -c 'from tokenprune.recipe.export import *; print(schema_text(), end=\"\")'"
+    again = "python -c 'from tokenprune.recipe.editor_schema import *; print(schema_text(), end=\"\")'"
     assert committed_schema() == schema_text(), f"write it again: {again} > tokenprune/recipe/recipe.schema.json"
 
 

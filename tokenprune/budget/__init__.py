@@ -6,9 +6,8 @@ arithmetic on plain numbers: no tensors, no data, so that a static schedule is k
 
 from __future__ import annotations
 
-from tokenprune.budget.in_flops import Prices
-from tokenprune.budget.planning import check_share, plan
 from tokenprune.budget.rule import Budget, BudgetKind, count_of
+from tokenprune.budget.solver import Prices, check_share, plan
 from tokenprune.budget.steps import (
     Recycle,
     Schedule,

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokenprune.cli.options import Json, Keep, Sets, Variant
+from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.run import open_model
 from tokenprune.cli.terminal import amount, check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from tokenprune.cli.survey import Survey
+    from PIL.Image import Image
+
     from tokenprune.recipe import Recipe
+    from tokenprune.study.audit.survey import Survey
 
 NAME = "audit"
 EXAMPLES = (
@@ -81,14 +84,14 @@ def command(
     with progress(f"loading {model}"):
         chat = open_model(model, dtype, device, "sdpa")
 
-    from tokenprune.cli.survey import of_pictures, of_scenes
+    from tokenprune.study.audit.survey import audit, audit_scenes
 
     many = len(folder) if folder is not None else scenes or 50
     with counter("auditing", many) as done:
         if folder is not None and question is not None:
-            survey = of_pictures(chat, resolved, folder, question, done)
+            survey = audit(chat, resolved, map(_open, folder), question, on_picture=done)
         else:
-            survey = of_scenes(chat, resolved, many, batch_size, done)
+            survey = audit_scenes(chat, resolved, many, batch_size, done)
     if save_plot is not None:
         with progress("drawing"):
             _draw(survey, resolved, model, save_plot)
@@ -128,6 +131,18 @@ def _pictures(folder: Path) -> list[Path]:
     if not found:
         raise InputError(f"--images: no picture ({', '.join(SUFFIXES)}) in {folder}")
     return found
+
+
+def _open(path: Path) -> Image:
+    """A picture of the folder.
+
+    Raises:
+        InputError: the file is no picture.
+    """
+    try:
+        return open_picture(path)
+    except InputError as error:
+        raise InputError(str(error).replace("--image:", "--images:", 1)) from None
 
 
 def _draw(survey: Survey, recipe: Recipe, model: str, path: Path) -> None:

@@ -11,10 +11,10 @@ from tokenprune.cli.answer import versions
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
-    from tokenprune.cli.survey import Survey
     from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
     from tokenprune.study.audit import Estimate, StageAudit
+    from tokenprune.study.audit.survey import Survey
 
 
 def as_dict(

@@ -15,7 +15,12 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    Picture = Image | NDArray[np.uint8]
+    """Whatever a processor takes: a Pillow image, or an array ``[H, W, 3]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +57,7 @@ class Chat:
         return self.adapter.bare_prompt(question, images, marker or "<image>")
 
     def process(
-        self, images: Sequence[Sequence[Image]], texts: Sequence[str], *, padding_side: str = "left"
+        self, images: Sequence[Sequence[Picture]], texts: Sequence[str], *, padding_side: str = "left"
     ) -> dict[str, Tensor]:
         """What the processor makes of prompts, on the model's device and in its dtype.
 
@@ -71,12 +76,12 @@ class Chat:
         )
         return to_model(made, self.model)
 
-    def batch(self, images: Sequence[Sequence[Image]], questions: Sequence[str]) -> dict[str, Tensor]:
+    def batch(self, images: Sequence[Sequence[Picture]], questions: Sequence[str]) -> dict[str, Tensor]:
         """Model inputs of a batch: a question about the images of each sample, padded on the left."""
         texts = [self.prompt(question, len(own)) for own, question in zip(images, questions, strict=True)]
         return self.process(images, texts)
 
-    def inputs(self, images: Sequence[Image], question: str) -> dict[str, Tensor]:
+    def inputs(self, images: Sequence[Picture], question: str) -> dict[str, Tensor]:
         """Model inputs for a batch of one."""
         return self.batch([images], [question])
 

@@ -14,6 +14,7 @@ from tokenprune.core.needs import cannot_give
 from tokenprune.recipe.fields import BudgetField, PlaceField
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
+from tokenprune.recipe.text.yaml_rules import write_yaml
 from tokenprune.registry import ROLES
 from tokenprune.stage import Positions, Stage
 
@@ -154,9 +155,12 @@ class Recipe(Spec):
 
     def dump(self) -> str:
         """YAML that loads as an equal recipe."""
-        from tokenprune.recipe.export import to_yaml
-
-        return to_yaml(self)
+        data = self.to_dict()
+        for stage in data["stages"]:  # as people write it: parts without settings by their name
+            for key, value in stage.items():
+                if isinstance(value, dict) and value.keys() == {"type"}:
+                    stage[key] = value["type"]
+        return write_yaml(data)
 
     def __eq__(self, other: object) -> bool:
         # Not field by field: to Python, 1 token equals a share of 1.0.

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from tokenprune.families.chat import Chat
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -29,20 +31,14 @@ def answer(
     batch_size: int = 32,
 ) -> list[str]:
     """Greedy answers to (picture, question) pairs; pictures are arrays `[H, W, 3]` or Pillow images of any size."""
+    chat = Chat("embedded", model, processor)
     remaining, answers = iter(pairs), []
     while batch := list(islice(remaining, batch_size)):
-        answers += _answer_batch(model, processor, batch)
+        answers += _answer_batch(chat, batch)
     return answers
 
 
-def _answer_batch(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, batch: Sequence[tuple[Picture, str]]
-) -> list[str]:
-    inputs = processor(
-        images=[picture for picture, _ in batch],
-        text=[prompt(processor, question) for _, question in batch],
-        padding=True,
-        return_tensors="pt",
-    ).to(model.device, model.dtype)
-    output = model.generate(**inputs, do_sample=False)
-    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+def _answer_batch(chat: Chat, batch: Sequence[tuple[Picture, str]]) -> list[str]:
+    inputs = chat.batch([[picture] for picture, _ in batch], [question for _, question in batch])
+    answers = chat.generate(inputs, chat.model.generation_config.max_new_tokens)
+    return [chat.text(row) for row in answers]

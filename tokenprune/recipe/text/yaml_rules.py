@@ -53,6 +53,11 @@ def read_plain(text: str) -> str | int | float | bool | None:
     return float(text) + 0.0 if _FLOAT.match(text) else text
 
 
+def write_yaml(data: Any) -> str:
+    """Plain data as YAML that reads back the same: short mappings on one line."""
+    return yaml.dump(data, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
+
+
 class Dumper(yaml.SafeDumper):
     """Quotes every text that `read_plain`, or a YAML 1.1 program, would take for something else."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from tokenprune.study.audit.collect import Audit, Box
 from tokenprune.study.audit.stages import THIRDS, Axis, Recall, StageAudit
+from tokenprune.study.audit.survey import Survey, audit
 from tokenprune.study.statistics import Estimate, proportion, rank_correlation
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "Estimate",
     "Recall",
     "StageAudit",
+    "Survey",
+    "audit",
     "proportion",
     "rank_correlation",
 ]

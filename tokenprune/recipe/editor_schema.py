@@ -1,4 +1,4 @@
-"""Recipes going out: YAML that loads again, and the JSON Schema for editors."""
+"""The JSON Schema of recipes, for editors."""
 
 from __future__ import annotations
 
@@ -7,24 +7,11 @@ import json
 from importlib.resources import files
 from typing import Any, cast
 
-import yaml
-
 from tokenprune.recipe.fields import BUDGETS
 from tokenprune.recipe.schema import Recipe
-from tokenprune.recipe.text.yaml_rules import Dumper
 
 SCHEMA_ID = "urn:tokenprune:recipe:1"
 SCHEMA_FILE = "recipe.schema.json"
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """The recipe as people write it: parts without settings by their name, short mappings on one line."""
-    data = recipe.to_dict()
-    for stage in data["stages"]:
-        for key, value in stage.items():
-            if isinstance(value, dict) and value.keys() == {"type"}:
-                stage[key] = value["type"]
-    return yaml.dump(data, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=110)
 
 
 def committed_schema() -> str:

@@ -1,22 +1,23 @@
-"""Prefills for an audit: over held-out scenes of the embedded model, or over a folder of pictures."""
+"""`audit`: the prefills of an audit, over any pictures, or over held-out scenes of the embedded model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.cli.pictures import open_picture
 from tokenprune.engine.attach import attach
-from tokenprune.errors import InputError
-from tokenprune.study.audit import THIRDS, Audit, Box, Estimate, proportion
+from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.study.audit.collect import Audit, Box
 from tokenprune.study.audit.heads import HeadAudit
+from tokenprune.study.audit.stages import THIRDS
+from tokenprune.study.statistics import Estimate, proportion
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from tokenprune.families.chat import Chat
-    from tokenprune.recipe import Recipe
     from tokenprune.scenes import Question
 
 Done = Callable[[int], None]
@@ -47,7 +48,7 @@ class Survey:
     """By the third of the picture that the target's centre lies in, and ``all``; empty without known targets."""
 
 
-def of_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Done) -> Survey:
+def audit_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Done) -> Survey:
     """Ask the embedded model where things are in the first `scenes` held-out scenes that can be asked about."""
     from tokenprune.scenes.answering import answer
     from tokenprune.scenes.world.generate import UNITS
@@ -71,26 +72,44 @@ def of_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Do
     return survey
 
 
-def of_pictures(chat: Chat, recipe: Recipe, paths: Sequence[Path], question: str, done: Done) -> Survey:
-    """Ask `question` about each picture; only the prefill runs to its end, once untouched and once reduced.
+def audit(
+    chat: Chat,
+    recipe: Recipe | str,
+    pictures: Iterable[Image],
+    question: str,
+    *,
+    on_picture: Callable[[int], None] | None = None,
+) -> Survey:
+    """Where in the pictures a recipe keeps tokens, when `question` is asked about each.
+
+        survey = tp.audit(tp.load("llava-hf/llava-1.5-7b-hf"), "fastv", pictures, "What is this?")
+        print(survey.audit.stages[0].rows.mean)
+
+    Only prefills run to their end: one untouched, which tells how much attention follows position in every layer, and
+    one reduced.
+
+    Args:
+        chat: model and processor, from `load`.
+        recipe: a recipe, or what `load_recipe` takes.
+        pictures: opened one at a time.
+        question: asked about each.
+        on_picture: called with 1 behind every picture, for a progress bar.
 
     Raises:
-        InputError: a file that is no picture.
+        RecipeError, UnsupportedModelError: the recipe is not valid, or does not fit the model.
     """
-    survey = Survey("pictures", HeadAudit(chat.model, recipe))
-    for path in paths:
-        try:
-            picture = open_picture(path)
-        except InputError as error:
-            raise InputError(str(error).replace("--image:", "--images:", 1)) from None
+    loaded = load_recipe(recipe)
+    survey = Survey("pictures", HeadAudit(chat.model, loaded))
+    for picture in pictures:
         inputs = chat.inputs([picture], question)
         if survey.heads:
             with survey.heads.listening():
                 chat.generate(inputs, 1)
-        with attach(chat.model, recipe) as attached:
+        with attach(chat.model, loaded) as attached:
             chat.generate(inputs, 1)
         survey.audit.add(attached.report)
-        done(1)
+        if on_picture is not None:
+            on_picture(1)
     return survey
 
 

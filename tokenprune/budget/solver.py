@@ -1,0 +1,294 @@
+"""The solver: from stages and a budget to the counts that each stage keeps of one sample.
+
+    a budget ─▶ shape: what the schedulers have in mind, tokens after each stage as real numbers
+             ─▶ one factor scales the shape: all candidates stand on one path, from everything to one token a stage
+             ─▶ the largest candidate that does not exceed the budget
+
+All of it is host arithmetic on plain numbers. What it works on is described in steps.py, rounding in rule.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Protocol, cast
+
+from tokenprune.budget.rule import Budget, BudgetKind, count_of, part_of
+from tokenprune.budget.steps import Recycle, StaticSchedule, Step, check_order
+from tokenprune.core.tokens import Grid
+from tokenprune.errors import BudgetError
+
+MANY = 10**9
+"""A picture so large that rounding to whole tokens does not matter: shares are checked on it, without a picture."""
+
+
+def plan(
+    stages: Sequence[Step],
+    budget: Budget | None,
+    *,
+    depth: int,
+    total: int,
+    grids: Sequence[Grid],
+    prices: Prices | None = None,
+) -> tuple[int | None, ...]:
+    """How many tokens each stage keeps (what its recycler adds comes on top), None where only the data can tell.
+
+    Without a budget, static schedulers decide; after the first adaptive one nothing is known. With a budget, the
+    schedulers' nominal counts give a shape, and one factor scales it: the largest plan that does not exceed the budget,
+    less than one token below it. A larger budget never gives a smaller count at any stage; a full one keeps everything.
+
+    Args:
+        stages: in the order in which they act.
+        budget: for the whole recipe, or None.
+        depth: decoder layers of the model.
+        total: original vision tokens of the sample.
+        grids: (T, H, W) of each of its images.
+        prices: of this prompt on this model; only a budget ``flops`` asks for them.
+
+    Raises:
+        BudgetError: stages out of order or beyond `depth`, or a budget that they cannot meet.
+    """
+    check_order(stages, depth)
+    if not stages:
+        if budget is not None and _saves(budget, total):
+            raise BudgetError(f"budget {budget}: this recipe has no stages, so it keeps all {total} vision tokens")
+        return ()
+    if total == 0:
+        return tuple(0 for _ in stages) if budget else tuple(0 if step.scheduler.static else None for step in stages)
+    if budget is None:
+        return _chain(stages, total, grids)
+    if budget.kind == "flops":
+        if prices is None:
+            raise BudgetError(f"budget {budget}: what a plan costs depends on the model and the prompt")
+        return solve_flops(stages, budget, total, grids, prices)
+    return solve_tokens(stages, budget, depth, total, grids)
+
+
+def check_share(stages: Sequence[Step], budget: Budget | None, *, depth: int) -> None:
+    """Raise `BudgetError` if the budget is a share that the stages cannot meet, as far as no picture is needed to tell.
+
+    What ``flops`` can reach depends on the prompt: nothing is refused here.
+    """
+    if budget is not None and budget.kind != "flops" and budget.is_share and stages:
+        refuse(stages, budget, depth, MANY)
+
+
+def _saves(budget: Budget, total: int) -> bool:
+    """Whether the budget leaves less than everything."""
+    return budget.value < 1.0 if budget.kind == "flops" else count_of(budget.value, total) < total
+
+
+def _chain(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> tuple[int | None, ...]:
+    size: int | None = total
+    counts: list[int | None] = []
+    for step in stages:
+        if size is not None and step.scheduler.static:
+            kept = cast("StaticSchedule", step.scheduler).count(size, total=total, grids=grids)
+            size = kept + step.recycler.added(size - kept)
+            counts.append(kept)
+        else:
+            size = None
+            counts.append(None)
+    return tuple(counts)
+
+
+def solve_tokens(
+    stages: Sequence[Step], budget: Budget, depth: int, total: int, grids: Sequence[Grid]
+) -> tuple[int, ...]:
+    """Counts to keep; arguments as in `plan`."""
+    fixed, weights, layers = _weights(stages, budget.kind, depth)
+    target = count_of(budget.value, total) * layers
+
+    def cost(wanted: Sequence[int]) -> int:
+        sizes = realise(stages, wanted, total)[1]
+        return fixed * total + sum(weight * size for weight, size in zip(weights, sizes, strict=True))
+
+    lowest = [0] * len(stages)  # wanted, and raised to what each stage must keep
+    if cost(lowest) > target:
+        refuse(stages, budget, depth, total)
+        # The share is reachable in general; with so few tokens rounding up to 1 exceeds it, so the minimum is kept.
+        return realise(stages, lowest, total)[0]
+    if target >= total * layers:
+        return (total,) * len(stages)
+    shape = shape_of(stages, total, grids)
+    below, above = bisect(lambda factor: cost(scaled(shape, factor)) > target, 2.0 * total / min(shape))
+    # The smallest factor that costs as much, so that a recipe's own cost gives back its own counts at every stage.
+    best = cost(scaled(shape, below))
+    wanted = scaled(shape, bisect(lambda factor: cost(scaled(shape, factor)) >= best, above)[1])
+    # Several stages may step up at the same factor: take those that still fit, the earliest first.
+    for index, size in enumerate(scaled(shape, above)):
+        more = [*wanted[:index], size, *wanted[index + 1 :]]
+        wanted = more if cost(wanted) < cost(more) <= target else wanted
+    return realise(stages, wanted, total)[0]
+
+
+def _weights(stages: Sequence[Step], kind: BudgetKind, depth: int) -> tuple[int, list[int], int]:
+    """Layers that count and see all tokens, layers that see what each stage left, layers in all."""
+    if kind == "final":
+        return 0, [0] * (len(stages) - 1) + [1], 1
+    edges = [*(step.layer for step in stages), depth]
+    weights = [after - before for before, after in pairwise(edges)]
+    return (0, weights, depth - edges[0]) if kind == "keep" else (edges[0], weights, depth)
+
+
+def refuse(stages: Sequence[Step], budget: Budget, depth: int, total: int) -> None:
+    """Raise if the stages cannot go as low as `budget` for a sample of `total` vision tokens."""
+    minimum = _minimum(stages, budget.kind, depth, total)
+    target: float = count_of(budget.value, total)
+    reach, nearest = f"{float(minimum):.5g} … {total} of {total} vision tokens", str(math.ceil(minimum))
+    if budget.is_share:
+        minimum, target = _minimum(stages, budget.kind, depth, MANY) / MANY, budget.value
+        reach, nearest = f"{float(minimum):.4g} … 1.0", str(math.ceil(minimum * 1000) / 1000)
+    if target >= minimum:
+        return
+    layers = sorted({step.layer for step in stages})
+    acts = f"before layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))} of {depth}"
+    raise BudgetError(
+        f"budget {budget}: stages that act {acts} can reach {reach}; "
+        f"the nearest valid budget is {budget.kind}: {nearest}"
+    )
+
+
+def _minimum(stages: Sequence[Step], kind: BudgetKind, depth: int, total: int) -> Fraction:
+    """The smallest value of the stated quantity, in tokens."""
+    fixed, weights, layers = _weights(stages, kind, depth)
+    sizes = realise(stages, [0] * len(stages), total)[1]
+    return Fraction(fixed * total + sum(weight * size for weight, size in zip(weights, sizes, strict=True)), layers)
+
+
+class Prices(Protocol):
+    """What the prefill of one prompt costs, in multiply-adds; see `tokenprune.cost.prices.PromptPrices`."""
+
+    @property
+    def untouched(self) -> int:
+        """The prefill with all vision tokens, without any recipe."""
+        ...
+
+    def model(self, sizes: Sequence[int]) -> int:
+        """The model alone when `sizes` tokens are left behind the stages; more tokens never cost less."""
+        ...
+
+    def whole(self, counts: Sequence[int]) -> int:
+        """The model, and the recipe's own work, when the stages keep `counts`."""
+        ...
+
+
+def solve_flops(
+    stages: Sequence[Step], budget: Budget, total: int, grids: Sequence[Grid], prices: Prices
+) -> tuple[int, ...]:
+    """Counts to keep; arguments as in `plan`.
+
+    The candidates stand in a row, each with one token more at one stage than the one before. A dearer plan may come
+    before a cheaper one, because a stage that keeps all that enters it does not run; so the answer is the last of all
+    that do not exceed the budget, not the first place where the next one would.
+
+    Raises:
+        BudgetError: no plan is that cheap.
+    """
+    target = part_of(budget.value, prices.untouched)
+    if target >= prices.untouched:
+        return (total,) * len(stages)
+    path = _Candidates(stages, total, grids, prices)
+    for counts, cost in path.down_from(target):
+        if cost <= target:
+            return counts
+    least = min(cost for _, cost in path.down_from(path.lowest))
+    reach = Fraction(min(least, prices.untouched), prices.untouched)
+    layers = ", ".join(map(str, sorted({step.layer for step in stages})))
+    raise BudgetError(
+        f"budget {budget}: on a prompt of {prices}, stages that act before layer {layers} can reach "
+        f"{float(reach):.4g} … 1.0 of the untouched prefill; the nearest valid budget is "
+        f"flops: {math.ceil(reach * 1000) / 1000}"
+    )
+
+
+class _Candidates:
+    """All plans that one factor makes of the schedulers' counts; where several stages step up at once, one by one."""
+
+    def __init__(self, stages: Sequence[Step], total: int, grids: Sequence[Grid], prices: Prices) -> None:
+        self.stages = stages
+        self.total = total
+        self.prices = prices
+        # Exact, so that the order of the steps never depends on rounding.
+        self.shape = [Fraction(size) for size in shape_of(stages, total, grids)]
+
+    @property
+    def lowest(self) -> int:
+        """Cost of the plan that keeps least."""
+        return self.prices.whole(realise(self.stages, [0] * len(self.stages), self.total)[0])
+
+    def down_from(self, target: int) -> Iterator[tuple[tuple[int, ...], int]]:
+        """Plans and their costs, from the largest whose model alone costs no more than `target` down to the lowest."""
+        high = float(2 * self.total / min(self.shape))
+        wanted = self._at(bisect(lambda factor: self._model(self._at(factor)) > target, high)[1])
+        before: tuple[int, ...] | None = None
+        while True:
+            counts = realise(self.stages, wanted, self.total)[0]
+            if counts != before:
+                yield counts, self.prices.whole(counts)
+            if not any(wanted):
+                return
+            before = counts
+            # Undo the most recent increment: the stage whose count was reached at the largest factor.
+            last = max(range(len(wanted)), key=lambda stage: (wanted[stage] / self.shape[stage], stage))
+            wanted[last] -= 1
+
+    def _model(self, wanted: Sequence[int]) -> int:
+        return self.prices.model(realise(self.stages, wanted, self.total)[1])
+
+    def _at(self, factor: float) -> list[int]:
+        return [min(self.total, math.floor(Fraction(factor) * size)) for size in self.shape]
+
+
+def bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]:
+    """Neighbouring factors: the first is not `enough` (or 0), the second is. `enough` never turns back to False."""
+    low = 0.0
+    for _ in range(64):
+        middle = (low + high) / 2
+        if enough(middle):
+            high = middle
+        else:
+            low = middle
+    return low, high
+
+
+def shape_of(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> list[float]:
+    """Tokens after each stage as the schedulers would have it, real numbers above 0."""
+    size, shape = total, []
+    for step in stages:
+        kept = min(float(size), max(1e-6, step.scheduler.nominal(size, total=total, grids=grids)))
+        left = kept + step.recycler.added(size - max(1, math.floor(kept + 1e-9)))
+        shape.append(min(left, float(size)))
+        size = max(1, round(shape[-1]))
+    return shape
+
+
+def scaled(shape: Sequence[float], factor: float) -> list[int]:
+    """`shape` times `factor`, rounded down."""
+    return [math.floor(factor * size) for size in shape]
+
+
+def realise(stages: Sequence[Step], wanted: Sequence[int], total: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts to keep and tokens after each stage, as near below `wanted` tokens as the recyclers allow."""
+    size, counts, sizes = total, [], []
+    for step, want in zip(stages, wanted, strict=True):
+        kept = _kept_for(want, size, step.recycler)
+        size = kept + step.recycler.added(size - kept)
+        counts.append(kept)
+        sizes.append(size)
+    return tuple(counts), tuple(sizes)
+
+
+def _kept_for(want: int, size: int, recycler: Recycle) -> int:
+    """The largest count to keep of `size` tokens, at least 1, that leaves at most `want` tokens after recycling."""
+    high = max(1, min(want, size))
+    low = max(1, high - recycler.added(size - 1))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle + recycler.added(size - middle) <= want:
+            low = middle
+        else:
+            high = middle - 1
+    return low
