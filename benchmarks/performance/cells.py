@@ -22,7 +22,7 @@ from tokenprune.errors import TokenPruneError
 from tokenprune.families.noise import usual_pictures
 from tokenprune.recipe import Recipe
 from tokenprune.study.bench.clock import Sample
-from tokenprune.study.bench.result import Row
+from tokenprune.study.bench.result import SideRow
 from tokenprune.study.bench.run import measure
 from tokenprune.study.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
 from tokenprune.study.statistics import median_ratio
@@ -187,7 +187,7 @@ def _samples(rows: Mapping[str, dict[str, Any]], name: str) -> list[Sample]:
     return [Sample(**sample) for sample in rows[name]["samples"]] if rows else []
 
 
-def _limit(row: Row, phase: str, earlier: list[float], samples: Sequence[Sample]) -> dict[str, Any]:
+def _limit(row: SideRow, phase: str, earlier: list[float], samples: Sequence[Sample]) -> dict[str, Any]:
     """What the machine allows a method that costs nothing, and how fast a row is beside it; paired by round."""
     untouched, own, free = ([getattr(one, phase) for one in side] for side in (row.untouched, row.samples, samples))
     free = [*earlier, *free]

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from tokenprune.engine.attach import attach
+from tokenprune.study.bench.clock import FirstToken, wait
 
 if TYPE_CHECKING:
     from tokenprune.core.report import Report
@@ -56,23 +55,6 @@ class Comparison:
     """Median time that the recipe's stages took, part of the reduced side's time."""
 
 
-class _Clock:
-    """A transformers streamer that remembers when the first new token came."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.first = 0.0
-
-    def put(self, tokens: torch.Tensor) -> None:
-        """Called with the prompt, then with each new token, already on the host."""
-        self.calls += 1
-        if self.calls == 2:
-            self.first = time.perf_counter()
-
-    def end(self) -> None:
-        """Nothing to flush."""
-
-
 def compare(chat: Chat, inputs: dict[str, Any], recipe: Recipe, *, max_new_tokens: int) -> Comparison:
     """Ask both sides in turn, the first try of each thrown out as warm-up, as often as is cheap.
 
@@ -101,16 +83,12 @@ def compare(chat: Chat, inputs: dict[str, Any], recipe: Recipe, *, max_new_token
 
 
 def _time(chat: Chat, inputs: dict[str, Any], side: Side, max_new_tokens: int) -> None:
-    clock = _Clock()
-    _wait(chat.model.device)
+    device = chat.model.device
+    clock = FirstToken(device)
+    wait(device)
     start = time.perf_counter()
-    (ids,) = chat.generate(inputs, max_new_tokens, streamer=clock)
-    _wait(chat.model.device)
+    (ids,) = chat.generate(inputs, max_new_tokens, stopping_criteria=[clock])
+    wait(device)
     side.times.append(time.perf_counter() - start)
     side.first.append(clock.first - start)
     side.tokens, side.answer = len(ids), chat.text(ids)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

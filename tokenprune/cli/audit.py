@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import Json, Keep, Sets, Variant
+from tokenprune.cli.options import Json, KeepOption, Sets, Variant
 from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.run import open_model
 from tokenprune.cli.terminal import amount, check_plot, counter, print_json, progress
@@ -33,7 +33,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")],
-    keep: Keep = None,
+    keep: KeepOption = None,
     variant: Variant = None,
     sets: Sets = None,
     scenes: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
 from tokenprune.cli.run import check_attention, open_model
 from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
@@ -28,10 +28,10 @@ EXAMPLES = (
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
     variant: Variant = None,
-    keep: Keep = None,
-    average: Average = None,
-    final: Final = None,
-    flops: Flops = None,
+    keep: KeepOption = None,
+    average: AverageOption = None,
+    final: FinalOption = None,
+    flops: FlopsOption = None,
     sets: Sets = None,
     model: Annotated[
         str,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
-    from tokenprune.study.bench import Bench, Estimate, Row
+    from tokenprune.study.bench import Bench, Estimate, SideRow
 
 
 def show(result: Bench) -> None:
@@ -51,7 +51,7 @@ def show(result: Bench) -> None:
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
 
 
-def _prefill(row: Row) -> list[str]:
+def _prefill(row: SideRow) -> list[str]:
     about, cells = "" if row.ledger.exact else "≈", [row.name, f"{row.tokens:.4g}", _time(row.seconds("prefill"))]
     speed = row.speedup()
     if row.samples == row.untouched or speed is None:
@@ -61,7 +61,7 @@ def _prefill(row: Row) -> list[str]:
     return [*cells, _ratio(speed), interval, f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
 
 
-def _rest(row: Row, *, decodes: bool) -> list[str]:
+def _rest(row: SideRow, *, decodes: bool) -> list[str]:
     cells = [row.name]
     if decodes:
         untouched = row.samples == row.untouched

@@ -12,7 +12,7 @@ from tokenprune.cli.terminal import console, table
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from tokenprune.study.evaluate import Estimate, Evaluation, Row
+    from tokenprune.study.evaluate import ConditionRow, Estimate, Evaluation
 
 COLUMNS = (
     "condition",
@@ -170,7 +170,7 @@ def _plain(label: str) -> Text:
     return Text(label)
 
 
-def _name(row: Row) -> Text:
+def _name(row: ConditionRow) -> Text:
     from rich.text import Text
 
     return Text(row.label, style="" if not row.baseline else "dim")

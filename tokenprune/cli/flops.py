@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
 from tokenprune.cli.terminal import check_plot, console, print_json, progress, table
 from tokenprune.errors import InputError
 
@@ -39,10 +39,10 @@ def command(
         ),
     ] = "llava-1.5-7b",
     variant: Variant = None,
-    keep: Keep = None,
-    average: Average = None,
-    final: Final = None,
-    flops: Flops = None,
+    keep: KeepOption = None,
+    average: AverageOption = None,
+    final: FinalOption = None,
+    flops: FlopsOption = None,
     sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens; one usual picture when left out.", metavar="N")

@@ -10,10 +10,12 @@ from tokenprune.cli.terminal import amount, share
 from tokenprune.errors import InputError
 
 Variant = Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")]
-Keep = Annotated[str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")]
-Average = Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")]
-Final = Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")]
-Flops = Annotated[
+KeepOption = Annotated[
+    str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
+]
+AverageOption = Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")]
+FinalOption = Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")]
+FlopsOption = Annotated[
     str | None,
     typer.Option(
         "--flops", help="Budget: multiply-adds of the prefill, as a share of the untouched model's.", metavar="SHARE"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import Flops, Json, budgets_of
+from tokenprune.cli.options import FlopsOption, Json, budgets_of
 from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
 from tokenprune.errors import InputError, did_you_mean
@@ -55,7 +55,7 @@ def command(
     final: Annotated[
         str | None, typer.Option(help="The same budget, as what is left after the last stage.", metavar="N|SHARE")
     ] = None,
-    flops: Flops = None,
+    flops: FlopsOption = None,
     sets: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change the recipe: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"),

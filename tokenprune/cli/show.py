@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import Average, Final, Flops, Json, Keep, Sets, Variant, budgets_of
+from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
 from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError
 
@@ -30,10 +30,10 @@ EXAMPLES = (
 def command(
     recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
     variant: Variant = None,
-    keep: Keep = None,
-    average: Average = None,
-    final: Final = None,
-    flops: Flops = None,
+    keep: KeepOption = None,
+    average: AverageOption = None,
+    final: FinalOption = None,
+    flops: FlopsOption = None,
     sets: Sets = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")

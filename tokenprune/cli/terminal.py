@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenprune.core.files import whole_file
 from tokenprune.errors import BudgetError, InputError
 
 if TYPE_CHECKING:
@@ -112,11 +112,8 @@ def write_text(path: Path, text: str, option: str) -> None:
     """
     check_folder(path, option)
     try:
-        handle, name = tempfile.mkstemp(prefix=".tokenprune-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp's own mode is for secrets
-        os.replace(name, path)
+        with whole_file(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise InputError(f"{option}: cannot write {path}: {error.strerror or error}") from None
 

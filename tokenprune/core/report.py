@@ -3,46 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokenprune.core.clock import Stopwatch
 from tokenprune.core.tokens import Grid
 from tokenprune.errors import NotFiredError
-
-
-@dataclass
-class Stopwatch:
-    """Time spent inside `measure` blocks: on a GPU by events, so that measuring never waits for the device."""
-
-    cuda: bool
-    spans: list[tuple[Any, Any]] = field(default_factory=list)
-
-    @contextmanager
-    def measure(self) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.spans.append((start, self._now()))
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    @property
-    def seconds(self) -> float:
-        """Seconds in all blocks so far. Waits for the device."""
-        if not self.cuda:
-            return float(sum(stop - start for start, stop in self.spans))
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(stop) for start, stop in self.spans) / 1000
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tokenprune.core.report import StageReport, Stopwatch
+from tokenprune.core.clock import Stopwatch
+from tokenprune.core.report import StageReport
 from tokenprune.engine.cache import slots_of
 from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.stage import Stage

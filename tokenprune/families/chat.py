@@ -90,10 +90,10 @@ class Chat:
         start = getattr(self.tokenizer, "bos_token", None)
         return {"add_special_tokens": False} if start and texts[0].startswith(start) else {}
 
-    def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int, streamer: Any = None) -> Tensor:
+    def generate(self, inputs: Mapping[str, Tensor], max_new_tokens: int, **more: Any) -> Tensor:
         """Token ids ``[B, new]`` of the greedy answers, without the prompts.
 
-        A `streamer` hears of every token, as in transformers.
+        What else `generate` of transformers takes, such as a `streamer`, is passed on.
         """
         with torch.inference_mode():
             ids: Tensor = self.model.generate(
@@ -102,7 +102,7 @@ class Chat:
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=end_tokens(self.model)[1],
-                streamer=streamer,
+                **more,
             )
         return ids[:, inputs["input_ids"].shape[1] :]
 

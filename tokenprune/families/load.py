@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     pass
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Attention = Literal["sdpa", "eager"]
+Kernel = Literal["sdpa", "eager"]
 
 
-def load(name: str, *, dtype: str | None = None, device: str | None = None, attention: Attention = "sdpa") -> Chat:
+def load(name: str, *, dtype: str | None = None, device: str | None = None, attention: Kernel = "sdpa") -> Chat:
     """A model and its processor from a local folder or the Hugging Face hub.
 
     Args:
@@ -167,7 +167,7 @@ def _images_only(source: str, config: Any) -> Any:
         return None
 
 
-def _model(source: str, config: Any, dtype: Any, attention: Attention) -> Any:
+def _model(source: str, config: Any, dtype: Any, attention: Kernel) -> Any:
     from transformers import AutoModelForImageTextToText
 
     try:

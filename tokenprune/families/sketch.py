@@ -12,7 +12,7 @@ from tokenprune.cost.presets import PRESETS
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of, adapters
-from tokenprune.families.load import Attention, read_config
+from tokenprune.families.load import Kernel, read_config
 
 
 def sketch_config(name: str, *, layers: int | None = None, width: int | None = None) -> Any:
@@ -42,7 +42,7 @@ def sketch_config(name: str, *, layers: int | None = None, width: int | None = N
     return config
 
 
-def sketch_model(config: Any, *, dtype: torch.dtype, device: torch.device, attention: Attention = "sdpa") -> Any:
+def sketch_model(config: Any, *, dtype: torch.dtype, device: torch.device, attention: Kernel = "sdpa") -> Any:
     """A model of this configuration with random weights, the same each time, ready to run.
 
     Raises:

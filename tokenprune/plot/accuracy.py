@@ -10,7 +10,7 @@ from tokenprune.study.evaluate.conditions import SMALLER
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenprune.study.evaluate.results import Evaluation, Row
+    from tokenprune.study.evaluate.results import ConditionRow, Evaluation
 
 COLOURS = ("#0b7285", "#c2410c", "#6741d9", "#2b8a3e", "#b5179e", "#1c4fd8", "#7c5a00", "#a61e1e")
 GREYS = ("#5c6670", "#7d8790", "#9aa3ab", "#b3bac1")
@@ -65,11 +65,11 @@ def plot_accuracy(result: Evaluation, *, flops: bool = False, title: str | None 
     return figure
 
 
-def _cost(row: Row, flops: bool) -> float:
+def _cost(row: ConditionRow, flops: bool) -> float:
     return 100 * row.flops_share if flops else row.average
 
 
-def _line(axes: Any, rows: list[Row], places: list[float], colour: str, mark: str) -> None:
+def _line(axes: Any, rows: list[ConditionRow], places: list[float], colour: str, mark: str) -> None:
     values = [100 * row.overall.value for row in rows]
     bars = [
         [100 * max(0.0, row.overall.value - row.overall.ends[0]) for row in rows],

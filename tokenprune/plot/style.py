@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenprune.core.files import whole_file
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 MERGED = "#16c7e8"
-
-
 INK = "#1b1f24"
-
-
 SOFT_INK = "#6a737d"
 
 
@@ -31,18 +27,9 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path)
     try:
-        handle, name = tempfile.mkstemp(suffix=".png", prefix=".tokenprune-", dir=target.parent)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-    try:
-        with os.fdopen(handle, "wb") as file, warnings.catch_warnings():
+        with whole_file(target) as file, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # a question may be in any script
             figure.savefig(file, format="png", metadata={"Software": None})
-        os.chmod(name, 0o644)  # mkstemp's own mode is for secrets
-        os.replace(name, target)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-        raise
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
     return target

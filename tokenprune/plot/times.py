@@ -9,7 +9,7 @@ from tokenprune.plot.style import INK, SOFT_INK
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from tokenprune.study.bench.result import Bench, Row
+    from tokenprune.study.bench.result import Bench, SideRow
 
 METHOD, PREFILL, DECODE = "#c2410c", "#3b5b92", "#c3cdd8"
 
@@ -39,7 +39,7 @@ def plot_times(result: Bench) -> Figure:
     return figure
 
 
-def _panel(axes: Any, rows: list[Row], *, decodes: bool) -> None:
+def _panel(axes: Any, rows: list[SideRow], *, decodes: bool) -> None:
     places = range(len(rows))
     method = [row.method or 0.0 for row in rows]
     rest = [row.seconds("prefill") - own for row, own in zip(rows, method, strict=True)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tokenprune.recipe.files import list_recipes, recipe_path
 from tokenprune.recipe.editor_schema import json_schema
+from tokenprune.recipe.files import list_recipes, recipe_path
 from tokenprune.recipe.load import load_recipe, parse_recipe
 from tokenprune.recipe.part_help import ArgumentHelp, PartHelp, describe_part
 from tokenprune.recipe.part_models import PartSpec

@@ -20,7 +20,7 @@ SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Layer:
+class Draft:
     """The recipe of one source with all that it extends below it, or what is left of it when something is wrong."""
 
     root: Node | None
@@ -90,55 +90,55 @@ def read_file(path: Path, shown: str) -> tuple[str, list[Problem]]:
         return wrong(f"cannot be read: {reason}")
 
 
-def load_file(path: Path, shown: str, chain: Sequence[Path] = ()) -> Layer:
+def load_file(path: Path, shown: str, chain: Sequence[Path] = ()) -> Draft:
     """The recipe in a file, over what it extends; `chain` are the files that led here."""
     text, problems = read_file(path, shown)
     if problems:
-        return Layer(None, problems)
+        return Draft(None, problems)
     return load_text(text, text_source(shown, text), path, chain)
 
 
-def load_text(text: str, source: Source, path: Path | None = None, chain: Sequence[Path] = ()) -> Layer:
+def load_text(text: str, source: Source, path: Path | None = None, chain: Sequence[Path] = ()) -> Draft:
     """The recipe in a text, over what it extends; a text that is in no file may extend shipped recipes only."""
     root, problems = read_yaml(text, source)
     if root is None and not problems:
         problems = [Spot(source, 1, 1).problem("the recipe is empty: it starts with `version: 1`")]
-    return Layer(root, problems) if root is None else over_base(root, problems, path, chain)
+    return Draft(root, problems) if root is None else over_base(root, problems, path, chain)
 
 
-def over_base(root: Node, problems: list[Problem], path: Path | None = None, chain: Sequence[Path] = ()) -> Layer:
+def over_base(root: Node, problems: list[Problem], path: Path | None = None, chain: Sequence[Path] = ()) -> Draft:
     """`root` over the recipe that it extends, if it does; `path` is its own file."""
     if not isinstance(root.value, dict):
         message = f"a recipe is a mapping that starts with `version: 1` (got {got(root.plain())})"
-        return Layer(None, [*problems, root.at.problem(message)])
+        return Draft(None, [*problems, root.at.problem(message)])
     root = expand(root)
     if "version" not in root.mapping:
         problems = [*problems, root.at.problem("missing required key 'version'")]
     extends = root.mapping.get("extends")
     if extends is None:
-        return Layer(root, problems)
+        return Draft(root, problems)
     rest = {key: node for key, node in root.mapping.items() if key != "extends"}
     own = Node(rest, root.at)
     base = _base(extends, path, chain)
     if base.root is None:
-        return Layer(None, [*problems, *base.problems])
-    return Layer(inherit(base.root, own), [*problems, *base.problems])
+        return Draft(None, [*problems, *base.problems])
+    return Draft(inherit(base.root, own), [*problems, *base.problems])
 
 
-def _base(extends: Node, path: Path | None, chain: Sequence[Path]) -> Layer:
+def _base(extends: Node, path: Path | None, chain: Sequence[Path]) -> Draft:
     target = _target(extends, path)
     if isinstance(target, Problem):
-        return Layer(None, [target])
+        return Draft(None, [target])
     here = [*chain, *([path] if path else [])]
     visited = [_real(file) for file in here]
     if _real(target) in visited or len(here) >= MAX_EXTENDS:
         names = " → ".join(file.name for file in (*here, target))
         kind = "a circle" if _real(target) in visited else "too long a chain"
-        return Layer(None, [extends.at.problem(f"extends: {kind}: {names}")])
+        return Draft(None, [extends.at.problem(f"extends: {kind}: {names}")])
     layer = load_file(target, str(target), here)
     if layer.root is None and all(problem.line is None for problem in layer.problems):
         # Nothing to point at in there: the place to correct is here.
-        return Layer(
+        return Draft(
             None, [extends.at.problem(f"extends: {problem.path}: {problem.message}") for problem in layer.problems]
         )
     return layer

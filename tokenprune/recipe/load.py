@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.errors import BudgetError, did_you_mean
-from tokenprune.recipe.files import Layer, find, load_file, load_text, over_base
+from tokenprune.recipe.files import Draft, find, load_file, load_text, over_base
 from tokenprune.recipe.locate import explain
 from tokenprune.recipe.merge import expand
 from tokenprune.recipe.overrides import apply, apply_set
@@ -22,7 +22,7 @@ from tokenprune.recipe.text.node import Node, Source, Spot, from_data
 from tokenprune.recipe.text.problems import InvalidRecipeError, Problem, in_order
 from tokenprune.recipe.text.yaml_reader import text_source
 
-Keep = int | float | None
+Given = int | float | None
 
 
 def load_recipe(
@@ -30,9 +30,9 @@ def load_recipe(
     *,
     variant: str | None = None,
     sets: Sequence[str] = (),
-    keep: Keep = None,
-    average: Keep = None,
-    final: Keep = None,
+    keep: Given = None,
+    average: Given = None,
+    final: Given = None,
     flops: float | None = None,
 ) -> Recipe:
     """A recipe, complete and valid.
@@ -68,7 +68,7 @@ def parse_recipe(text: str, *, path: str = "<text>") -> Recipe:
     return _finish(load_text(text, text_source(path, text)), "recipe", None, (), None)
 
 
-def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Layer, str]:
+def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Draft, str]:
     """The layers of a source folded into one, and what the recipe is called if it does not say so."""
     if isinstance(source, Recipe):
         source = source.to_dict()
@@ -81,7 +81,7 @@ def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Layer, st
     return load_file(path, str(path)), _name_from(path)
 
 
-def _finish(layer: Layer, name: str, variant: str | None, sets: Sequence[str], budget: Budget | None) -> Recipe:
+def _finish(layer: Draft, name: str, variant: str | None, sets: Sequence[str], budget: Budget | None) -> Recipe:
     """The recipe of a layer with everything applied to it that a call asks for."""
     problems = list(layer.problems)
     if layer.root is None:
@@ -186,7 +186,7 @@ def _name_from(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem, flags=re.ASCII).lstrip("._+-")[:80] or "recipe"
 
 
-def _budget(**given: Keep) -> Budget | None:
+def _budget(**given: Given) -> Budget | None:
     kinds = {kind: value for kind, value in given.items() if value is not None}
     if len(kinds) > 1:
         raise BudgetError(f"one budget at a time: got {', '.join(kinds)}")

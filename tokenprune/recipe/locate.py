@@ -12,7 +12,7 @@ from tokenprune.errors import did_you_mean
 from tokenprune.recipe.fields import BUDGETS
 from tokenprune.recipe.part_models import part_models
 from tokenprune.recipe.schema import Recipe, StageSpec
-from tokenprune.recipe.text.node import Node, Path, dotted, follow, got
+from tokenprune.recipe.text.node import KeyPath, Node, dotted, follow, got
 from tokenprune.recipe.text.problems import Problem
 from tokenprune.recipe.text.type_text import choices, inside, type_text
 from tokenprune.registry import ROLES
@@ -20,7 +20,7 @@ from tokenprune.registry import ROLES
 
 def explain(error: ValidationError, root: Node) -> list[Problem]:
     """One problem for each value that is wrong, at its place in `root`."""
-    found: dict[tuple[Path, str], Problem] = {}
+    found: dict[tuple[KeyPath, str], Problem] = {}
     for detail in error.errors(include_url=False, include_context=True):
         path, problem = _explain(detail, root)
         # A value that fits no member of a union gives one error for each member: one message is enough.
@@ -28,7 +28,7 @@ def explain(error: ValidationError, root: Node) -> list[Problem]:
     return list(found.values())
 
 
-def _explain(detail: ErrorDetails, root: Node) -> tuple[Path, Problem]:
+def _explain(detail: ErrorDetails, root: Node) -> tuple[KeyPath, Problem]:
     kind, loc = detail["type"], detail["loc"]
     if kind == "missing":
         node, path = follow(root, loc[:-1])
@@ -51,14 +51,14 @@ def _explain(detail: ErrorDetails, root: Node) -> tuple[Path, Problem]:
     return path, spot.problem(f"{dotted(path)}: should be {type_text(annotation)} (got {got(value)}){hint}")
 
 
-def _about(loc: Path, path: Path) -> Path:
+def _about(loc: KeyPath, path: KeyPath) -> KeyPath:
     """What a rule is about: a part, not its type; and a part that was left out, not the stage."""
     if len(loc) == 4 and loc[-1] == "type":
         return loc[:3]
     return loc if len(loc) == 3 and loc[0] == "stages" else path
 
 
-def _home(path: Path, root: Node) -> tuple[type[BaseModel] | None, Path]:
+def _home(path: KeyPath, root: Node) -> tuple[type[BaseModel] | None, KeyPath]:
     """The model that the path's last keys belong to, and those keys."""
     if len(path) < 2 or path[0] != "stages":
         return Recipe, path
@@ -68,7 +68,7 @@ def _home(path: Path, root: Node) -> tuple[type[BaseModel] | None, Path]:
     return part_models(str(path[2])).get(str(kind)), path[3:]
 
 
-def _keys(path: Path, root: Node) -> list[str]:
+def _keys(path: KeyPath, root: Node) -> list[str]:
     """The keys that the mapping at `path` may have."""
     if path[-1:] == ("budget",):
         return list(BUDGETS)
@@ -81,7 +81,7 @@ def _keys(path: Path, root: Node) -> list[str]:
     return [*keys, "extends"] if model is Recipe else keys
 
 
-def _annotation(path: Path, root: Node, *, key: bool = False) -> Any:
+def _annotation(path: KeyPath, root: Node, *, key: bool = False) -> Any:
     """The annotation, limits included, of the value at `path`, or of the last key of the path."""
     model, rest = _home(path, root)
     if not rest:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenprune.recipe.text.problems import Problem
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and indices that lead from the top of a recipe to a value."""
 
 MAX_DEPTH = 64
@@ -75,12 +75,12 @@ class Node:
         return self.value
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """``stages.0.scheduler``; ``the recipe`` for the top."""
     return ".".join(map(str, path)) or "the recipe"
 
 
-def follow(root: Node, path: Path) -> tuple[Node, Path]:
+def follow(root: Node, path: KeyPath) -> tuple[Node, KeyPath]:
     """The deepest node that `path` leads to, skipping entries that are no keys here; and the entries that it took."""
     node, taken = root, []
     for entry in path:
@@ -127,11 +127,11 @@ def from_data(data: object, source: Source) -> tuple[Node, list[Problem]]:
     spot = Spot(source)
     count = 0
 
-    def wrong(path: Path, message: str) -> Node:
+    def wrong(path: KeyPath, message: str) -> Node:
         problems.append(spot.problem(f"{dotted(path)}: {message}"))
         return Node(None, spot)
 
-    def convert(value: object, path: Path) -> Node:
+    def convert(value: object, path: KeyPath) -> Node:
         nonlocal count
         count += 1
         if len(path) >= MAX_DEPTH or count > MAX_NODES:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tokenprune.recipe.text.node import MAX_DEPTH, MAX_NODES, Node, Path, Source, Spot, dotted, got, scalar_problem
+from tokenprune.recipe.text.node import MAX_DEPTH, MAX_NODES, KeyPath, Node, Source, Spot, dotted, got, scalar_problem
 from tokenprune.recipe.text.problems import Problem
 from tokenprune.recipe.text.yaml_rules import KINDS, TAG, ScalarError, read_plain
 
@@ -132,7 +132,7 @@ class _Composer:
         elif isinstance(event, yaml.CollectionEndEvent):
             self._close()
 
-    def _path(self) -> Path:
+    def _path(self) -> KeyPath:
         return tuple(
             str(frame.key.value if frame.key else "?") if isinstance(frame.into, dict) else len(frame.into)
             for frame in self._stack

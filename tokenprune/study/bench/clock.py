@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokenprune.core.clock import Stopwatch
 from tokenprune.core.report import Report
 from tokenprune.errors import InputError
 from tokenprune.families.catalogue import adapter_of
@@ -45,9 +46,8 @@ class VisionClock:
 
     def __init__(self, model: Any) -> None:
         self.modules = adapter_of(model, asker="bench").vision_modules(model.base_model)
-        self.spans: list[tuple[Any, Any]] = []
+        self.watch = Stopwatch(model.device.type == "cuda")
         self._start: Any = None
-        self._cuda = model.device.type == "cuda"
         self._handles: list[Any] = []
 
     def __enter__(self) -> VisionClock:
@@ -61,27 +61,18 @@ class VisionClock:
 
     def seconds(self) -> float:
         """Seconds since the last call. Waits for the device."""
-        spans, self.spans = self.spans, []
-        if not self._cuda:
-            return float(sum(stop - start for start, stop in spans))
-        torch.cuda.synchronize()
-        return sum(start.elapsed_time(stop) for start, stop in spans) / 1000
-
-    def _now(self) -> Any:
-        if not self._cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        seconds = self.watch.seconds
+        self.watch.spans.clear()
+        return seconds
 
     def _enter(self, module: Any, args: Any) -> None:
-        self._start = self._now()
+        self._start = self.watch.now()
 
     def _leave(self, module: Any, args: Any, output: Any) -> None:
-        self.spans.append((self._start, self._now()))
+        self.watch.spans.append((self._start, self.watch.now()))
 
 
-class _Clock:
+class FirstToken:
     """A stopping criterion that never stops: `generate` calls it behind every token."""
 
     def __init__(self, device: torch.device) -> None:
@@ -113,7 +104,7 @@ def timed(
         InputError: the model made another number of tokens.
     """
     device = inputs["input_ids"].device
-    clock = _Clock(device)
+    clock = FirstToken(device)
     cuda = device.type == "cuda"
     vision.seconds()
     if cuda:

@@ -15,7 +15,7 @@ PHASES = ("prefill", "language", "decode", "total")
 
 
 @dataclass(frozen=True)
-class Row:
+class SideRow:
     """One side at one batch size."""
 
     name: str
@@ -117,7 +117,7 @@ class Bench:
     compiled: bool
     dtype: str
     device: str
-    rows: Sequence[Row]
+    rows: Sequence[SideRow]
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, ready for JSON."""

@@ -16,7 +16,7 @@ from tokenprune.families.noise import Pictures, usual_pictures
 from tokenprune.families.shape import model_shape
 from tokenprune.recipe import Recipe, load_recipe
 from tokenprune.study.bench.clock import Sample
-from tokenprune.study.bench.result import Bench, Row
+from tokenprune.study.bench.result import Bench, SideRow
 from tokenprune.study.bench.sides import SMALLER, Compile, Side, sides
 
 LEADING = 4
@@ -66,7 +66,7 @@ def bench(
     _check(text=text, new_tokens=new_tokens, batches=batches, rounds=rounds, warmup=warmup)
     loaded = load_recipe(recipe)
     pictures = usual_pictures(model.config, tokens)
-    rows: list[Row] = []
+    rows: list[SideRow] = []
     with sides(model, loaded, pictures, text=text, baselines=baselines, compile=compile) as running:
         for batch in batches:
             rows += measure(running, text, batch, new_tokens, rounds, warmup, on_run)
@@ -113,7 +113,7 @@ def measure(
     rounds: int,
     warmup: int = 1,
     on_run: Callable[[int], None] | None = None,
-) -> list[Row]:
+) -> list[SideRow]:
     """Rows of these sides, the first of which is the untouched model; arguments as in `bench`."""
     samples: dict[str, list[Sample]] = {side.name: [] for side in running}
     prompts = {side.name: side.prompt(text=text, batch=batch) for side in running}
@@ -131,7 +131,7 @@ def measure(
     for side in running:
         layers = side.tokens_per_layer()
         rows.append(
-            Row(
+            SideRow(
                 name=side.name,
                 batch=batch,
                 tokens=sum(layers) / len(layers),

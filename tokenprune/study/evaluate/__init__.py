@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenprune.study.evaluate.cases import Case, normal, same_words, scene_cases
 from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
-from tokenprune.study.evaluate.results import GATE, Evaluation, Outcome, Pair, Row
+from tokenprune.study.evaluate.results import GATE, ConditionRow, Evaluation, Outcome, Pair
 from tokenprune.study.evaluate.run import evaluate
 from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
 
@@ -15,11 +15,11 @@ __all__ = [
     "UNTOUCHED",
     "Case",
     "Condition",
+    "ConditionRow",
     "Estimate",
     "Evaluation",
     "Outcome",
     "Pair",
-    "Row",
     "accuracy",
     "difference",
     "evaluate",

@@ -36,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Row:
+class ConditionRow:
     """A condition at a budget, all its draws together."""
 
     label: str
@@ -134,7 +134,7 @@ class Evaluation:
         return tuple(task for task in self.tasks if right[self._of(task)].mean() >= GATE)
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ConditionRow]:
         """The untouched model, then each budget: best first if there is a ranked task, else in the order given.
 
         Without a budget costs differ, so nothing is sorted.
@@ -213,7 +213,7 @@ class Evaluation:
         """Right answers of each case, mean over the draws."""
         return np.array([outcome.right for outcome in outcomes], np.float64).mean(0)
 
-    def _compare(self, one: Row, other: Row) -> tuple[Estimate, float]:
+    def _compare(self, one: ConditionRow, other: ConditionRow) -> tuple[Estimate, float]:
         """Accuracy of the first minus that of the second on what counts, and the p-value of their being alike."""
         first, second = (self._scores(self._groups[row.label, row.budget])[self._counted] for row in (one, other))
         pictures = self._pictures[self._counted].tolist()
@@ -226,7 +226,7 @@ class Evaluation:
             made[name] = accuracy(scores[of], self._pictures[of].tolist())
         return made
 
-    def _row(self, outcomes: list[Outcome]) -> Row:
+    def _row(self, outcomes: list[Outcome]) -> ConditionRow:
         condition = outcomes[0].condition
         scores, reference = self._scores(outcomes), self._scores(self.outcomes[:1])
         pictures, counted = self._pictures, self._counted
@@ -236,7 +236,7 @@ class Evaluation:
             tasks[task] = accuracy(scores[of], pictures[of].tolist())
             changes[task] = difference(scores[of], reference[of], pictures[of].tolist())
         flops = float(np.mean([outcome.flops for outcome in outcomes]))
-        return Row(
+        return ConditionRow(
             condition.label,
             condition.group[1],
             condition.baseline,
