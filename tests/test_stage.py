@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import plain
 import pytest
@@ -10,9 +12,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import tokenprune as tp
 from tokenprune.core.place import Place
 from tokenprune.core.tokens import Tokens
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, RecipeError
 from tokenprune.parts.raters.text import AboveMeanRaters, LastTextRaters
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
@@ -263,3 +266,41 @@ def test_an_adaptive_stage_counts_each_sample_by_itself(batch, data):
         alone = adaptive(strategies.collate([sample]))
         assert together.tokens.sizes[row] == alone.tokens.sizes[0]
         assert kept_of(together, row) == kept_of(alone, 0)
+
+
+def test_what_a_stage_does_not_name_is_as_in_a_recipe() -> None:
+    made = tp.Stage(place="after_vision", name="stage_0")
+    (read,) = tp.build({"version": 1, "budget": {"keep": 3}, "stages": [{"place": "after_vision"}]})
+    assert repr(made) == repr(read)
+    for place, parsed in (
+        (3, Place("before_layer", 3)),
+        ({"in_vision": {"block": "1/4"}}, Place("in_vision", Fraction(1, 4))),
+        (Place("after_vision"), Place("after_vision")),
+    ):
+        assert tp.Stage(place=place).place == parsed
+    with pytest.raises(
+        RecipeError, match=r"place: should be after_vision, .* \(got 'after_vison'\) \(did"
+    ):
+        tp.Stage(place="after_vison")
+
+
+def test_places_stand_in_the_order_of_a_forward() -> None:
+    places = [Place("in_vision", 3), Place("in_vision", 9), Place("after_vision"), Place("before_layer", 0)]
+    places += [Place("before_layer", 4)]
+    assert [[a.precedes(b) for b in places] for a in places] == [[i < j for j in range(5)] for i in range(5)]
+    share = Place("before_layer", Fraction(1, 4))
+    assert not share.precedes(places[-1]) and not places[-1].precedes(share)
+    assert all(Place.parse(place.to_plain()) == place for place in (*places, share))
+    with pytest.raises(RecipeError, match="in_vision: block 3 comes before after_vision: put the stages in order"):
+        tp.Pipeline([tp.Stage(place="after_vision"), tp.Stage(place=places[0])], depth=8)
+
+
+def test_a_part_by_name() -> None:
+    assert tp.part("scheduler", "fixed", keep=3).settings() == {"keep": 3}
+    for ask, message in (
+        (lambda: tp.part("scheduler", "fixd"), r"unknown scheduler 'fixd' \(did you mean 'fixed'"),
+        (lambda: tp.part("scheduler", "fixed"), "scheduler 'fixed': missing setting 'keep'"),
+        (lambda: tp.part("sampler", "uniform", strid=2), r"unknown setting 'strid' \(did you mean 'stride'\?\); known"),
+    ):
+        with pytest.raises(tp.TokenPruneError, match=message):
+            ask()

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tokenprune.recipe import Recipe as Recipe
     from tokenprune.recipe import list_recipes as list_recipes
     from tokenprune.recipe import load_recipe as load_recipe
+    from tokenprune.registry import part as part
     from tokenprune.stage import Stage as Stage
     from tokenprune.study.audit import audit as audit
     from tokenprune.study.bench import bench as bench
@@ -93,6 +94,7 @@ _HOMES = {
     "load_recipe": "recipe",
     "merge": "core.merge",
     "no_products": "parts.work",
+    "part": "registry",
     "plot_kept": "plot.kept",
     "unmerge": "core.merge",
 }

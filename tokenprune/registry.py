@@ -19,7 +19,7 @@ from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from tokenprune.errors import RecipeError, did_you_mean
+from tokenprune.errors import InputError, RecipeError, did_you_mean
 from tokenprune.parts.part import Part, settings_model
 
 GROUP = "tokenprune.parts"
@@ -67,6 +67,30 @@ def get(role: str, name: str) -> type[Part]:
     if name not in known:
         raise RecipeError(f"unknown {role} {name!r}{did_you_mean(name, known)}; expected one of: {', '.join(known)}")
     return known[name]
+
+
+def part(role: str, name: str, /, **settings: Any) -> Part:
+    """A part by its name, as a recipe names it: ``part("scheduler", "fixed", keep=64)``.
+
+    Args:
+        role: one of `ROLES`.
+        name: registered name.
+        settings: the constructor's arguments.
+
+    Raises:
+        RecipeError: no such role or part.
+        InputError: a setting that is missing, unknown, of the wrong type or out of range.
+    """
+    made = get(role, name)
+    known = inspect.signature(made).parameters
+    names = ", ".join(known) or "none"
+    for key in settings:
+        if key not in known:
+            raise InputError(f"{role} {name!r}: unknown setting {key!r}{did_you_mean(key, known)}; known: {names}")
+    missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in settings]
+    if missing:
+        raise InputError(f"{role} {name!r}: missing setting {', '.join(map(repr, missing))}")
+    return made(**settings)
 
 
 def _add(found: dict[str, type[Part]], role: str, part: type[Part], where: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,13 @@ from tokenprune.parts.part import NOTHING, Part
 from tokenprune.parts.raters.base import RaterSelector
 from tokenprune.parts.rectifiers.base import Rectifier
 from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.fixed import SolvedScheduler
 from tokenprune.parts.scorers.base import Scorer
+from tokenprune.parts.scorers.baseline import ConstantScorer
 
 Positions = Literal["original", "renumber"]
 
@@ -65,11 +69,11 @@ class Stage(nn.Module):
     its contract (`tokenprune.parts.contract`).
 
     Args:
-        place: where.
-        scheduler: how many tokens survive.
-        scorer: what each is worth.
-        sampler: which ones survive.
-        recycler: what becomes of the rest.
+        place: where; as a recipe writes it, or the number of a layer, also does.
+        scheduler: how many tokens survive; as the budget of the whole pipeline says when left out (``solved``).
+        scorer: what each is worth; all the same when left out (``constant``).
+        sampler: which ones survive; the best when left out (``top_k``).
+        recycler: what becomes of the rest; nothing when left out (``drop``).
         raters: whose attention counts, for parts that ask raters.
         grouper: how the count is shared out over the picture; None: the sample is one group.
         rectifier: what is added to later attention to the survivors; None: nothing.
@@ -80,11 +84,11 @@ class Stage(nn.Module):
     def __init__(
         self,
         *,
-        place: Place,
-        scheduler: Scheduler,
-        scorer: Scorer,
-        sampler: Sampler,
-        recycler: Recycler,
+        place: Place | str | int | Mapping[str, Any],
+        scheduler: Scheduler | None = None,
+        scorer: Scorer | None = None,
+        sampler: Sampler | None = None,
+        recycler: Recycler | None = None,
         raters: RaterSelector | None = None,
         grouper: Grouper | None = None,
         rectifier: Rectifier | None = None,
@@ -92,22 +96,22 @@ class Stage(nn.Module):
         name: str = "stage",
     ) -> None:
         super().__init__()
-        self.place = place
+        self.place = Place.parse({"before_layer": place} if isinstance(place, int) else place)
         self.positions = positions
         self.name = name
         self.raters = raters
-        self.scorer = scorer
-        self.scheduler = scheduler
+        self.scorer = ConstantScorer() if scorer is None else scorer
+        self.scheduler = SolvedScheduler() if scheduler is None else scheduler
         self.grouper = grouper
-        self.sampler = sampler
-        self.recycler = recycler
+        self.sampler = TopKSampler() if sampler is None else sampler
+        self.recycler = DropRecycler() if recycler is None else recycler
         self.rectifier = rectifier
         self.shared_raters = None if raters is None or not raters.per_prompt else repr(raters)
         """Equal for stages whose rater weights are the same throughout a prompt; None where they are not."""
         self.reads = _union(self.parts)
         """What its parts read together."""
         self._declared = {part.role: part.reads for part in self.parts}
-        self._contract = Contract(f"{name} ({place})")
+        self._contract = Contract(f"{name} ({self.place})")
 
     @property
     def parts(self) -> tuple[Part, ...]:

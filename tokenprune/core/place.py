@@ -22,10 +22,18 @@ _KEYS = {"in_vision": "block", "before_layer": None}
 
 
 class PlaceError(RecipeError):
-    """A value that is no place; `path` leads to the key that is wrong, `unknown` names keys that do not exist."""
+    """A value that is no place.
 
-    def __init__(self, message: str, path: tuple[str, ...] = (), unknown: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+    Args:
+        template: what is wrong, with ``{got}`` where the value belongs.
+        value: what was given.
+        path: keys that lead to the value.
+        unknown: keys that do not exist, where that is what is wrong.
+    """
+
+    def __init__(self, template: str, value: object, path: tuple[str, ...] = (), unknown: tuple[str, ...] = ()) -> None:
+        super().__init__(f"place: {template.replace('{got}', repr(value))}")
+        self.template = template
         self.path = path
         self.unknown = unknown
 
@@ -55,21 +63,23 @@ class Place:
             return cls("after_vision")
         if not isinstance(value, Mapping):
             hint = did_you_mean(value, KINDS) if isinstance(value, str) else ""
-            raise PlaceError(f"should be after_vision, or a mapping such as {{before_layer: 3}} (got {{got}}){hint}")
+            raise PlaceError(
+                f"should be after_vision, or a mapping such as {{before_layer: 3}} (got {{got}}){hint}", value
+            )
         _refuse_unknown(value, tuple(_KEYS), ())
         if not value:
-            raise PlaceError("missing required key 'before_layer'")
+            raise PlaceError("missing required key 'before_layer'", value)
         if len(value) > 1:
-            raise PlaceError("should have exactly one of before_layer, in_vision", (list(value)[1],))
+            raise PlaceError("should have exactly one of before_layer, in_vision", value, (list(value)[1],))
         kind, at = next(iter(value.items()))
         path: tuple[str, ...] = (kind,)
         key = _KEYS[kind]
         if key is not None:
             if not isinstance(at, Mapping):
-                raise PlaceError(f"should be a mapping such as {{{key}: 6}} (got {{got}})", path)
+                raise PlaceError(f"should be a mapping such as {{{key}: 6}} (got {{got}})", at, path)
             _refuse_unknown(at, (key,), path)
             if key not in at:
-                raise PlaceError(f"missing required key {key!r}", path)
+                raise PlaceError(f"missing required key {key!r}", at, path)
             at, path = at[key], (*path, key)
         return cls(kind, _layer(at, "block" if key else "layer", path))
 
@@ -149,7 +159,7 @@ def _number_or_share(description: str) -> dict[str, Any]:
 def _refuse_unknown(value: Mapping[str, Any], known: tuple[str, ...], path: tuple[str, ...]) -> None:
     unknown = tuple(key for key in value if key not in known)
     if unknown:
-        raise PlaceError(f"unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}", path, unknown)
+        raise PlaceError(f"unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}", value, path, unknown)
 
 
 def _layer(value: Any, noun: str, path: tuple[str, ...]) -> int | Fraction:
@@ -163,5 +173,5 @@ def _layer(value: Any, noun: str, path: tuple[str, ...]) -> int | Fraction:
             share = Fraction(int(parts[1]), int(parts[2]))
     if share is None or not 0 < share < 1:
         expected = f"a {noun} from 0 to {MAX_LAYER}, or a share of the depth between 0 and 1, such as 25% or 3/32"
-        raise PlaceError(f"should be {expected} (got {{got}})", path)
+        raise PlaceError(f"should be {expected} (got {{got}})", value, path)
     return share

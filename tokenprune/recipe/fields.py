@@ -43,7 +43,7 @@ def _place(value: Any) -> Place:
         inner = value
         for key in error.path:
             inner = inner[key]
-        refuse((error.path, str(error).replace("{got}", got(inner))))
+        refuse((error.path, error.template.replace("{got}", got(inner))))
 
 
 def _budget(value: Any) -> Budget:
