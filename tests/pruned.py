@@ -24,7 +24,7 @@ def stage_results(attached: tp.Attached) -> Iterator[list[StageResult]]:
     results: list[StageResult] = []
     handles = [
         stage.register_forward_hook(lambda module, args, result: results.append(result))
-        for stage in attached._engine.pipeline.stages
+        for stage in attached.engine.pipeline.stages
     ]
     try:
         yield results

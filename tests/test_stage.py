@@ -278,9 +278,7 @@ def test_what_a_stage_does_not_name_is_as_in_a_recipe() -> None:
         (Place("after_vision"), Place("after_vision")),
     ):
         assert tp.Stage(place=place).place == parsed
-    with pytest.raises(
-        RecipeError, match=r"place: should be after_vision, .* \(got 'after_vison'\) \(did"
-    ):
+    with pytest.raises(RecipeError, match=r"place: should be after_vision, .* \(got 'after_vison'\) \(did"):
         tp.Stage(place="after_vison")
 
 

@@ -99,12 +99,12 @@ def test_scores_are_those_of_the_models_own_hidden_states(family: str) -> None:
 def test_nothing_is_recorded_where_nobody_reads() -> None:
     model = build("llava")
     with tp.attach(model, tp.Pipeline([stage(4, RasterScorer(), 0.5)])) as attached:
-        assert attached._engine.taps.layers_read == set()
+        assert attached.engine.taps.layers_read == set()
     with tp.attach(model, tp.Pipeline([stage(4, ChangeScorer(back=2), 0.5)])) as attached:
-        assert attached._engine.taps.layers_read == {2}
+        assert attached.engine.taps.layers_read == {2}
         with torch.no_grad():
             model(**inputs("llava", model))
-        assert not attached._engine.taps.hidden
+        assert not attached.engine.taps.hidden
 
 
 def test_what_no_hook_can_give_is_refused_by_name() -> None:

@@ -31,7 +31,8 @@ class Attached:
     """A recipe on a model, until `detach` or the end of its ``with`` block. Made by `attach`."""
 
     def __init__(self, parts: Anatomy, recipe: Recipe | Pipeline, compile: Mapping[str, Any] | None = None) -> None:
-        self._anatomy = parts
+        self.anatomy = parts
+        """Where the model's parts are."""
         self.recipe = recipe
         prices = None
         if recipe.budget is not None and recipe.budget.kind == "flops":
@@ -40,18 +41,19 @@ class Attached:
         pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
         pipeline.to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
-        self._engine = Engine(parts, pipeline, self.report)
+        self.engine = Engine(parts, pipeline, self.report)
+        """What runs the stages; `tokenprune.engine.packed` calls it layer by layer."""
         self._compiled: Compiled | None = None
         if compile is not None:
             self.report.graphs = Graphs()
-            self._engine.buckets = BUCKETS
-            self._compiled = Compiled(self._engine, self.report.graphs, compile)
+            self.engine.buckets = BUCKETS
+            self._compiled = Compiled(self.engine, self.report.graphs, compile)
         self._handle: Any = None
         self._generate: Any = None
 
     def _mount(self) -> None:
-        model: Any = self._anatomy.model
-        self._engine.mount()
+        model: Any = self.anatomy.model
+        self.engine.mount()
         if self._compiled is not None:
             self._compiled.mount()
         self._handle = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True, prepend=True)
@@ -69,10 +71,10 @@ class Attached:
         self._handle = None
         if self._compiled is not None:
             self._compiled.unmount()
-        self._engine.unmount()
-        self._anatomy.model.__dict__.pop("generate", None)
+        self.engine.unmount()
+        self.anatomy.model.__dict__.pop("generate", None)
         if self._generate is not None:
-            self._anatomy.model.generate = self._generate
+            self.anatomy.model.generate = self._generate
         _forget_compiled()
 
     def __enter__(self) -> Attached:
@@ -85,21 +87,21 @@ class Attached:
 
     def __repr__(self) -> str:
         state = "attached to" if self._handle is not None else "detached from"
-        return f"<recipe {self.recipe.name!r} {state} {type(self._anatomy.model).__name__}>"
+        return f"<recipe {self.recipe.name!r} {state} {type(self.anatomy.model).__name__}>"
 
     def _refuse_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is None or not self._engine.pipeline.stages:
+        if kwargs.get("labels") is None or not self.engine.pipeline.stages:
             return
         ids, embeddings = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
         reference = embeddings if ids is None else ids
-        if reference is not None and bool(self._anatomy.vision_mask(ids, reference).any()):
+        if reference is not None and bool(self.anatomy.vision_mask(ids, reference).any()):
             raise InputError(
                 "labels were given, but the attached recipe shortens the sequence, so logits and labels would not "
                 "line up; compute the loss on a detached model, or score the answer by generate()"
             )
 
     def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        config = kwargs.get("generation_config") or self._anatomy.model.generation_config
+        config = kwargs.get("generation_config") or self.anatomy.model.generation_config
         chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
         if chunk is not None:
             raise UnsupportedModelError(
@@ -108,12 +110,12 @@ class Attached:
             )
         if self._compiled is not None:
             kwargs = _with_static_cache(config, kwargs)
-        self._engine.limit = _prompt_length(args, kwargs)
-        self._engine.pixels = picture_size(kwargs.get("pixel_values"))
+        self.engine.limit = _prompt_length(args, kwargs)
+        self.engine.pixels = picture_size(kwargs.get("pixel_values"))
         try:
             return original(*args, **kwargs)
         finally:
-            self._engine.limit = self._engine.pixels = None
+            self.engine.limit = self.engine.pixels = None
 
 
 def attach(

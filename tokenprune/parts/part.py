@@ -6,7 +6,7 @@ import inspect
 import re
 from abc import ABC
 from functools import cache
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from torch import nn
@@ -16,6 +16,15 @@ from tokenprune.errors import InputError
 from tokenprune.parts.work import Work
 
 NOTHING = Needs()
+
+
+class Draws(NamedTuple):
+    """Runs of a part that differ by chance alone."""
+
+    setting: str
+    """The constructor's argument, counted from 0."""
+    most: int | None
+    """How many values it has; None: any number."""
 
 
 class Part(nn.Module, ABC):
@@ -39,6 +48,14 @@ class Part(nn.Module, ABC):
         declares raises.
         """
         return NOTHING
+
+    @property
+    def draws(self) -> Draws | None:
+        """The setting that chance hangs on, and how many distinct runs it gives; None for a part without any.
+
+        Evaluation averages over them, so that a lucky draw does not pass for a method.
+        """
+        return None
 
     @classmethod
     def name(cls) -> str:

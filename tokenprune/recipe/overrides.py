@@ -37,7 +37,7 @@ def apply_set(root: Node, expression: str) -> tuple[Node, list[Problem]]:
         return root, [Spot(source, 1, 1).problem(message)]
     if "\n" in path or "\r" in path:
         return root, [Spot(source, 1, 1).problem("the path must stand on one line")]
-    # Blanks in place of the path: so every mark of the parser is right as it is.
+    # Blanks in place of `PATH=`, so that columns in YAML errors match the expression.
     value, problems = read_yaml(" " * (len(path) + 1) + text, source)
     if problems:
         return root, problems

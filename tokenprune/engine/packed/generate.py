@@ -77,7 +77,7 @@ def generate_packed(attached: Attached, prompt: PackedPrompt, *, max_new_tokens:
         max_new_tokens: longest answer, in tokens.
     """
     run = packed_run(attached, prompt)
-    ends, pad = end_tokens(attached._anatomy.model)
+    ends, pad = end_tokens(attached.anatomy.model)
     stop = torch.tensor(ends, device=prompt.owner.device)
     logits = run.prefill()
     done = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
@@ -93,6 +93,6 @@ def generate_packed(attached: Attached, prompt: PackedPrompt, *, max_new_tokens:
 
 def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
     """The batch, ready to start."""
-    depth = len(attached._anatomy.layers)
-    shared = shared_layers(attached._engine.pipeline, depth)
+    depth = len(attached.anatomy.layers)
+    shared = shared_layers(attached.engine.pipeline, depth)
     return Together(attached, prompt) if shared == depth else Apart(attached, prompt, shared)

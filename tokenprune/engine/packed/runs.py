@@ -13,7 +13,7 @@ from tokenprune.engine.attach import Attached
 from tokenprune.engine.packed.prompt import PackedPrompt
 
 PREFIX, NOBODY = -1, -2
-"""Whose a token is, where it belongs to no question: all see the prefix, nobody sees padding."""
+"""Owner ids of tokens outside questions: all see the prefix, nobody sees padding."""
 
 
 class _Run:
@@ -26,7 +26,7 @@ class _Run:
 
     def __init__(self, attached: Attached, prompt: PackedPrompt) -> None:
         self.report = attached.report
-        self.engine = attached._engine
+        self.engine = attached.engine
         self.parts = self.engine.anatomy
         self.prompt = prompt
         self.cache = DynamicCache()
@@ -83,7 +83,7 @@ class Together(_Run):
             used[owner] += length
             asked[owner] += 1
         self.number = torch.tensor(number, device=self.device)
-        """``[Q]`` the how-manieth question about its picture."""
+        """``[Q]`` index of each question among those about its picture."""
         self.size, self.most = max(used), max(asked)
         place = torch.arange(prompt.text_ids.shape[1], device=self.device)
         self.start = torch.tensor(start, device=self.device)
@@ -91,7 +91,7 @@ class Together(_Run):
         self.at = (prompt.owner[:, None].expand_as(self.real)[self.real], (self.start[:, None] + place)[self.real])
         """Row and column of every real text token."""
         self.keys = torch.full((self.pictures, self.width), PREFIX, device=self.device)
-        """``[G, K]`` whose each stored token is: the number of a question, `PREFIX` or `NOBODY`."""
+        """``[G, K]`` owner id of every cached token: the index of a question, `PREFIX` or `NOBODY`."""
 
     def prefill(self) -> Tensor:
         """Logits ``[Q, vocabulary]`` of the first token of each answer."""

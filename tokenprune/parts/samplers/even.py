@@ -11,8 +11,9 @@ from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, Phase, Seed, Stride
+from tokenprune.parts.part import Draws
 from tokenprune.parts.samplers.base import Sampler
-from tokenprune.parts.spread import spread
+from tokenprune.parts.spread import PHASES, spread
 from tokenprune.parts.work import no_products
 
 
@@ -29,6 +30,10 @@ class RandomSampler(Sampler):
         super().__init__()
         self.seed = seed
         self.check()
+
+    @property
+    def draws(self) -> Draws:
+        return Draws("seed", None)
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         return ops.top_k(ops.hashed(tokens.origin, self.seed), tokens.counts(count), tokens.valid_if_padded)
@@ -60,6 +65,10 @@ class UniformSampler(Sampler):
             )
         if offset and (stride is None or offset >= stride):
             raise InputError(f"sampler 'uniform': offset {offset} must be less than the stride, {stride}")
+
+    @property
+    def draws(self) -> Draws | None:
+        return Draws("phase", len(PHASES)) if self.stride is None else None
 
     def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
         counts = tokens.counts(count)

@@ -8,6 +8,7 @@ from torch import Tensor
 from tokenprune.core import ops
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Seed
+from tokenprune.parts.part import Draws
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.work import no_products
 
@@ -27,6 +28,10 @@ class RandomScorer(Scorer):
         super().__init__()
         self.seed = seed
         self.check()
+
+    @property
+    def draws(self) -> Draws:
+        return Draws("seed", None)
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         return tokens.only_valid(ops.hashed(tokens.origin, self.seed))

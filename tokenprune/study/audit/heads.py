@@ -80,10 +80,11 @@ class HeadAudit:
                 continue
             scorer = AttentionScorer(**{**stage.scorer.settings(), "layer": "next"})
             ear = _Ear(stage.raters, scorer, len(self._anatomy.layers))
-            same = [known for known in self._ears if known.words == ear.words]
-            if not same:
+            known = next((other for other in self._ears if other.words == ear.words), None)
+            if known is None:
                 self._ears.append(ear)
-            (same or [ear])[0].stages.append(stage.name)
+                known = ear
+            known.stages.append(stage.name)
 
     def __bool__(self) -> bool:
         """Whether the recipe scores by attention at all."""

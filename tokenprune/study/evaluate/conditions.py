@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tokenprune.budget import Budget
 from tokenprune.errors import InputError
-from tokenprune.parts.spread import PHASES
 from tokenprune.recipe import Recipe, load_recipe
 from tokenprune.recipe.text.problems import InvalidRecipeError
 
@@ -106,26 +105,23 @@ def _read(source: Recipe | str, sets: Sequence[str]) -> tuple[str, Recipe]:
 
 
 def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, baseline: bool) -> list[Condition]:
-    """The recipe at the budget, once for each seed if a part draws at random, or for each phase of an even layout."""
+    """The recipe at the budget, once for each run of its parts that differs by chance alone (`Part.draws`)."""
     value: dict[str, Any] = {} if budget is None else {budget.kind: budget.value}
-    seeds, phases = _paths(recipe, "seed"), _paths(recipe, "phase")
-    runs = 1 if draws == 1 else draws if seeds else len(PHASES) if phases else 1
+    drawn = {
+        f"stages.{number}.{role}.{part.draws.setting}": part.draws.most
+        for number, stage in enumerate(recipe.stages)
+        for role, spec in stage.parts.items()
+        if (part := spec.build()).draws is not None
+    }
+    # A seed has any number of values; of settings with fewer, all are run.
+    most = [draws if values is None else values for values in drawn.values()]
+    runs = 1 if draws == 1 else draws if None in drawn.values() else max(most, default=1)
     made = []
     for run in range(runs):
-        sets = [f"{path}={run}" for path in seeds] + [f"{path}={run % len(PHASES)}" for path in phases]
+        sets = [f"{path}={run if values is None else run % values}" for path, values in drawn.items()]
         one = load_recipe(recipe, sets=sets if runs > 1 else (), **value)
         made.append(Condition(label, recipe=one, budget=budget, seed=run, baseline=baseline))
     return made
-
-
-def _paths(recipe: Recipe, setting: str) -> list[str]:
-    """Where a recipe has this setting, such as ``stages.0.scorer.seed``; defaults are filled in, so none is missed."""
-    return [
-        f"stages.{number}.{role}.{setting}"
-        for number, stage in enumerate(recipe.to_dict().get("stages", ()))
-        for role, part in stage.items()
-        if isinstance(part, dict) and setting in part and part.get("stride") is None
-    ]
 
 
 def shrink(picture: Image, share: float) -> tuple[Image, float]:
