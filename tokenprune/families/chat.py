@@ -42,7 +42,7 @@ class Chat:
         return adapter_of(self.model, asker="chat")
 
     def prompt(self, question: str, images: int) -> str:
-        """The text that asks `question` about so many `images`: by chat template, or as the family does without one.
+        """The prompt that asks `question` about `images` pictures: by chat template, or as the family does without one.
 
         Raises:
             InputError: the question contains the placeholder that stands for an image.

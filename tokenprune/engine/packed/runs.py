@@ -1,4 +1,4 @@
-"""The two ways through the decoder of questions that share pictures: together in one row, or apart from a layer on."""
+"""Decoder runs of questions that share pictures: in one row (`Together`), or a row each from a layer on (`Apart`)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tokenprune.engine.attach import Attached
 from tokenprune.engine.packed.prompt import PackedPrompt
 
 PREFIX, NOBODY = -1, -2
-"""Owner ids of tokens outside questions: all see the prefix, nobody sees padding."""
+"""Question numbers of tokens outside questions: all see the prefix, nobody sees padding."""
 
 
 class _Run:
-    """A batch on its way.
+    """A packed prompt that is being answered: its cache, and the position ids that come next.
 
     Args:
         attached: the recipe on its model.
@@ -91,7 +91,7 @@ class Together(_Run):
         self.at = (prompt.owner[:, None].expand_as(self.real)[self.real], (self.start[:, None] + place)[self.real])
         """Row and column of every real text token."""
         self.keys = torch.full((self.pictures, self.width), PREFIX, device=self.device)
-        """``[G, K]`` owner id of every cached token: the index of a question, `PREFIX` or `NOBODY`."""
+        """``[G, K]`` question number of every cached token: an index as in `number`, `PREFIX` or `NOBODY`."""
 
     def prefill(self) -> Tensor:
         """Logits ``[Q, vocabulary]`` of the first token of each answer."""
@@ -99,12 +99,12 @@ class Together(_Run):
         self.engine.begin(prompt.prefix_ids)
         self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first)
         self.report.select(owner.tolist())
-        whose = self._rows(self.number[:, None].expand_as(self.real), NOBODY)
+        numbers = self._rows(self.number[:, None].expand_as(self.real), NOBODY)
         place = torch.arange(prompt.text_ids.shape[1], device=self.device).expand_as(self.real)
         positions = self._rows(self.width + place, self.width)
         order = torch.arange(self.size, device=self.device)
         earlier = pad(order[:, None] >= order, (self.width, 0), value=True)
-        hidden = self._forward(self._rows(prompt.text_ids, 0), positions, whose, earlier)
+        hidden = self._forward(self._rows(prompt.text_ids, 0), positions, numbers, earlier)
         return self._logits(hidden[owner, self.start + prompt.lengths - 1])
 
     def step(self, token: Tensor) -> Tensor:
@@ -112,19 +112,23 @@ class Together(_Run):
         at = (self.prompt.owner, self.number)
         shape = (self.pictures, self.most)
         rows = [torch.full(shape, fill, device=self.device) for fill in (0, self.width, NOBODY)]
-        ids, positions, whose = (
+        ids, positions, numbers = (
             row.index_put(at, value) for row, value in zip(rows, (token, self.next, self.number), strict=True)
         )
         self.next = self.next + 1
-        hidden = self._forward(ids, positions, whose, None)
+        hidden = self._forward(ids, positions, numbers, None)
         return self._logits(hidden[at])
 
-    def _forward(self, ids: Tensor, positions: Tensor, whose: Tensor, earlier: Tensor | None) -> Tensor:
-        """Final hidden states ``[G, n, D]`` of `ids` ``[G, n]``, behind what is stored."""
-        self.keys = torch.cat([self.keys, whose], dim=1)
+    def _forward(self, ids: Tensor, positions: Tensor, numbers: Tensor, earlier: Tensor | None) -> Tensor:
+        """Final hidden states ``[G, n, D]`` of `ids` ``[G, n]``, behind what is stored.
+
+        `numbers` ``[G, n]`` are their question numbers: a token sees the prefix and its own question.
+        `earlier` ``[n, K]`` is True where a key stands before the token; None where a row has one token a question.
+        """
+        self.keys = torch.cat([self.keys, numbers], dim=1)
         keys = self.keys[:, None]
         # Padding sees the prefix like all others, so that no row of a softmax is empty.
-        visible = (keys == PREFIX) | ((keys == whose[..., None]) & (keys >= 0))
+        visible = (keys == PREFIX) | ((keys == numbers[..., None]) & (keys >= 0))
         if earlier is not None:
             visible = visible & earlier
         return self._text(self.embed(ids), self._mask(visible), positions)
