@@ -23,6 +23,7 @@ from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.plot.audit import plot_audit
 from tokenprune.plot.style import save
 from tokenprune.study.audit import Audit, StageAudit, proportion, rank_correlation
+from tokenprune.study.audit.collect import third_of
 from tokenprune.study.audit.heads import HeadAudit
 
 GRID = (1, 8, 8)
@@ -350,3 +351,11 @@ def test_picture_shows_every_stage_and_is_the_same_every_time(tmp_path: Path) ->
     assert save(plot_audit(audit.stages, title="a title"), tmp_path / "b.png").read_bytes() == first
     with pytest.raises(InputError, match="no stage to draw"):
         plot_audit(())
+
+
+@pytest.mark.parametrize(
+    ("top", "bottom", "third"),
+    [(0.0, 0.2, 0), (0.2, 0.46, 0), (0.2, 0.48, 1), (0.5, 0.82, 1), (0.5, 0.84, 2), (1, 1, 2)],
+)
+def test_a_target_lies_in_the_third_of_its_centre(top: float, bottom: float, third: int) -> None:
+    assert third_of((0.1, top, 0.3, bottom)) == third

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, SOFT_INK
+from tokenprune.plot.style import INK, SOFT_INK, caption, place_name
 from tokenprune.study.audit import StageAudit
 
 if TYPE_CHECKING:
@@ -74,13 +74,10 @@ def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel:
 
 
 def _caption(axes: Axes, stage: StageAudit) -> None:
-    where: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    head = "after vision" if stage.layer is None else f"before layer {stage.layer}"
     bias = stage.rows.bias
     note = f"kept {stage.kept:.4g} of {stage.tokens:.4g}" + (f" + {stage.merged:.4g} merged" if stage.merged else "")
     note += "" if bias is None else f" · bias {bias.value:+.2f}"
-    axes.annotate(head, xytext=(0, 14), fontsize=9, color=INK, weight="bold", **where)
-    axes.annotate(note, xytext=(0, 4), fontsize=8, color=SOFT_INK, **where)
+    caption(axes, place_name(stage.layer), note)
     for spine in axes.spines.values():
         spine.set_visible(False)
 

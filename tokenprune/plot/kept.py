@@ -9,13 +9,14 @@ import numpy as np
 
 from tokenprune.core.frames import Frame, frames_of
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, MERGED, SOFT_INK
+from tokenprune.plot.style import INK, MERGED, SOFT_INK, caption, place_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
     from PIL.Image import Image
+    from torch import Tensor
 
     from tokenprune.core.tokens import Grid
 
@@ -24,18 +25,18 @@ class StageLike(Protocol):
     """What a picture needs of one stage of a report."""
 
     @property
-    def place(self) -> Any: ...
+    def layer(self) -> int | None: ...
     @property
-    def kept(self) -> Any: ...
+    def kept(self) -> Tensor: ...
     @property
-    def merged(self) -> Any: ...
+    def merged(self) -> Tensor: ...
 
 
 class ReportLike(Protocol):
     """What a picture needs of a report; `tokenprune.core.report.Report` has it all."""
 
     @property
-    def stages(self) -> Sequence[Any]: ...
+    def stages(self) -> Sequence[StageLike]: ...
     @property
     def grids(self) -> Sequence[Sequence[Grid]]: ...
     @property
@@ -88,14 +89,14 @@ def plot_kept(
         picture = np.asarray(pictures[frame.image].convert("RGB"), dtype=np.float32) / np.float32(255)
         _draw(axes[line, 0], picture, frame, kept=None, merged=None)
         note = [f"{report.total[row]} vision tokens"] if line == 0 else []
-        _caption(axes[line, 0], "" if line else "input", " · ".join(note + [frame.name] * several))
+        caption(axes[line, 0], "" if line else "input", " · ".join(note + [frame.name] * several))
         for column, stage in enumerate(report.stages, start=1):
             kept, merged = _indices(stage.kept, row), _indices(stage.merged, row)
             cells = frame.mask(kept)
             _draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
             note = [_count(kept, merged, report.total[row])] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
-            _caption(axes[line, column], "" if line else _place(stage), " · ".join(note))
+            caption(axes[line, column], "" if line else place_name(stage.layer), " · ".join(note))
     if title:
         room = int((size[0] - 0.2) * 13)  # characters of this size to the inch
         text = title if len(title) <= room else title[: room - 1].rstrip() + "…"
@@ -105,23 +106,12 @@ def plot_kept(
     return figure
 
 
-def _indices(tensor: Any, row: int) -> list[int]:
+def _indices(tensor: Tensor, row: int) -> list[int]:
     return [int(index) for index in tensor[row].tolist() if index >= 0]
-
-
-def _place(stage: StageLike) -> str:
-    layer = getattr(stage, "layer", None)
-    return "after vision" if layer is None else f"before layer {layer}"
 
 
 def _count(kept: list[int], merged: list[int], total: int) -> str:
     return f"kept {len(kept)} of {total}" + (f" + {len(merged)} merged" if merged else "")
-
-
-def _caption(axes: Axes, head: str, line: str) -> None:
-    where: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
-    axes.annotate(head, xytext=(0, 14), fontsize=9, color=INK, weight="bold", **where)
-    axes.annotate(line, xytext=(0, 4), fontsize=8, color=SOFT_INK, **where)
 
 
 def _draw(

@@ -1,22 +1,34 @@
-"""What all figures share: colours, and writing a file whole or not at all."""
+"""What figures share: colours, the words above a panel, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenprune.core.files import whole_file
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
 
 MERGED = "#16c7e8"
 INK = "#1b1f24"
 SOFT_INK = "#6a737d"
+
+
+def place_name(layer: int | None) -> str:
+    """Words for the place of a stage: before a 0-based decoder layer, or after vision where `layer` is None."""
+    return "after vision" if layer is None else f"before layer {layer}"
+
+
+def caption(axes: Axes, head: str, line: str) -> None:
+    """Write two lines above a panel: `head` in bold, `line` smaller below it."""
+    where: dict[str, Any] = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    axes.annotate(head, xytext=(0, 14), fontsize=9, color=INK, weight="bold", **where)
+    axes.annotate(line, xytext=(0, 4), fontsize=8, color=SOFT_INK, **where)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:

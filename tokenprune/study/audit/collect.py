@@ -1,4 +1,4 @@
-"""`Audit`: takes the reports of prefills in, picture by picture."""
+"""`Audit`: collects where each prefill kept its tokens, picture by picture."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a target, as shares of the picture's sides (0 to 1)."""
 
 
+def third_of(box: Box) -> int:
+    """The third of the picture that the centre of `box` lies in, an index into `THIRDS`: 0 the top, 2 the bottom."""
+    _, top, _, bottom = box
+    return min(int(3 * (top + bottom) / 2), 2)
+
+
 @dataclass(eq=False)
 class Audit:
     """Collects prefills: one picture a sample, any number of samples a batch.
@@ -33,11 +39,11 @@ class Audit:
     _stages: list[tuple[str, str, int | None]] = field(default_factory=list)
 
     def add(self, report: Report, targets: Sequence[Box | None] | None = None) -> None:
-        """Take in the last prefill of `report`.
+        """Add the last prefill of `report` to the audit.
 
         Args:
             report: of an attached recipe, after a forward; it stays as it is.
-            targets: per sample where that lies which was asked for; None where nothing single was.
+            targets: the box of the thing asked for, one a sample; None where no single thing was asked for.
 
         Raises:
             InputError: several pictures or a video in a sample, a target outside of the picture, another number of
@@ -57,7 +63,7 @@ class Audit:
         for stage, seen in zip(report.stages, self._seen, strict=True):
             for row, frames in enumerate(planes):
                 box = boxes[row]
-                third = 0 if box is None else min(int(3 * (box[1] + box[3]) / 2), 2)
+                third = 0 if box is None else third_of(box)
                 seen.append(Seen(*_masks(stage, row, frames), aims[row], third, _correlation(stage, row)))
         self.pictures += len(grids)
 

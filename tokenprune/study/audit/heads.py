@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class CriterionAudit:
             "stages": list(self.stages),
             "raters": self.raters,
             "scorer": self.scorer,
-            "layers": [None if each is None else asdict(each) for each in self.layers],
+            "layers": [None if each is None else each.to_dict() for each in self.layers],
             "heads": [[None if np.isnan(each) else round(each, 6) for each in row] for row in self.heads.tolist()],
         }
 
@@ -137,8 +137,9 @@ class _Listening(Stage):
         self._heard = heard
 
     def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
-        scorer: Any = self.scorer
-        assert self.raters is not None and tokens.attention is not None  # the engine brings it to every layer
+        scorer = self.scorer
+        assert isinstance(scorer, AttentionScorer) and self.raters is not None  # as given to __init__
+        assert tokens.attention is not None  # the engine brings it to every layer
         weights = self.raters(tokens) if weights is None else weights
         heads = tokens.attention.scores(
             weights, rope=scorer.rope, normalise=scorer.normalise, layer="next", gravity=scorer.gravity

@@ -77,7 +77,7 @@ class StageAudit:
         facts = {key: value for key, value in vars(self).items() if not key.startswith("heat")}
         for key in ("rows", "columns"):
             facts[key] = asdict(facts[key])
-        facts["score_position"] = None if self.score_position is None else asdict(self.score_position)
+        facts["score_position"] = None if self.score_position is None else self.score_position.to_dict()
         facts["recall"] = {key: asdict(value) for key, value in self.recall.items()}
         return facts | {"heat": self.heat.round(6).tolist(), "heat_merged": self.heat_merged.round(6).tolist()}
 

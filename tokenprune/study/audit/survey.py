@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.engine.attach import attach
 from tokenprune.recipe import Recipe, load_recipe
-from tokenprune.study.audit.collect import Audit, Box
+from tokenprune.study.audit.collect import Audit, Box, third_of
 from tokenprune.study.audit.heads import HeadAudit
 from tokenprune.study.audit.stages import THIRDS
 from tokenprune.study.statistics import Estimate, proportion
@@ -38,7 +38,7 @@ class Tally:
 
 @dataclass
 class Survey:
-    """What came out of all prefills."""
+    """Result of an audit: where tokens were kept, what attention follows, and which answers were right."""
 
     what: str
     """``scenes`` or ``pictures``."""
@@ -63,11 +63,11 @@ def audit_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done:
             reduced = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
         boxes = [_box(question, UNITS) for _, question in batch]
         survey.audit.add(attached.report, boxes)
-        for (_, question), box, *answers in zip(batch, boxes, untouched, reduced, strict=True):
-            for tally in (survey.thirds["all"], survey.thirds[THIRDS[min(int(3 * (box[1] + box[3]) / 2), 2)]]):
+        for (_, question), box, before, after in zip(batch, boxes, untouched, reduced, strict=True):
+            for tally in (survey.thirds["all"], survey.thirds[THIRDS[third_of(box)]]):
                 tally.targets += 1
-                tally.untouched += answers[0] == question.answer
-                tally.reduced += answers[1] == question.answer
+                tally.untouched += before == question.answer
+                tally.reduced += after == question.answer
         done(len(batch))
     return survey
 

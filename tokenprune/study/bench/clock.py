@@ -136,6 +136,6 @@ def timed(
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was asked for."""
+    """Block until the device has done all work that was queued on it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

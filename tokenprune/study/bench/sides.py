@@ -38,7 +38,7 @@ class Side:
     attached: Attached | None = None
 
     def prompt(self, *, text: int, batch: int) -> dict[str, Tensor]:
-        """Its inputs: words and pixels are those of the other sides, but for a smaller image."""
+        """Inputs of this side: words and pixels are the same on all sides; only a smaller image has its own pixels."""
         return noise(self.model, self.pictures, text=text, batch=batch)
 
     def run(self, inputs: dict[str, Tensor], new_tokens: int) -> Sample:

@@ -1,4 +1,4 @@
-"""What came out: one row for each condition at each budget, with intervals and paired differences."""
+"""`Evaluation`: accuracy of each condition at each budget, with intervals and paired differences."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ConditionRow:
     flops_share: float
     """The same as a share of the untouched model's."""
     seconds: float
-    """Time of the method for one question, of a batch's time its share."""
+    """Seconds of the method per question: time of all batches divided by the number of questions."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
