@@ -54,7 +54,7 @@ MISTAKES = [
     ),
     (
         "run --dtype float23",
-        "dtype: expected one of float32, bfloat16, float16, got 'float23' (did you mean 'float32'?)",
+        "--dtype: expected float32, bfloat16 or float16, got 'float23' (did you mean 'float32'?)",
     ),
     ("run --device gpu", "device: expected cpu, cuda, cuda:0 or mps, got 'gpu'"),
     ("run --attention flash", "--attention: expected sdpa or eager, got 'flash'"),
@@ -80,7 +80,7 @@ MISTAKES = [
     ("run --image", "option '--image' requires an argument"),
     ("show", "missing argument 'recipe'; see tokenprune show --help"),
     ("check", "missing argument 'FILE...'; see tokenprune check --help"),
-    ("check x.yaml --format xml", "--format: expected text, json, github, got 'xml'"),
+    ("check x.yaml --format xml", "--format: expected text, json or github, got 'xml'"),
     ("ls 'nothing*'", "no recipe matches 'nothing*'; see `tokenprune ls recipes`"),
     ("ls fastvv", "no recipe matches 'fastvv' (did you mean 'fastv'?); see `tokenprune ls recipes`"),
     ("ls part 'x*'", "expected recipes, parts, models before a pattern, got 'part' (did you mean 'parts'?)"),

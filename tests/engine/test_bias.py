@@ -12,6 +12,7 @@ from pruned import TOLERANCE, logits_of, reference_stages, run_both, stage_resul
 from reference import generate_logits, masked_reference, pruned_difference, reference_logits
 
 import tokenprune as tp
+from tokenprune.engine.cache import Slots
 from tokenprune.errors import UnsupportedModelError
 
 CLUSTER = {"type": "cluster", "share": 0.8, "per_cluster": 3}
@@ -136,3 +137,28 @@ def test_kernels_that_take_no_bias_are_refused_by_name() -> None:
     refused = pytest.raises(UnsupportedModelError, match=r"bias to the survivors' keys.*'sdpa' or")
     with tp.attach(model, MERGED), refused, torch.no_grad():
         model(**inputs("llava", model))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+def test_raters_of_a_later_stage_see_the_biases(family: str, attention: Any) -> None:
+    """Scores are the model's own attention, as the masked reference with biases gives it."""
+    model = build(family, attention=attention)
+    batch = inputs(family, model, rows=[Row()])
+    with tp.attach(model, MERGED) as attached, stage_results(attached) as results, torch.no_grad():
+        model(**batch)
+    first, second = attached.report.stages
+    eager = build(family, attention="eager")
+    vision = vision_mask(eager, batch["input_ids"])
+    with masked_reference(eager, vision, reference_stages(attached.report, results[:1])), torch.no_grad():
+        rows = eager(**batch, output_attentions=True).attentions[3][0, :, -1]  # of the layer before the second stage
+    expected = rows[:, vision[0]].mean(0)[second.scored[0]]
+    assert torch.allclose(second.scores[0], expected, atol=TOLERANCE, rtol=0)
+    assert (second.scores[0] > 0).all() and first.sizes[0] == len(expected)
+
+
+def test_biases_follow_their_slots_through_reordering_and_cropping() -> None:
+    slots = Slots(torch.tensor([[0, 3, 7], [1, 2, 7]]), None, 8, None, torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+    assert slots.at(torch.tensor([1, 1, 0])).bias.tolist() == [[3, 4, 5], [3, 4, 5], [0, 1, 2]]
+    assert slots.cropped(7).bias.tolist() == [[0, 1], [3, 4]]
+    assert not slots.plain and Slots(slots.origin, None, 8).plain

@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import Json, KeepOption, Sets, Variant
+from tokenprune.cli.model import open_model
+from tokenprune.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    Json,
+    KeepOption,
+    RecipeArgument,
+    Sets,
+    Variant,
+    amount,
+)
 from tokenprune.cli.pictures import open_picture
-from tokenprune.cli.run import open_model
-from tokenprune.cli.terminal import amount, check_plot, counter, print_json, progress
+from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +41,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")],
+    recipe: RecipeArgument,
     keep: KeepOption = None,
     variant: Variant = None,
     sets: Sets = None,
@@ -48,13 +57,8 @@ def command(
     model: Annotated[
         str, typer.Option("--model", "-m", help="With --images: 'embedded', a folder, or a hub id.", metavar="NAME")
     ] = "embedded",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's.", metavar="NAME"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="NAME")
-    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Scenes asked about at a time; pictures of a folder go one by one.", metavar="N")
     ] = 16,

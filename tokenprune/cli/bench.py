@@ -7,12 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
-from tokenprune.cli.run import check_attention, open_model
+from tokenprune.cli.model import open_model
+from tokenprune.cli.options import (
+    AttentionOption,
+    AverageOption,
+    DeviceOption,
+    DtypeOption,
+    FinalOption,
+    FlopsOption,
+    Json,
+    KeepOption,
+    RecipeArgument,
+    Sets,
+    Variant,
+    budgets_of,
+)
 from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
 
 NAME = "bench"
@@ -26,7 +40,7 @@ EXAMPLES = (
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
+    recipe: RecipeArgument,
     variant: Variant = None,
     keep: KeepOption = None,
     average: AverageOption = None,
@@ -62,13 +76,9 @@ def command(
     compile_: Annotated[
         bool, typer.Option("--compile", help="Run all sides under torch.compile: at first minutes for each.")
     ] = False,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; float32 on a CPU.", metavar="NAME")
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="NAME")
-    ] = None,
-    attention: Annotated[str, typer.Option(help="sdpa or eager, on all sides.", metavar="NAME")] = "sdpa",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = "sdpa",
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG with a bar for each side.", metavar="FILE")
     ] = None,
@@ -83,7 +93,6 @@ def command(
     the machine.
     """
     budgets = budgets_of(keep, average, final, flops)
-    check_attention(attention)
     if rounds % 2 == 0:
         raise InputError(f"--rounds: expected an odd number, so that a median is a measured one, got {rounds}")
     check_plot(save_plot)
@@ -129,7 +138,7 @@ def command(
 
 
 def _network(
-    model: str, layers: int | None, width: int | None, dtype: str | None, device: str | None, attention: str
+    model: str, layers: int | None, width: int | None, dtype: str | None, device: str | None, attention: Kernel
 ) -> Any:
     """The model: random weights of a published shape, or where --layers or --width change it; else its own."""
     import torch
@@ -148,7 +157,7 @@ def _network(
     kind = dtype_named(dtype) or (torch.float32 if where.type == "cpu" else torch.bfloat16)
     quiet()
     config = sketch_config(model, layers=layers, width=width)
-    return sketch_model(config, dtype=kind, device=where, attention="eager" if attention == "eager" else "sdpa")
+    return sketch_model(config, dtype=kind, device=where, attention=attention)
 
 
 def _called(model: str, layers: int | None, width: int | None) -> str:

@@ -4,24 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tokenprune.cli.options import Json, Sets
-from tokenprune.cli.run import check_attention, open_model
-from tokenprune.cli.terminal import (
-    amount,
-    check_folder,
-    check_plot,
-    console,
-    counter,
-    note,
-    print_json,
-    progress,
-    share,
-    write_text,
-)
+from tokenprune.cli.model import open_model
+from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, Sets, amount, share
+from tokenprune.cli.terminal import check_folder, check_plot, console, counter, note, print_json, progress, write_text
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -41,7 +30,6 @@ EXAMPLES = (
     "                  --images photos --questions questions.jsonl --csv accuracy.csv",
 )
 SCENES = 100
-COSTS = ("tokens", "flops")
 
 
 def command(
@@ -96,12 +84,10 @@ def command(
         ),
     ] = 5,
     baselines: Annotated[bool, typer.Option(help="Run random, uniform, last and a smaller image beside.")] = True,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")
-    ] = "embedded",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", metavar="NAME")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", metavar="NAME")] = None,
-    attention: Annotated[str, typer.Option(help="sdpa or eager.", metavar="NAME")] = "sdpa",
+    model: ModelOption = "embedded",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = "sdpa",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.", metavar="N")] = 32,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
     packed: Annotated[
@@ -119,7 +105,7 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of accuracy against cost.", metavar="FILE.png")
     ] = None,
-    cost: Annotated[str, typer.Option(help="What the plot is drawn over: tokens or flops.", metavar="NAME")] = "tokens",
+    cost: Annotated[Literal["tokens", "flops"], typer.Option(help="What the plot is drawn over.")] = "tokens",
     pairs: Annotated[bool, typer.Option(help="Print the differences between conditions, with p-values.")] = True,
     difficulty: Annotated[bool, typer.Option("--difficulty", help="Print accuracy by difficulty, too.")] = False,
     csv: Annotated[
@@ -142,7 +128,7 @@ def command(
     changes the recipes, not the baselines beside them.
     """
     names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final, "flops": flops})
-    _check(scenes, task, images, questions, attention, cost)
+    _check(scenes, images, questions)
     check_plot(save_plot)
     if csv is not None:
         check_folder(csv, "--csv")
@@ -216,16 +202,11 @@ def _number(text: str) -> bool:
     return bool(text) and set(text) <= set("0123456789.,%")
 
 
-def _check(
-    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, attention: str, cost: str
-) -> None:
+def _check(scenes: int | None, images: Path | None, questions: Path | None) -> None:
     if (images is None) != (questions is None):
         raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
     if scenes is not None and questions is not None:
         raise InputError("--scenes are generated pictures; with --questions leave it out")
-    check_attention(attention)
-    if cost not in COSTS:
-        raise InputError(f"--cost: expected tokens or flops, got {cost!r}{did_you_mean(cost, COSTS)}")
 
 
 def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:

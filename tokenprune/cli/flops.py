@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
+from tokenprune.cli.options import (
+    AverageOption,
+    FinalOption,
+    FlopsOption,
+    Json,
+    KeepOption,
+    RecipeArgument,
+    Sets,
+    Variant,
+    budgets_of,
+)
 from tokenprune.cli.terminal import check_plot, console, print_json, progress, table
 from tokenprune.errors import InputError
 
@@ -27,7 +37,7 @@ EXAMPLES = (
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
+    recipe: RecipeArgument,
     model: Annotated[
         str,
         typer.Option(

@@ -14,13 +14,17 @@ import typer
 
 from tokenprune.cli import audit, bench, check, evaluate, flops, ls, new, run, schema, show
 from tokenprune.cli.terminal import complain, note
-from tokenprune.errors import TokenPruneError, UnstatedCostWarning
+from tokenprune.errors import TokenPruneError, UnstatedCostWarning, did_you_mean
 
 MISTAKE = 2
 """Exit status for anything that the user can put right."""
 INTERRUPTED = 130
 FAILED = 1
 """Nothing that the user did wrong: no memory left, or nobody reads stdout any more."""
+
+_CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)': .*?'(?P<given>.*)' is not one of (?P<choices>'.+')")
+"""What typer says of a value that is none of an option's choices."""
+_QUOTED = re.compile(r"'([^']*)'")
 
 app = typer.Typer(
     name="tokenprune",
@@ -119,6 +123,10 @@ def _warn(
 def _in_one_line(error: typer.TyperException) -> str:
     """typer's message about wrong usage in the words of our own errors."""
     text = " ".join(error.format_message().split()).rstrip(".")
+    if choice := _CHOICE.match(text):
+        option, given, choices = choice["option"], choice["given"], _QUOTED.findall(choice["choices"])
+        expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+        return f"{option}: expected {expected}, got {given!r}{did_you_mean(given, choices)}"
     near = getattr(error, "possibilities", None)
     if near:
         text = f"{error.message} (did you mean {near[0]}?)"

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from tokenprune.cli.terminal import amount, share
-from tokenprune.errors import InputError
+from tokenprune.errors import BudgetError, InputError
 
-Variant = Annotated[str | None, typer.Option(help="Published setting of the recipe.", metavar="NAME")]
-KeepOption = Annotated[
-    str | None, typer.Option(help="Budget: average from the recipe's first place on.", metavar="N|SHARE")
+RecipeArgument = Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")]
+Variant = Annotated[
+    str | None, typer.Option(help="Published setting of the recipe (see `tokenprune show`).", metavar="NAME")
 ]
-AverageOption = Annotated[str | None, typer.Option(help="Budget: average over all layers.", metavar="N|SHARE")]
-FinalOption = Annotated[str | None, typer.Option(help="Budget: after the last stage.", metavar="N|SHARE")]
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Budget: vision tokens from the recipe's first place on, a count such as 64 or a share such as 0.33. "
+        "1.0 keeps all, 1 keeps one.",
+        metavar="N|SHARE",
+    ),
+]
+AverageOption = Annotated[
+    str | None, typer.Option(help="The same budget, as an average over all layers.", metavar="N|SHARE")
+]
+FinalOption = Annotated[
+    str | None, typer.Option(help="The same budget, as what is left after the last stage.", metavar="N|SHARE")
+]
 FlopsOption = Annotated[
     str | None,
     typer.Option(
@@ -22,8 +33,20 @@ FlopsOption = Annotated[
     ),
 ]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Change the recipe first. Repeatable.", metavar="PATH=VALUE")
+    list[str] | None,
+    typer.Option(
+        "--set", help="Change the recipe first: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"
+    ),
 ]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Of the weights; float32 on a CPU, else the checkpoint's own, when left out."),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one when left out.", metavar="NAME")
+]
+AttentionOption = Annotated[Literal["sdpa", "eager"], typer.Option(help="Implementation of attention.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 
 
@@ -46,3 +69,48 @@ def budgets_of(
             "give only one of --keep, --average, --final and --flops: each sets the budget of the whole recipe"
         )
     return budgets
+
+
+def amount(text: str | None, option: str) -> int | float | None:
+    """``"64"`` is a count, ``"0.33"`` and ``"33%"`` are shares.
+
+    Raises:
+        BudgetError: anything else, or out of range.
+    """
+    if text is None:
+        return None
+    from tokenprune.budget import count_of
+
+    clean = text.strip()
+    try:
+        if clean.endswith("%"):
+            value: int | float = float(clean[:-1]) / 100
+        elif clean.lstrip("+-").isascii() and clean.lstrip("+-").isdigit():
+            value = int(clean)
+        else:
+            value = float(clean)
+    except ValueError:
+        raise BudgetError(f"{option}: expected a count such as 64 or a share such as 0.33, got {text!r}") from None
+    try:
+        count_of(value, 1)
+    except BudgetError as error:
+        raise BudgetError(f"{option}: {error}") from None
+    return value
+
+
+def share(text: str | None, option: str) -> float | None:
+    """``"0.35"`` and ``"35%"`` are shares, ``"1"`` is all.
+
+    Raises:
+        BudgetError: anything else, or out of range.
+    """
+    if text is None:
+        return None
+    clean = text.strip()
+    try:
+        value = float(clean[:-1]) / 100 if clean.endswith("%") else float(clean)
+    except ValueError:
+        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}") from None
+    if not 0.0 < value <= 1.0:
+        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}")
+    return value

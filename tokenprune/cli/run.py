@@ -7,15 +7,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.options import FlopsOption, Json, budgets_of
+from tokenprune.cli.model import open_model
+from tokenprune.cli.options import (
+    AttentionOption,
+    AverageOption,
+    DeviceOption,
+    DtypeOption,
+    FinalOption,
+    FlopsOption,
+    Json,
+    KeepOption,
+    ModelOption,
+    Sets,
+    Variant,
+    budgets_of,
+)
 from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
-from tokenprune.errors import InputError, did_you_mean
+from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from tokenprune.families.chat import Chat
 
 NAME = "run"
 EXAMPLES = (
@@ -25,7 +37,6 @@ EXAMPLES = (
     "  tokenprune run --model llava-hf/llava-1.5-7b-hf --image cat.jpg \\",
     "                 --question 'What is on the table?'",
 )
-ATTENTIONS = ("sdpa", "eager")
 
 
 def command(
@@ -38,39 +49,16 @@ def command(
         str,
         typer.Option("--recipe", "-r", help="Recipe by name (see `tokenprune ls`) or by path.", metavar="NAME|PATH"),
     ] = "sparsevlm",
-    variant: Annotated[
-        str | None, typer.Option(help="Published setting of the recipe (see `tokenprune show`).", metavar="NAME")
-    ] = None,
-    keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Vision tokens from the recipe's first place on: a count such as 64, or a share such as 0.33. "
-            "1.0 keeps all, 1 keeps one.",
-            metavar="N|SHARE",
-        ),
-    ] = None,
-    average: Annotated[
-        str | None, typer.Option(help="The same budget, as an average over all layers.", metavar="N|SHARE")
-    ] = None,
-    final: Annotated[
-        str | None, typer.Option(help="The same budget, as what is left after the last stage.", metavar="N|SHARE")
-    ] = None,
+    variant: Variant = None,
+    keep: KeepOption = None,
+    average: AverageOption = None,
+    final: FinalOption = None,
     flops: FlopsOption = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change the recipe: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")
-    ] = "embedded",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's.", metavar="NAME"),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one.", metavar="NAME")
-    ] = None,
-    attention: Annotated[str, typer.Option(help="sdpa or eager.", metavar="NAME")] = "sdpa",
+    sets: Sets = None,
+    model: ModelOption = "embedded",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = "sdpa",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of the tokens that each stage kept.", metavar="FILE.png")
@@ -83,7 +71,6 @@ def command(
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
     """
     budgets = budgets_of(keep, average, final, flops)
-    check_attention(attention)
     if question is not None and not question.strip():
         raise InputError("--question is empty")
     check_plot(save_plot)
@@ -143,27 +130,3 @@ def _subject(
         return paths, pictures, found[0].question, found[0].answer
     known = {" ".join(sample.question.lower().split()): sample.answer for sample in found}
     return paths, pictures, question, known.get(" ".join(question.lower().split()))
-
-
-def check_attention(name: str) -> None:
-    """Raise `InputError` unless `name` is an attention backend that may be asked for."""
-    if name not in ATTENTIONS:
-        raise InputError(f"--attention: expected sdpa or eager, got {name!r}{did_you_mean(name, ATTENTIONS)}")
-
-
-def open_model(model: str, dtype: str | None, device: str | None, attention: str) -> Chat:
-    """The embedded model (float32 on the CPU unless told otherwise), or one from a folder or the hub."""
-    from tokenprune.families.chat import Chat
-    from tokenprune.families.load import device_named, dtype_named, load, quiet
-
-    if model != "embedded":
-        return load(model, dtype=dtype, device=device, attention="eager" if attention == "eager" else "sdpa")
-    import torch
-
-    kind, where = dtype_named(dtype) or torch.float32, device_named(device or "cpu")
-    quiet()
-    from tokenprune.scenes import load_embedded
-
-    network, processor = load_embedded()
-    network.set_attn_implementation(attention)
-    return Chat(model, network.to(where, kind), processor)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.options import AverageOption, FinalOption, FlopsOption, Json, KeepOption, Sets, Variant, budgets_of
+from tokenprune.cli.options import (
+    AverageOption,
+    FinalOption,
+    FlopsOption,
+    Json,
+    KeepOption,
+    RecipeArgument,
+    Sets,
+    Variant,
+    budgets_of,
+)
 from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError
 
@@ -28,7 +38,7 @@ EXAMPLES = (
 
 
 def command(
-    recipe: Annotated[str, typer.Argument(help="Recipe by name or by path.")],
+    recipe: RecipeArgument,
     variant: Variant = None,
     keep: KeepOption = None,
     average: AverageOption = None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from tokenprune.core.files import whole_file
-from tokenprune.errors import BudgetError, InputError
+from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,48 +126,3 @@ def write_text(path: Path, text: str, option: str) -> None:
             file.write(text.encode())
     except OSError as error:
         raise InputError(f"{option}: cannot write {path}: {error.strerror or error}") from None
-
-
-def amount(text: str | None, option: str) -> int | float | None:
-    """``"64"`` is a count, ``"0.33"`` and ``"33%"`` are shares.
-
-    Raises:
-        BudgetError: anything else, or out of range.
-    """
-    if text is None:
-        return None
-    from tokenprune.budget import count_of
-
-    clean = text.strip()
-    try:
-        if clean.endswith("%"):
-            value: int | float = float(clean[:-1]) / 100
-        elif clean.lstrip("+-").isascii() and clean.lstrip("+-").isdigit():
-            value = int(clean)
-        else:
-            value = float(clean)
-    except ValueError:
-        raise BudgetError(f"{option}: expected a count such as 64 or a share such as 0.33, got {text!r}") from None
-    try:
-        count_of(value, 1)
-    except BudgetError as error:
-        raise BudgetError(f"{option}: {error}") from None
-    return value
-
-
-def share(text: str | None, option: str) -> float | None:
-    """``"0.35"`` and ``"35%"`` are shares, ``"1"`` is all.
-
-    Raises:
-        BudgetError: anything else, or out of range.
-    """
-    if text is None:
-        return None
-    clean = text.strip()
-    try:
-        value = float(clean[:-1]) / 100 if clean.endswith("%") else float(clean)
-    except ValueError:
-        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}") from None
-    if not 0.0 < value <= 1.0:
-        raise BudgetError(f"{option}: expected a share in (0, 1] such as 0.35, got {text!r}")
-    return value
