@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from tokenprune.cli import terminal
 from tokenprune.cli.question_file import read_cases
 from tokenprune.errors import InputError
 
@@ -242,3 +245,14 @@ def test_help_teaches(cli: Callable[..., Any]) -> None:
     out = cli("eval", "--help").out
     for words in ("--average", "paired", "85 %", "Examples:", "tokenprune eval fastv sparsevlm feather --keep 0.5"):
         assert words in out
+
+
+def test_a_bar_learns_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`eval` knows the number of batches only when the first is done."""
+    shown = StringIO()
+    screen = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(terminal, "console", lambda **_: screen)
+    with terminal.counter("asking") as count:
+        count(1, 3)
+        count(1)
+    assert "2/3" in shown.getvalue()

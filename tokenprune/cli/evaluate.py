@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,13 +10,13 @@ import typer
 
 from tokenprune.cli.model import open_model
 from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, Sets, amount, share
-from tokenprune.cli.terminal import check_folder, check_plot, console, note, print_json, progress, write_text
+from tokenprune.cli.terminal import check_folder, check_plot, console, counter, note, print_json, progress, write_text
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget, BudgetKind
     from tokenprune.families.chat import Chat
-    from tokenprune.study.evaluate import Case
+    from tokenprune.study.evaluate import Case, Evaluation
 
 NAME = "eval"
 EXAMPLES = (
@@ -150,7 +149,7 @@ def command(
         _note_unknown(chat, cases)
     if packed is None:
         packed = model == "embedded" and questions is None
-    with _bar() as on_batch:
+    with counter("asking, in batches") as count:
         result = evaluate(
             chat.model,
             chat.processor,
@@ -160,30 +159,20 @@ def command(
             max_new_tokens=max_new_tokens,
             packed=packed,
             output=output,
-            on_batch=on_batch,
+            on_batch=lambda _, batches: count(1, batches),
         )
-
-    from tokenprune.cli.answer import versions
-    from tokenprune.cli.eval_table import as_csv, show
-
     if csv is not None:
+        from tokenprune.cli.eval_table import as_csv
+
         write_text(csv, as_csv(result), "--csv")
     if save_plot is not None:
-        with progress("drawing"):
-            from tokenprune.plot.accuracy import plot_accuracy
-            from tokenprune.plot.style import save
-
-            drawn = plot_accuracy(result, flops=cost == "flops", title=f"{model} · {len(cases)} questions")
-            save(drawn, save_plot)
+        _draw(result, save_plot, flops=cost == "flops", title=f"{model} · {len(cases)} questions")
     if json_:
-        where = {
-            "model": model,
-            "dtype": str(chat.model.dtype).removeprefix("torch."),
-            "device": str(chat.model.device),
-        }
         asked = "generated scenes" if questions is None else str(questions)
-        print_json({**where, "asked": asked, "packed": packed, **result.to_dict(), "versions": versions()})
+        _print_json(result, chat, asked=asked, packed=packed)
     else:
+        from tokenprune.cli.eval_table import show
+
         show(result, model=model, pairs=pairs, difficulty=difficulty)
         console().print("[dim]asked packed[/]" if packed else "[dim]asked by generate[/]")
 
@@ -243,16 +232,21 @@ def _note_unknown(chat: Chat, cases: Sequence[Case]) -> None:
         note(f"the model's vocabulary does not hold these words of the questions: {words}")
 
 
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr; nothing where nobody watches."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _draw(result: Evaluation, path: Path, *, flops: bool, title: str) -> None:
+    with progress("drawing"):
+        from tokenprune.plot.accuracy import plot_accuracy
+        from tokenprune.plot.style import save
 
-    columns = (TextColumn("[dim]asking"), BarColumn(), MofNCompleteColumn(), TextColumn("[dim]batches"))
-    with Progress(*columns, TimeRemainingColumn(), console=screen, transient=True) as bar:
-        line = bar.add_task("asking")
-        yield lambda done, everything: bar.update(line, completed=done, total=everything)
+        save(plot_accuracy(result, flops=flops, title=title), path)
+
+
+def _print_json(result: Evaluation, chat: Chat, *, asked: str, packed: bool) -> None:
+    """The results and all that they depend on: model, dtype, device, questions, way of asking, versions."""
+    from tokenprune.cli.answer import versions
+
+    where = {
+        "model": chat.name,
+        "dtype": str(chat.model.dtype).removeprefix("torch."),
+        "device": str(chat.model.device),
+    }
+    print_json({**where, "asked": asked, "packed": packed, **result.to_dict(), "versions": versions()})

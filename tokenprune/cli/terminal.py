@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tokenprune.core.files import whole_file
 from tokenprune.errors import InputError
@@ -60,17 +60,27 @@ def progress(what: str) -> Iterator[None]:
         yield
 
 
+class Count(Protocol):
+    """What a progress bar is told."""
+
+    def __call__(self, done: int, total: int | None = None) -> None:
+        """Things done since the last call, and how many there are, if that has become known."""
+
+
 @contextmanager
-def counter(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr; the block calls what it gets with the number of things done since. Nothing where
-    nobody watches."""
+def counter(what: str, total: int | None = None) -> Iterator[Count]:
+    """A progress bar on stderr, moved by what the block gets; nothing where nobody watches."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     screen = console(stderr=True)
     columns = (TextColumn("[dim]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+
+        def count(done: int, total: int | None = None) -> None:
+            bar.update(task, advance=done, total=total)
+
+        yield count
 
 
 def print_json(data: object) -> None:
