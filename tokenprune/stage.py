@@ -189,7 +189,7 @@ class Stage(nn.Module):
         seen, recycler = self._seen(tokens, self.recycler), self.recycler
         plan = recycler(seen, kept, scores, counts)
         added = [recycler.added(size - k) for size, k in zip(tokens.sizes, counts, strict=True)]
-        self._contract.plan(recycler, plan, added, tokens)
+        self._contract.plan(recycler, plan, added, kept, tokens)
         if plan is None:
             return StageResult(tokens.take(kept, counts), tokens.origin[:, :0], None, False, scores, weights)
         states = recycler.states(seen, plan)

@@ -80,6 +80,52 @@ class ForeignRecycler(Recycler):
         return Merge(source=two, target=two, weight=torch.eye(2).expand(batch, -1, -1), anchors=(2,) * batch)
 
 
+class LyingRecycler(Recycler):
+    """Tokens 0 and 15 flow into survivor 15, but for what `change` says; the stage keeps tokens 8 … 15 of 16."""
+
+    def __init__(self, **change: Any) -> None:
+        super().__init__()
+        self.change = change
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def added(self, dropped: int) -> int:
+        return self.change.get("anchors", (0,))[0]
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Any) -> Merge | None:
+        plan = {"source": [[0, 15]], "target": [[15]], "weight": [[[1.0, 1.0]]], "anchors": (0,)} | self.change
+        return Merge(**{key: torch.tensor(x) if isinstance(x, list) else x for key, x in plan.items()})
+
+
+LIES = {
+    "a dropped token as survivor": {"target": [[3]]},
+    "an anchor that survives": {"target": [[12]], "anchors": (1,)},
+    "a survivor twice": {"target": [[12, 12]], "weight": [[[1.0, 1.0]] * 2]},
+    "an anchor twice": {"target": [[3, 3]], "weight": [[[1.0, 1.0]] * 2], "anchors": (2,)},
+    "anchors out of order": {"target": [[6, 3]], "weight": [[[1.0, 1.0]] * 2], "anchors": (2,)},
+    "a target below -1": {"target": [[-2]]},
+    "a weight on padding": {"source": [[0, -1]]},
+    "an infinite weight": {"weight": [[[1.0, float("inf")]]]},
+    "a negative share": {"share": [[[1.0, -1.0]]]},
+    "a NaN share": {"share": [[[1.0, float("nan")]]]},
+    "soft weights called hard": {"weight": [[[0.5, 0.5]]], "hard": True},
+    "no weight": {"weight": [[[0.0, 0.0]]]},
+}
+
+
+def lied(**change: Any) -> None:
+    tokens = Tokens.from_hidden(torch.randn(1, 16, 4), grid=(4, 4))
+    stage(recycler=LyingRecycler(**change))(tokens)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_plan_that_lies_is_refused_by_name(lie: str) -> None:
+    lied()  # the plan as it stands is fine
+    with pytest.raises(InputError, match=r"mine \(before_layer: 2\): recycler 'lying' "):
+        lied(**LIES[lie])
+
+
 class ForeignRectifier(Rectifier):
     def forward(self, tokens: Tokens) -> Tensor:
         return torch.full_like(tokens.mass, torch.inf)

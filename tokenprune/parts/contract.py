@@ -66,6 +66,8 @@ class Contract:
         if got != list(tokens.sizes) or [len(own) for own in groups.sizes] != [len(own) for own in groups.grids]:
             raise self._broken(part, f"gave groups of {got} tokens in all", f"{list(tokens.sizes)}, and a grid a group")
         self._shape(part, "an index", groups.index, tuple(tokens.valid.shape), torch.int64)
+        if not _shipped(part):
+            self._hold(_counted(groups, tokens), part, "gave an index that does not fit its sizes")
 
     def shares(
         self, part: Part, shares: Sequence[Sequence[int]], counts: Sequence[int], sizes: Sequence[Sequence[int]]
@@ -77,8 +79,10 @@ class Contract:
             expected = f"counts of {[list(own) for own in sizes]} that sum up to {list(counts)}"
             raise self._broken(part, f"shares out {[list(own) for own in shares]}", expected)
 
-    def plan(self, part: Part, plan: Merge | None, added: Sequence[int], tokens: Tokens) -> None:
+    def plan(self, part: Part, plan: Merge | None, added: Sequence[int], kept: Tensor, tokens: Tokens) -> None:
         """A plan whose anchors are as many as the recycler promised."""
+        if plan is not None and not isinstance(plan, Merge):
+            raise self._broken(part, f"gave {type(plan).__name__}", "a Merge, or None")
         anchors = [0] * len(added) if plan is None else list(plan.anchors)
         if anchors != list(added):
             raise self._broken(part, f"made {anchors} merged tokens", f"{list(added)}, as its `added` has promised")
@@ -91,9 +95,32 @@ class Contract:
         if plan.share is not None:
             self._shape(part, "merge shares", plan.share, (batch, targets, sources))
         if not _shipped(part):
-            n = tokens.valid.shape[1]
-            good = (plan.source < n).all() & (plan.target < n).all() & (plan.weight >= 0).all()
-            self._hold(good, part, f"named tokens beyond the {n} of the stage, or gave negative merge weights")
+            self._plan_values(part, plan, kept, tokens)
+
+    def _plan_values(self, part: Part, plan: Merge, kept: Tensor, tokens: Tokens) -> None:
+        """Sources are tokens of the sample; targets are dropped tokens, then survivors; weights are amounts."""
+        n = tokens.valid.shape[1]
+        sizes = transfer.ints(tokens.sizes, plan.source.device).unsqueeze(1)
+        flows, real = (plan.source >= 0) & (plan.source < sizes), plan.target >= 0
+        good = ((plan.source >= -1) & (plan.source < n)).all() & ((plan.target >= -1) & (plan.target < sizes)).all()
+        self._hold(good, part, f"named tokens beyond the {n} of the stage")
+        amounts = [plan.weight] if plan.share is None else [plan.weight, plan.share]
+        for amount in amounts:
+            of_real = flows.unsqueeze(1) | (amount == 0)
+            good = ((amount >= 0) & torch.isfinite(amount) & of_real).all()
+            self._hold(good, part, "gave merge weights that are negative, not finite, or not 0 on padding")
+        if plan.hard:
+            self._hold(((plan.weight == 0) | (plan.weight == 1)).all(), part, "called weights hard that are not 0 or 1")
+        self._hold(((plan.weight.sum(-1) > 0) == real).all(), part, "gave a target no weight, or padding one")
+        # Anchors come first in each row; all others are survivors. Neither is named twice.
+        most = plan.target.shape[1]
+        first = ops.first(plan.anchors, most, plan.target.device)
+        survives = ops.mask_of(kept, n, padded=True).gather(1, plan.target.clamp(min=0))
+        right = torch.where(first, ~survives & real, survives | ~real).all()
+        rises = (plan.target[:, 1:] > plan.target[:, :-1]) | ~real[:, 1:] | (first[:, :-1] & ~first[:, 1:])
+        self._hold(
+            right & rises.all(), part, "gave targets that are not dropped tokens, then survivors, both ascending"
+        )
 
     def states(self, part: Part, states: Tensor, plan: Merge, tokens: Tokens) -> None:
         """Hidden states ``[B, M, D]`` of a plan's targets."""
@@ -118,6 +145,8 @@ class Contract:
     def _shape(
         self, part: Part, what: str, x: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     ) -> None:
+        if not isinstance(x, Tensor):
+            raise self._broken(part, f"gave {type(x).__name__} for {what}", f"a tensor {shape}")
         if tuple(x.shape) != shape or x.dtype != dtype:
             expected = f"{shape} of {str(dtype).removeprefix('torch.')}"
             raise self._broken(part, f"gave {what} {tuple(x.shape)} of {str(x.dtype).removeprefix('torch.')}", expected)
@@ -141,3 +170,12 @@ class Contract:
 def _shipped(part: Part) -> bool:
     """Whether the part is one of ours, as it stands."""
     return type(part).__module__.startswith("tokenprune.parts.")
+
+
+def _counted(groups: Groups, tokens: Tokens) -> Tensor:
+    """Whether each group's tokens by `Groups.index` are as many as its size says."""
+    most = max((len(own) for own in groups.sizes), default=0)
+    said = [(*own, *[0] * (most - len(own))) for own in groups.sizes]
+    number = torch.arange(most, device=groups.index.device)
+    found = ((groups.index.unsqueeze(-1) == number) & tokens.valid.unsqueeze(-1)).sum(1)
+    return (found == torch.tensor(said, device=found.device).reshape(len(said), most)).all()
