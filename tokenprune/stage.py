@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
 from tokenprune.core.report import without
 from tokenprune.core.tokens import Count, Tokens
-from tokenprune.parts.contract import Contract
+from tokenprune.errors import RecipeError, did_you_mean
+from tokenprune.parts.contract import Contract, shipped
 from tokenprune.parts.groupers.base import Grouper
 from tokenprune.parts.part import NOTHING, Part
 from tokenprune.parts.raters.base import RaterSelector
@@ -31,6 +32,15 @@ from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.scorers.baseline import ConstantScorer
 
 Positions = Literal["original", "renumber"]
+ROLE_CLASSES: dict[str, type[Part]] = {
+    "raters": RaterSelector,
+    "scorer": Scorer,
+    "scheduler": Scheduler,
+    "grouper": Grouper,
+    "sampler": Sampler,
+    "recycler": Recycler,
+    "rectifier": Rectifier,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +74,9 @@ class Stage(nn.Module):
                          [B, T]     [B, N]    [B]          by group   [B, K]     (Merge)     [B, K]
 
     A static scheduler, or a budget, gives the counts before anything else is asked; where all tokens are kept, nothing
-    else is. Parts see what they have declared to read (`Part.reads`) and change nothing: the stage itself takes the
-    survivors and applies the recycler's plan, so what it reports is what it did. What a part returns is held against
-    its contract (`tokenprune.parts.contract`).
+    else is. Parts see what they have declared to read (`Part.reads`) and leave it as it is: the stage itself takes
+    the survivors and applies the recycler's plan, so what it reports is what it did. What a part returns is held
+    against its contract (`tokenprune.parts.contract`).
 
     Args:
         place: where; as a recipe writes it, or the number of a layer, also does.
@@ -79,6 +89,9 @@ class Stage(nn.Module):
         rectifier: what is added to later attention to the survivors; None: nothing.
         positions: survivors keep their ``original`` position ids, or ``renumber`` (fidelity to older code).
         name: how error messages and reports call it.
+
+    Raises:
+        RecipeError: a part of another role, unknown positions, or a sampler by group that reads attention.
     """
 
     def __init__(
@@ -106,12 +119,29 @@ class Stage(nn.Module):
         self.sampler = TopKSampler() if sampler is None else sampler
         self.recycler = DropRecycler() if recycler is None else recycler
         self.rectifier = rectifier
+        self._check()
         self.shared_raters = None if raters is None or not raters.per_prompt else repr(raters)
         """Equal for stages whose rater weights are the same throughout a prompt; None where they are not."""
         self.reads = _union(self.parts)
         """What its parts read together."""
         self._declared = {part.role: part.reads for part in self.parts}
+        self._foreign = [part for part in self.parts if not shipped(part)]
         self._contract = Contract(f"{name} ({self.place})")
+
+    def _check(self) -> None:
+        """What the constructor was given, role by role."""
+        if self.positions not in get_args(Positions):
+            hint = did_you_mean(self.positions, get_args(Positions))
+            expected = " or ".join(get_args(Positions))
+            raise RecipeError(f"{self.name}: positions={self.positions!r}: expected {expected}{hint}")
+        for role, base in ROLE_CLASSES.items():
+            part = getattr(self, role)
+            if part is not None and not isinstance(part, base):
+                got = part.title if isinstance(part, Part) else repr(part)
+                raise RecipeError(f"{self.name}: {role} is {got}; expected a {base.__name__}, see tokenprune.part")
+        if self.grouper is not None and self.sampler.reads.attention:
+            told = f"{self.sampler.title} reads attention, which is not known group by group; leave out the grouper"
+            raise RecipeError(f"{self.name}: {told}")
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -141,19 +171,27 @@ class Stage(nn.Module):
         Raises:
             InputError: a count beyond the tokens at hand, or a part that broke its contract.
         """
+        if not self._foreign or torch.compiler.is_compiling():
+            return self._reduced(tokens, count, weights)
+        writes = self._contract.writes(tokens)
+        result = self._reduced(tokens, count, weights)
+        self._contract.unchanged(self._foreign, tokens, writes)
+        return result
+
+    def _reduced(self, tokens: Tokens, count: Count | None, weights: Tensor | None) -> StageResult:
         contract = self._contract
         if count is None and self.scheduler.static:
-            count = self.scheduler(tokens, tokens.hidden)
+            count = contract.fixed_counts(self.scheduler, self.scheduler(tokens, tokens.hidden), tokens)
         if count is not None and tokens.counts(count) == tokens.sizes:
             return self._untouched(tokens)
         if weights is None and self.raters is not None:
             weights = self.raters(self._seen(tokens, self.raters))
             contract.raters(self.raters, weights, tokens)
-        scores = self.scorer(self._seen(tokens, self.scorer), weights)
+        scores = self.scorer(self._seen(tokens, self.scorer), self._rated(self.scorer, weights))
         contract.scores(self.scorer, scores, tokens)
         if count is None:
-            decided = self.scheduler(self._seen(tokens, self.scheduler), scores, weights)
-            count = contract.counts(self.scheduler, decided.tolist(), tokens)
+            decided = self.scheduler(self._seen(tokens, self.scheduler), scores, self._rated(self.scheduler, weights))
+            count = contract.counts(self.scheduler, decided, tokens)
             if count == tokens.sizes:
                 return self._untouched(tokens, weights)
         counts = tokens.counts(count)
@@ -200,6 +238,10 @@ class Stage(nn.Module):
     def _seen(self, tokens: Tokens, part: Part) -> Tokens:
         """The tokens as `part` may read them."""
         return tokens.seen_by(self._declared[part.role], part.title)
+
+    def _rated(self, part: Part, weights: Tensor | None) -> Tensor | None:
+        """The rater weights, for a part that has declared to read them."""
+        return weights if self._declared[part.role].asks_raters else None
 
     def _untouched(self, tokens: Tokens, weights: Tensor | None = None) -> StageResult:
         return StageResult(tokens, tokens.origin[:, :0], None, False, None, weights)

@@ -54,12 +54,17 @@ def folder_with(path: Path, content: object) -> Path:
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("./none", InputError, "no such model folder: ./none; expected 'embedded', a folder, or a hub id (owner/name)"),
+        (
+            "./none",
+            InputError,
+            "no such model folder: ./none; expected a folder, or a hub id (owner/name); "
+            "tokenprune.scenes.load_embedded() gives the embedded model",
+        ),
         (
             "embeded",
             InputError,
-            "no such model folder: embeded (did you mean 'embedded'?); "
-            "expected 'embedded', a folder, or a hub id (owner/name)",
+            "no such model folder: embeded; expected a folder, or a hub id (owner/name); "
+            "tokenprune.scenes.load_embedded() gives the embedded model",
         ),
         ("TMP/file", InputError, "model TMP/file is a file; expected a folder with config.json, weights and processor"),
         ("TMP/empty", InputError, "no model in folder TMP/empty: it has no config.json"),

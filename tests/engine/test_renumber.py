@@ -13,6 +13,7 @@ from kinds import fixed, recipe, stage
 from pruned import TOLERANCE, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference
 from torch import Tensor
+from transformers import DynamicCache, StaticCache
 
 import tokenprune as tp
 
@@ -225,3 +226,21 @@ def test_two_images_in_two_turns_equal_both_in_one(positions: str) -> None:
         }
         turns = model(**second, **{CACHE: cache}).logits[:, -5:]
     assert (whole - turns).abs().max() < TOLERANCE
+
+
+def test_a_step_on_a_static_cache_counts_from_the_cache() -> None:
+    """Without position ids, behind a second image: as on a dynamic cache, and as with the position ids given."""
+    model = build("llava")
+    first, second = (inputs("llava", model, rows=[row]) for row in (Row(), Row(before=4, after=6)))
+    length = first["input_ids"].shape[1] + second["input_ids"].shape[1]
+    logits = {}
+    for static in (False, True):
+        for more in ({}, {"position_ids": torch.tensor([[length]])}):
+            config = model.config.get_text_config()
+            cache = StaticCache(config=config, max_cache_len=length + 4) if static else DynamicCache(config=config)
+            with torch.no_grad(), tp.attach(model, TWICE):
+                model(**first, **{CACHE: cache})
+                model(input_ids=second["input_ids"], pixel_values=second["pixel_values"], **{CACHE: cache})
+                step = model(input_ids=torch.tensor([[7]]), **{CACHE: cache}, **more)
+            logits[static, bool(more)] = step.logits
+    assert all((each - logits[False, True]).abs().max() < TOLERANCE for each in logits.values())

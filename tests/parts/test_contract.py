@@ -12,11 +12,13 @@ from reference import pruned_difference, reference_logits, vision_mask
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.core.groups import Groups
 from tokenprune.core.merge import Merge, merge
 from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError, RecipeError
+from tokenprune.parts.groupers.base import Grouper
 from tokenprune.parts.raters.text import LastTextRaters
 from tokenprune.parts.rectifiers.base import Rectifier
 from tokenprune.parts.recyclers.base import Recycler
@@ -257,3 +259,119 @@ def test_raters_are_checked_too() -> None:
     tokens = Tokens.from_hidden(torch.randn(2, 16, 8), text=torch.randn(2, 3, 8))
     with pytest.raises(InputError, match=r"raters 'foreign' gave weights \(2, 2\) of float32; expected \(2, 3\)"):
         tp.Pipeline([made], depth=8)[2](tokens)
+
+
+class Returns(Scheduler):
+    """Keeps what it was told to, however odd."""
+
+    suffix = "Returns"
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def nominal(self, size: int, *, total: int, grids: Any) -> float:
+        return 1.0
+
+    def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> Any:
+        return self.given
+
+
+class ReturnsStatic(Returns):
+    static = True
+
+
+class ForeignGrouper(Grouper):
+    def __init__(self, index: Tensor, grid: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.index, self.grid = index, grid
+
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, tokens: Tokens) -> Groups:
+        return Groups(self.index.expand(1, 16), ((8, 8),), ((self.grid, self.grid),))
+
+
+ONE = Tokens.from_hidden(torch.randn(1, 16, 4), grid=(4, 4))
+HALVES = torch.arange(16) // 8
+ODD = {
+    "no scores": ({"scorer": ForeignScorer(lambda tokens: None)}, "scorer 'foreign' gave NoneType for scores"),
+    "half a token": ({"scheduler": Returns(torch.tensor([3.5]))}, "gave counts .* of float32"),
+    "a yes": ({"scheduler": Returns(torch.tensor([True]))}, "gave counts .* of bool"),
+    "a list": ({"scheduler": Returns([3])}, "gave list for counts"),
+    "one count for all": ({"scheduler": Returns(torch.tensor(3))}, r"gave counts \(\) of int64; expected \(1,\)"),
+    "static: half a token": ({"scheduler": ReturnsStatic((3.5,))}, r"keeps \(3.5,\) tokens; expected an int a sample"),
+    "static: a yes": ({"scheduler": ReturnsStatic((True,))}, "expected an int a sample"),
+    "static: too many": ({"scheduler": ReturnsStatic((99,))}, r"keeps \[99\] tokens; expected one count a sample"),
+    "a group too large": ({"grouper": ForeignGrouper(HALVES * 0, (1, 2, 4))}, "an index that does not fit its sizes"),
+    "groups that are not there": ({"grouper": ForeignGrouper(HALVES + 99, (1, 2, 4))}, "does not fit its sizes"),
+    "a grid too small": ({"grouper": ForeignGrouper(HALVES, (1, 2, 2))}, r"a group of 8 tokens the grid \(1, 2, 2\)"),
+    "changed": (
+        {"scorer": ForeignScorer(lambda tokens: tokens.mass.mul_(1.0))},
+        "`tokens.mass` was changed in place by one of: scorer 'foreign'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_a_part_returns_and_leaves_is_checked_before_use(case: str) -> None:
+    parts, told = ODD[case]
+    stage(grouper=ForeignGrouper(HALVES, (1, 2, 4)))(ONE)  # groups as they should be
+    with pytest.raises(InputError, match=r"mine \(before_layer: 2\): .*" + told):
+        stage(**parts)(ONE)
+
+
+UNDECLARED = {
+    "recorded": lambda t: t.signals.recorded["keys"].value.norm(dim=-1),
+    "question as a truth": lambda t: t.hidden.norm(dim=-1) if t.question else None,
+    "length of the question": lambda t: t.hidden.norm(dim=-1) * len(t.question),
+    "attention where there is none": lambda t: t.attention.scores(None),
+}
+
+
+@pytest.mark.parametrize("how", UNDECLARED)
+def test_undeclared_reads_do_not_get_through(how: str) -> None:
+    tokens = Tokens.from_hidden(torch.randn(1, 16, 4), signals={"keys": torch.randn(1, 16, 4)})
+    expected = KeyError if how == "recorded" else InputError
+    with pytest.raises(expected, match="keys" if how == "recorded" else "does not declare it"):
+        stage(scorer=ForeignScorer(UNDECLARED[how]))(tokens)
+
+
+def test_rater_weights_go_to_parts_that_declare_them() -> None:
+    seen: dict[str, Any] = {}
+
+    class Curious(RasterScorer):
+        def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
+            seen["raters"] = raters
+            return super().forward(tokens)
+
+    class Declared(Curious):
+        reads = Needs(raters=True)
+
+    tokens = Tokens.from_hidden(torch.randn(1, 16, 8), text=torch.randn(1, 3, 8))
+    stage(scorer=Curious(), raters=LastTextRaters())(tokens)
+    assert seen["raters"] is None
+    stage(scorer=Declared(), raters=LastTextRaters())(tokens)
+    assert seen["raters"].tolist() == [[0, 0, 1]]
+
+
+def test_a_stage_checks_what_it_is_made_of() -> None:
+    class Attentive(TopKSampler):
+        reads = Needs(attention="previous")
+
+    with pytest.raises(RecipeError, match=r"mine: positions='renum': .* \(did you mean 'renumber'\?\)"):
+        stage(positions="renum")
+    with pytest.raises(RecipeError, match="mine: scorer is recycler 'drop'; expected a Scorer"):
+        stage(scorer=DropRecycler())
+    with pytest.raises(RecipeError, match="mine: scorer is 'norm'; expected a Scorer"):
+        stage(scorer="norm")
+    with pytest.raises(RecipeError, match=r"sampler 'attentive' reads attention, .* leave out the grouper"):
+        stage(sampler=Attentive(), grouper=ForeignGrouper(HALVES, (1, 2, 4)))
+    with pytest.raises(RecipeError, match="expected numbers of layers, at least 1"):
+        Needs(earlier=True)
+    with pytest.raises(RecipeError, match="expected numbers of layers, at least 1"):
+        Needs(earlier=1.5)  # type: ignore[arg-type]

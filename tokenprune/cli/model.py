@@ -15,7 +15,7 @@ def open_model(model: str, dtype: str | None, device: str | None, attention: Ker
     from tokenprune.families.load import device_named, dtype_named, load, quiet
 
     if model != "embedded":
-        return load(model, dtype=dtype, device=device, attention=attention)
+        return load(model, dtype=dtype, device=device, attention=attention, also=("embedded",))
     import torch
 
     kind, where = dtype_named(dtype) or torch.float32, device_named(device or "cpu")

@@ -73,7 +73,7 @@ class Merge:
 
 
 def merge(x: Tensor, plan: Merge) -> Tensor:
-    """New rows of the targets, ``[B, M, ...]`` float32, from all rows ``[B, N, ...]`` before; anything on padding.
+    """New rows of the targets, ``[B, M, D, ...]`` float32, from all rows ``[B, N, D, ...]``; anything on padding.
 
     One product with the weights: the same result in every batch, and on every run of a GPU, where adding row by row
     would depend on the order in which threads come. Sums are float32 whatever the dtype.
@@ -124,13 +124,13 @@ def reduce(tokens: Tokens, kept: Tensor, counts: tuple[int, ...], plan: Merge, s
 
 
 def unmerge(x: Tensor, left: Tensor, plan: Merge | None, total: int) -> Tensor:
-    """The full grid ``[B, N, ...]`` from the rows that were left: the inverse of `merge`.
+    """The full grid ``[B, N, D, ...]`` from the rows that were left: the inverse of `merge`.
 
     Each source gets back what its target has become (of several targets, their mean by shares). Rows of tokens that
     went nowhere are 0.
 
     Args:
-        x: ``[B, K, ...]`` rows of the tokens that were left.
+        x: ``[B, K, D, ...]`` rows of the tokens that were left.
         left: ``[B, K]`` their indices into N, -1 on padding.
         plan: how the others were merged; None: they were dropped.
         total: N.

@@ -44,15 +44,16 @@ class Needs:
     def __post_init__(self) -> None:
         for field in ("attention", "tower", "earlier"):
             given = getattr(self, field)
-            many: Iterable[object] = (given,) if isinstance(given, str | int) else given
+            many: Iterable[object] = (given,) if isinstance(given, str | int | float) else given
             object.__setattr__(self, field, frozenset(many))
         for field, known in (("attention", LAYERS), ("tower", TOWER)):
             for name in getattr(self, field):
                 if name not in known:
                     hint = did_you_mean(name, known)
                     raise RecipeError(f"Needs({field}={name!r}){hint}; expected one of: {', '.join(known)}")
-        if any(back < 1 for back in self.earlier):
-            raise RecipeError(f"Needs(earlier={sorted(self.earlier)}): expected numbers of layers, at least 1")
+        layers: Collection[object] = self.earlier  # whatever was given
+        if any(isinstance(back, bool) or not isinstance(back, int) or back < 1 for back in layers):
+            raise RecipeError(f"Needs(earlier={list(self.earlier)}): expected numbers of layers, at least 1")
 
     def __or__(self, other: Needs) -> Needs:
         """What two parts read together."""

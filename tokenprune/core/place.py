@@ -62,10 +62,10 @@ class Place:
         if value == "after_vision":
             return cls("after_vision")
         if not isinstance(value, Mapping):
-            hint = did_you_mean(value, KINDS) if isinstance(value, str) else ""
-            raise PlaceError(
-                f"should be after_vision, or a mapping such as {{before_layer: 3}} (got {{got}}){hint}", value
-            )
+            inside = isinstance(value, str) and value.strip().startswith("in_vision")
+            mapping = "{in_vision: {block: 6}}" if inside else "{before_layer: 3}"
+            hint = did_you_mean(value, KINDS) if isinstance(value, str) and value not in KINDS else ""
+            raise PlaceError(f"should be after_vision, or a mapping such as {mapping} (got {{got}}){hint}", value)
         _refuse_unknown(value, tuple(_KEYS), ())
         if not value:
             raise PlaceError("missing required key 'before_layer'", value)

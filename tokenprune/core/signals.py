@@ -75,14 +75,27 @@ class Signals:
 
     def seen_by(self, declared: frozenset[str], reader: str) -> Signals:
         """The same for a part that has declared these names."""
-        return Signals(self.recorded, declared, reader)
+        return Signals({name: self.recorded[name] for name in self.recorded if name in declared}, declared, reader)
 
 
 class Undeclared:
-    """Stands in for what a part has not declared to read: any use raises, so that nobody relies on it unnoticed."""
+    """Stands in for what a part has not declared to read: any use but `is None` raises, so that nobody relies
+    on it unnoticed."""
 
     def __init__(self, reader: str, what: str, declaration: str) -> None:
         self._told = f"{reader} reads {what}, but does not declare it; state it in `reads = Needs({declaration})`"
 
     def __getattr__(self, name: str) -> Any:
+        raise InputError(self._told)
+
+    def __bool__(self) -> bool:
+        raise InputError(self._told)
+
+    def __len__(self) -> int:
+        raise InputError(self._told)
+
+    def __iter__(self) -> Any:
+        raise InputError(self._told)
+
+    def __getitem__(self, key: object) -> Any:
         raise InputError(self._told)

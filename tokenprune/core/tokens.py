@@ -215,7 +215,7 @@ class Tokens:
         attention: Any = self.attention
         if not reads.question:
             question = Undeclared(reader, "the question", "question=True")
-        if not reads.attention and attention is not None:
+        if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
         return _changed(self, question=question, attention=attention, signals=signals)

@@ -129,7 +129,10 @@ class Engine:
         batch, length = embeddings.shape[:2]
         static = bool(getattr(cache, "is_compileable", False))
         decoding = length == 1 and cache is not None
-        past = int(cache.get_seq_length()) if isinstance(cache, Cache) and not (static and decoding) else 0
+        # The length of a static cache lives on the device: a decode step does not wait for it, and needs it only where
+        # its position ids count from there.
+        seen = cache.get_seq_length() if isinstance(cache, Cache) else 0
+        past = 0 if static and decoding else int(seen)
         slots = different_slots(cache)
         config = self.anatomy.text.config
         forward = self._forward = Forward(
@@ -137,7 +140,7 @@ class Engine:
             length=length,
             past=past,
             static=static,
-            positions=position_ids(kwargs.get("position_ids"), past, length, embeddings.device),
+            positions=position_ids(kwargs.get("position_ids"), seen, length, embeddings.device),
             rotary=self.anatomy.text.rotary_emb,
             flash="flash" in str(getattr(config, "_attn_implementation", "")),
             shifts=[each.shift for each in slots if each.shift is not None],

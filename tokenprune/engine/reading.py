@@ -143,10 +143,10 @@ def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: 
     raise InputError(f"attention_mask: expected 2 or 4 dimensions, got shape {tuple(mask.shape)}")
 
 
-def position_ids(ids: Tensor | None, past: int, length: int, device: torch.device) -> Tensor:
+def position_ids(ids: Tensor | None, past: int | Tensor, length: int, device: torch.device) -> Tensor:
     """Position ids as the text model uses them: ``[1 or B, L]``, or three axes (a leading text axis is left out)."""
     if ids is None:
-        return torch.arange(past, past + length, device=device)[None]
+        return (torch.arange(length, device=device) + past)[None]
     if ids.dim() == 3 and ids.shape[0] == 4:
         return ids[1:]
     return ids

@@ -84,7 +84,7 @@ def shape_of(model: Any) -> ModelShape:
         return model_shape(model)
     if model in PRESETS:
         return PRESETS[str(model)]
-    return model_shape(read_config(str(model), also=tuple(PRESETS)), name=str(model))
+    return model_shape(read_config(str(model), also=("embedded", *PRESETS)), name=str(model))
 
 
 def picture(shape: ModelShape, tokens: int | None = None) -> tuple[Grid, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar
@@ -68,9 +69,9 @@ class _Clip(Adapter):
         )
         return self.joined(clip, decoder_arguments(decoder), image_token_index=decoder.vocab - 1)
 
+    @abstractmethod
     def joined(self, clip: Any, text: dict[str, Any], **more: Any) -> Any:
         """The configuration of the whole model: a tower, and the arguments of its decoder's configuration."""
-        raise NotImplementedError
 
     def deepen_tower(self, config: Any, ratio: float) -> None:
         vision = config.vision_config

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,14 +15,18 @@ from tokenprune.families.catalogue import adapters
 from tokenprune.families.chat import Chat
 from tokenprune.families.explain import explained, first_line
 
-if TYPE_CHECKING:
-    pass
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Kernel = Literal["sdpa", "eager"]
 
 
-def load(name: str, *, dtype: str | None = None, device: str | None = None, attention: Kernel = "sdpa") -> Chat:
+def load(
+    name: str,
+    *,
+    dtype: str | None = None,
+    device: str | None = None,
+    attention: Kernel = "sdpa",
+    also: Sequence[str] = (),
+) -> Chat:
     """A model and its processor from a local folder or the Hugging Face hub.
 
     Args:
@@ -31,6 +35,7 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, atte
             not given.
         device: as in `torch.device`; a GPU if there is one when not given.
         attention: transformers' attention implementation.
+        also: other names that the caller would have taken, to suggest the nearest.
 
     Raises:
         InputError: no such model, folder, dtype or device, or a folder that holds no model.
@@ -39,7 +44,7 @@ def load(name: str, *, dtype: str | None = None, device: str | None = None, atte
     given = dtype_named(dtype)
     where = device_named(device)
     quiet()
-    source = _source(name)
+    source = _source(name, also)
     config = _config(source)
     processor = _processor(source, config)
     model = _model(source, config, given or (torch.float32 if where.type == "cpu" else "auto"), attention)
@@ -107,9 +112,9 @@ def _source(name: str, also: Sequence[str] = ()) -> str:
     if path.exists():
         raise InputError(f"model {name} is a file; expected a folder with config.json, weights and processor")
     if name.startswith((".", "/", "~")) or name.endswith(("/", os.sep)) or name.count("/") != 1 or "\\" in name:
-        near = did_you_mean(name, ["embedded", *also])
-        known = ", ".join(repr(known) for known in ("embedded", *also))
-        raise InputError(f"no such model folder: {name}{near}; expected {known}, a folder, or a hub id (owner/name)")
+        known = ", ".join([*map(repr, also), "a folder, or a hub id (owner/name)"])
+        told = f"no such model folder: {name}{did_you_mean(name, also)}; expected {known}"
+        raise InputError(told if also else f"{told}; tokenprune.scenes.load_embedded() gives the embedded model")
     return name
 
 

@@ -33,7 +33,7 @@ def sketch_config(name: str, *, layers: int | None = None, width: int | None = N
         adapter = adapters()[shape.family]
         config = adapter.published(shape)
     else:
-        config = copy.deepcopy(read_config(name, also=tuple(PRESETS)))
+        config = copy.deepcopy(read_config(name, also=("embedded", *PRESETS)))
         adapter = adapter_of(config, asker="sketch")
     if layers is not None:
         _deepen(adapter, config, layers)

@@ -8,6 +8,7 @@ and a stage is many small kernels already.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ class Contract:
     def raters(self, part: Part, weights: Tensor, tokens: Tokens) -> None:
         """Rater weights ``[B, T]`` float32."""
         self._shape(part, "weights", weights, tuple(tokens.question.valid.shape))
-        if not _shipped(part):
+        if not shipped(part):
             good = (weights >= 0).all() & torch.isfinite(weights).all()
             self._hold(good, part, "gave weights that are negative or not finite")
 
@@ -42,8 +43,18 @@ class Contract:
         self._shape(part, "scores", scores, tuple(tokens.valid.shape))
         self._hold((scores == scores).all(), part, "gave NaN scores")  # NaN alone differs from itself
 
-    def counts(self, part: Part, counts: Sequence[int], tokens: Tokens) -> tuple[int, ...]:
-        """Counts of an adaptive scheduler, one for each sample, 0 … its tokens."""
+    def fixed_counts(self, part: Part, counts: object, tokens: Tokens) -> tuple[int, ...]:
+        """Counts of a static scheduler: plain numbers, one for each sample, 0 … its tokens."""
+        if not isinstance(counts, Sequence) or any(isinstance(k, bool) or not isinstance(k, int) for k in counts):
+            raise self._broken(part, f"keeps {counts!r} tokens", "an int a sample")
+        return self._counts(part, counts, tokens)
+
+    def counts(self, part: Part, counts: Tensor, tokens: Tokens) -> tuple[int, ...]:
+        """Counts of an adaptive scheduler, one for each sample, 0 … its tokens; read on the host."""
+        self._shape(part, "counts", counts, (len(tokens.sizes),), torch.int64)
+        return self._counts(part, counts.tolist(), tokens)
+
+    def _counts(self, part: Part, counts: Sequence[int], tokens: Tokens) -> tuple[int, ...]:
         if len(counts) != len(tokens.sizes) or any(not 0 <= k <= n for k, n in zip(counts, tokens.sizes, strict=False)):
             raise self._broken(part, f"keeps {list(counts)} tokens", f"one count a sample, 0 … {list(tokens.sizes)}")
         return tuple(counts)
@@ -52,7 +63,7 @@ class Contract:
         """Indices ``[B, K]`` int64, as many as asked for: ascending, within 0 … N - 1, -1 behind the count of a row."""
         most = max(counts, default=0)
         self._shape(part, "indices", kept, (len(counts), most), torch.int64)
-        if _shipped(part) or not most:
+        if shipped(part) or not most:
             return
         real = ops.first(counts, most, kept.device)
         sizes = transfer.ints(tokens.sizes, kept.device).unsqueeze(1)
@@ -62,11 +73,17 @@ class Contract:
 
     def groups(self, part: Part, groups: Groups, tokens: Tokens) -> None:
         """A group for every token, and a grid for every group."""
+        if not isinstance(groups, Groups):
+            raise self._broken(part, f"gave {type(groups).__name__}", "Groups")
         got = [sum(own) for own in groups.sizes]
         if got != list(tokens.sizes) or [len(own) for own in groups.sizes] != [len(own) for own in groups.grids]:
             raise self._broken(part, f"gave groups of {got} tokens in all", f"{list(tokens.sizes)}, and a grid a group")
+        for sizes, grids in zip(groups.sizes, groups.grids, strict=True):
+            for size, grid in zip(sizes, grids, strict=True):
+                if prod(grid) != size:
+                    raise self._broken(part, f"gave a group of {size} tokens the grid {tuple(grid)}", "one they fill")
         self._shape(part, "an index", groups.index, tuple(tokens.valid.shape), torch.int64)
-        if not _shipped(part):
+        if not shipped(part):
             self._hold(_counted(groups, tokens), part, "gave an index that does not fit its sizes")
 
     def shares(
@@ -94,7 +111,7 @@ class Contract:
         self._shape(part, "merge weights", plan.weight, (batch, targets, sources))
         if plan.share is not None:
             self._shape(part, "merge shares", plan.share, (batch, targets, sources))
-        if not _shipped(part):
+        if not shipped(part):
             self._plan_values(part, plan, kept, tokens)
 
     def _plan_values(self, part: Part, plan: Merge, kept: Tensor, tokens: Tokens) -> None:
@@ -125,14 +142,28 @@ class Contract:
     def states(self, part: Part, states: Tensor, plan: Merge, tokens: Tokens) -> None:
         """Hidden states ``[B, M, D]`` of a plan's targets."""
         shape = (*plan.target.shape, tokens.hidden.shape[2])
+        if not isinstance(states, Tensor):
+            raise self._broken(part, f"gave {type(states).__name__} for states", f"a tensor {shape}")
         if tuple(states.shape) != shape or not states.is_floating_point():
             raise self._broken(part, f"gave states {tuple(states.shape)} of {states.dtype}", f"{shape}, floating point")
 
     def bias(self, part: Part, bias: Tensor, tokens: Tokens) -> None:
         """Key biases ``[B, N]`` float32, finite."""
         self._shape(part, "biases", bias, tuple(tokens.valid.shape))
-        if not _shipped(part):
+        if not shipped(part):
             self._hold(torch.isfinite(bias).all(), part, "gave biases that are not finite")
+
+    def writes(self, tokens: Tokens) -> dict[str, int]:
+        """How often each tensor that a part might write to in place has been written to, as PyTorch counts."""
+        watched = {name: getattr(tokens, name) for name in ("hidden", "mass", "origin", "valid")}
+        return {name: x._version for name, x in watched.items() if not x.is_inference()}
+
+    def unchanged(self, parts: Sequence[Part], tokens: Tokens, before: dict[str, int]) -> None:
+        """Nothing of `tokens` was written in place by `parts` since `writes` was asked."""
+        for name, version in self.writes(tokens).items():
+            if version != before[name]:
+                titles = ", ".join(part.title for part in parts)
+                raise InputError(f"{self.stage}: `tokens.{name}` was changed in place by one of: {titles}")
 
     def explain(self, error: RuntimeError) -> None:
         """Raise `InputError` if `error` is what PyTorch makes of an assertion of this stage."""
@@ -167,7 +198,7 @@ class Contract:
             raise
 
 
-def _shipped(part: Part) -> bool:
+def shipped(part: Part) -> bool:
     """Whether the part is one of ours, as it stands."""
     return type(part).__module__.startswith("tokenprune.parts.")
 
