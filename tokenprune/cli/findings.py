@@ -17,9 +17,16 @@ if TYPE_CHECKING:
 
 
 def as_dict(
-    survey: Survey, *, recipe: Recipe, chat: Chat, images: Path | None, question: str | None, plot: Path | None
+    survey: Survey,
+    *,
+    what: str,
+    recipe: Recipe,
+    chat: Chat,
+    images: Path | None,
+    question: str | None,
+    plot: Path | None,
 ) -> dict[str, Any]:
-    """The facts, ready for JSON. Intervals hold 95 % over pictures."""
+    """The facts, ready for JSON. Intervals hold 95 % over pictures, which `what` calls pictures or scenes."""
     stages = survey.audit.stages
     thirds = {
         name: {
@@ -35,14 +42,14 @@ def as_dict(
         "model": chat.name,
         "device": str(chat.model.device),
         "dtype": str(chat.model.dtype).removeprefix("torch."),
-        "what": survey.what,
+        "what": what,
         "pictures": survey.audit.pictures,
         "images": None if images is None else str(images),
         "question": question,
         "stages": [stage.to_dict() for stage in stages],
         "attention": [criterion.to_dict() for criterion in survey.heads.criteria],
         "accuracy": thirds or None,
-        "reading": [sentence for stage in stages for sentence in reading(stage, survey.what)],
+        "reading": [sentence for stage in stages for sentence in reading(stage, what)],
         "plot": None if plot is None else str(plot),
         "resolved_recipe": recipe.to_dict(),
         "versions": versions(),
