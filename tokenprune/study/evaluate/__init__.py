@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenprune.study.cases import Case, normal, same_words
 from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
 from tokenprune.study.evaluate.results import GATE, ConditionRow, Evaluation, Outcome, Pair
-from tokenprune.study.evaluate.run import evaluate
+from tokenprune.study.evaluate.sweep import evaluate
 from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`evaluate`: all conditions over all cases, in batches, resumable."""
+"""`evaluate`: a sweep of all conditions over all cases, in batches, resumable."""
 
 from __future__ import annotations
 
