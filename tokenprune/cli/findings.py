@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.answer import versions
 from tokenprune.cli.terminal import console, table
+from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
     from tokenprune.families.chat import Chat
@@ -127,8 +128,8 @@ def _caution(facts: Mapping[str, Any]) -> str:
 
 
 def _where(stage: Mapping[str, Any]) -> str:
-    place = "after vision" if stage["layer"] is None else f"before layer {stage['layer']}"
     merged = f" and {stage['merged']:.4g} merged" if stage["merged"] else ""
+    place = place_name(stage["layer"])
     return f"{stage['name']}, {place}: {stage['kept']:.4g} of {stage['tokens']:.4g} tokens kept{merged}"
 
 
