@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ from tokenprune.core.clock import Stopwatch
 from tokenprune.core.report import Report, StageReport
 from tokenprune.core.tokens import Tiles
 from tokenprune.errors import InputError
+from tokenprune.families.chat import Chat
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.plot.audit import plot_audit
 from tokenprune.plot.style import save
-from tokenprune.study.audit import Audit, StageAudit, proportion, rank_correlation
+from tokenprune.scenes import load_embedded
+from tokenprune.scenes.cases import localisation_cases, scene_cases
+from tokenprune.study.audit import THIRDS, Audit, StageAudit, audit_cases, proportion, rank_correlation
 from tokenprune.study.audit.collect import third_of
 from tokenprune.study.audit.heads import HeadAudit
 
@@ -359,3 +364,43 @@ def test_picture_shows_every_stage_and_is_the_same_every_time(tmp_path: Path) ->
 )
 def test_a_target_lies_in_the_third_of_its_centre(top: float, bottom: float, third: int) -> None:
     assert third_of((0.1, top, 0.3, bottom)) == third
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat("embedded", *load_embedded())
+
+
+def test_audit_of_pictures_is_that_of_their_reports(chat: Chat) -> None:
+    """As if every picture were run by hand: the same tokens are kept, and the untouched model is listened to."""
+    cases, done = scene_cases(3, tasks=("ground",)), list[int]()
+    pictures = [case.picture() for case in cases]
+    survey = tp.audit(chat, "fastv", iter(pictures), "what colour is the circle ?", on_picture=done.append)
+    own = Audit()
+    for picture in pictures:
+        with tp.attach(chat.model, "fastv") as attached:
+            chat.generate(chat.inputs([picture], "what colour is the circle ?"), 1)
+        own.add(attached.report)
+    assert (done, survey.audit.pictures, survey.thirds) == ([1, 1, 1], 3, {})
+    np.testing.assert_array_equal(survey.audit.stages[0].heat, own.stages[0].heat)
+    assert len(survey.heads.criteria) == 1
+    assert not tp.audit(chat, "last", pictures[:1], "where is it ?").heads  # nothing there scores by attention
+
+
+def test_audit_of_cases_counts_right_answers_by_the_third_of_their_target(chat: Chat) -> None:
+    """A case without a target adds its prefill alone; `accepts` says what is right, whatever the batches."""
+    asked = list(islice(localisation_cases(), 12))
+    top, middle, bottom = (next(c for c in asked if c.target and third_of(c.target) == third) for third in range(3))
+    cases = [replace(top, accepts=lambda given, answer: False), middle, bottom, replace(top, target=None)]
+    done: list[int] = []
+    survey = audit_cases(chat, "fastv", iter(cases), batch_size=3, on_picture=done.append)
+    assert (done, survey.audit.pictures) == ([3, 1], 4)
+    plain = [chat.generate(chat.inputs([case.picture()], case.question), 16)[0] for case in cases[:3]]
+    right = [case.right(chat.text(ids)) for case, ids in zip(cases[:3], plain, strict=True)]
+    every = survey.thirds["all"]
+    assert (every.targets, every.untouched) == (3, sum(right)) and not right[0] and any(right)
+    assert survey.audit.stages[0].recall["all"].targets == 3
+    for name, ok in zip(THIRDS, right, strict=True):
+        assert (survey.thirds[name].targets, survey.thirds[name].untouched) == (1, ok)
+    only = audit_cases(chat, "fastv", cases[3:]).thirds["all"]
+    assert only.targets == 0 and only.accuracy("untouched") is None

@@ -19,6 +19,7 @@ from tokenprune.budget import Budget
 from tokenprune.errors import BudgetError, InputError
 from tokenprune.families.chat import Chat
 from tokenprune.scenes import TASKS, load_embedded, make_scene
+from tokenprune.scenes.cases import scene_cases
 from tokenprune.scenes.world.questions import is_right
 from tokenprune.study.evaluate import (
     SMALLER,
@@ -31,9 +32,8 @@ from tokenprune.study.evaluate import (
     evaluate,
     make_conditions,
     normal,
-    scene_cases,
+    sweep,
 )
-from tokenprune.study.evaluate import run as runs
 from tokenprune.study.evaluate.conditions import share_of, shrink
 from tokenprune.study.statistics import Estimate, proportion
 
@@ -202,7 +202,7 @@ def test_killed_run_goes_on_and_loses_nothing(
             raise KeyboardInterrupt
         return asking.ask(*args, **kwargs)
 
-    monkeypatch.setattr(runs, "ask", counted)
+    monkeypatch.setattr(sweep, "ask", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*embedded, cases, small(), batch_size=5, output=tmp_path)
     file = tmp_path / "results.jsonl"
@@ -278,6 +278,14 @@ def test_weak_tasks_are_shown_but_not_ranked() -> None:
     assert (row.flops, row.flops_share, result.rows[0].flops_share) == (50, 0.25, 1)
     assert result.to_dict()["tasks"]["weak"] == {"questions": 10, "ranked": False, "difficulties": {}}
     assert row.difficulties == {}
+
+
+def test_tasks_stand_by_rank_then_as_they_come() -> None:
+    ranks = (("b", 1), ("z", 0), ("c", 1), ("a", 0), ("b", 1))
+    blank = Case(lambda: Image.new("RGB", (4, 4)), "", "q", "a")
+    cases = [replace(blank, picture_id=str(i), task=task, rank=rank) for i, (task, rank) in enumerate(ranks)]
+    assert list(Evaluation(cases, []).tasks.items()) == [("z", 1), ("a", 1), ("b", 2), ("c", 1)]
+    assert list(Evaluation(scene_cases(3), []).tasks) == list(TASKS)
 
 
 def test_accuracy_by_difficulty() -> None:

@@ -14,7 +14,8 @@ from tokenprune.cli.main import call
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
-from tokenprune.study.evaluate import Case, Outcome, evaluate, make_conditions, scene_cases
+from tokenprune.scenes.cases import scene_cases
+from tokenprune.study.evaluate import Case, Outcome, evaluate, make_conditions
 from tokenprune.study.evaluate.packing import PackedAsker
 
 

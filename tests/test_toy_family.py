@@ -21,9 +21,10 @@ from tokenprune.families.noise import usual_pictures
 from tokenprune.families.shape import model_shape
 from tokenprune.families.sketch import sketch_config
 from tokenprune.scenes import load_embedded
+from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.audit import Audit
 from tokenprune.study.bench import bench
-from tokenprune.study.evaluate import evaluate, make_conditions, scene_cases
+from tokenprune.study.evaluate import evaluate, make_conditions
 
 SIDE = 12
 """Patches along a side of the embedded model's one picture."""

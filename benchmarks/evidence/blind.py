@@ -31,11 +31,12 @@ from tokenprune.parts.schedulers.fixed import SolvedScheduler
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.pipeline import Pipeline
 from tokenprune.scenes.answering import prompt
+from tokenprune.scenes.cases import scene_cases
 from tokenprune.scenes.training.positions import position_table, read_positions
 from tokenprune.scenes.world.generate import UNITS
 from tokenprune.scenes.world.vocabulary import GRID, VISION_TOKENS
 from tokenprune.stage import Stage
-from tokenprune.study.evaluate import Case, accuracy, scene_cases
+from tokenprune.study.evaluate import Case, accuracy
 
 BATCH = 32
 SEED = 0

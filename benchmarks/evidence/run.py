@@ -28,11 +28,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from tokenprune.engine.attach import attach
 from tokenprune.scenes import load_embedded, make_scene
 from tokenprune.scenes.answering import prompt
+from tokenprune.scenes.cases import scene_cases
 from tokenprune.scenes.digest import digest
 from tokenprune.scenes.training.positions import position_table, read_positions
 from tokenprune.scenes.world.generate import UNITS
 from tokenprune.study.audit import Audit
-from tokenprune.study.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate, scene_cases
+from tokenprune.study.evaluate import UNTOUCHED, Case, Condition, Evaluation, difference, evaluate
 
 HERE = Path(__file__).parent
 Scores = dict[tuple[str, str], NDArray[np.float64]]

@@ -23,7 +23,7 @@ from tokenprune.families.noise import usual_pictures
 from tokenprune.recipe import Recipe
 from tokenprune.study.bench.clock import Sample
 from tokenprune.study.bench.result import SideRow
-from tokenprune.study.bench.run import measure
+from tokenprune.study.bench.rounds import measure
 from tokenprune.study.bench.sides import UNTOUCHED, Compile, Side, check_kernels, open_side
 from tokenprune.study.statistics import median_ratio
 

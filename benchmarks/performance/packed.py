@@ -22,7 +22,8 @@ import torch
 from tokenprune.budget import Budget
 from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
-from tokenprune.study.evaluate import Case, Condition, make_conditions, scene_cases
+from tokenprune.scenes.cases import scene_cases
+from tokenprune.study.evaluate import Case, Condition, make_conditions
 from tokenprune.study.evaluate.askers import Asker, GenerateAsker
 from tokenprune.study.evaluate.asking import ask
 from tokenprune.study.evaluate.cost import Meter

@@ -22,8 +22,9 @@ from tokenprune.engine.packed.prompt import pack
 from tokenprune.families.chat import Chat
 from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.scenes import load_embedded
+from tokenprune.scenes.cases import scene_cases
 from tokenprune.stage import Stage
-from tokenprune.study.evaluate import Case, scene_cases
+from tokenprune.study.evaluate import Case
 from tokenprune.study.evaluate.packing import PackedAsker
 
 STEPS = 3

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.terminal import console, table
+from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
     from tokenprune.cli.ask import Comparison
@@ -134,10 +135,8 @@ def _layers(counts: Sequence[int]) -> Any:
 def _stages(stages: Sequence[Mapping[str, Any]]) -> Any:
     made = table("stage", "place", ">kept", ">merged", ">time")
     for stage in stages:
-        place = "after vision" if stage["layer"] is None else f"before layer {stage['layer']}"
-        made.add_row(
-            str(stage["name"]), place, str(len(stage["kept"])), str(len(stage["merged"])), _time(stage["seconds"])
-        )
+        kept, merged = (str(len(stage[key])) for key in ("kept", "merged"))
+        made.add_row(str(stage["name"]), place_name(stage["layer"]), kept, merged, _time(stage["seconds"]))
     return made
 
 

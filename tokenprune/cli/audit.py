@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,6 @@ from tokenprune.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from tokenprune.recipe import Recipe
     from tokenprune.study.audit.survey import Survey
 
 NAME = "audit"
@@ -88,21 +88,26 @@ def command(
     with progress(f"loading {model}"):
         chat = open_model(model, dtype, device, "sdpa")
 
-    from tokenprune.study.audit.survey import audit, audit_scenes
+    from tokenprune.study.audit.survey import audit, audit_cases
 
+    what = "scenes" if folder is None else "pictures"
     many = len(folder) if folder is not None else scenes or 50
     with counter("auditing", many) as done:
         if folder is not None and question is not None:
             survey = audit(chat, resolved, map(_open, folder), question, on_picture=done)
         else:
-            survey = audit_scenes(chat, resolved, many, batch_size, done)
+            from tokenprune.scenes.cases import localisation_cases
+
+            asked = islice(localisation_cases(), many)
+            survey = audit_cases(chat, resolved, asked, batch_size=batch_size, on_picture=done)
     if save_plot is not None:
         with progress("drawing"):
-            _draw(survey, resolved, model, save_plot)
+            title = f"{resolved.name} · {model} model · {survey.audit.pictures} {what}"
+            _draw(survey, save_plot, title=title)
 
     from tokenprune.cli.findings import as_dict, show
 
-    facts = as_dict(survey, recipe=resolved, chat=chat, images=images, question=question, plot=save_plot)
+    facts = as_dict(survey, what=what, recipe=resolved, chat=chat, images=images, question=question, plot=save_plot)
     if json_:
         print_json(facts)
     else:
@@ -149,9 +154,8 @@ def _open(path: Path) -> Image:
         raise InputError(str(error).replace("--image:", "--images:", 1)) from None
 
 
-def _draw(survey: Survey, recipe: Recipe, model: str, path: Path) -> None:
+def _draw(survey: Survey, path: Path, *, title: str) -> None:
     from tokenprune.plot.audit import plot_audit
     from tokenprune.plot.style import save
 
-    title = f"{recipe.name} · {model} model · {survey.audit.pictures} {survey.what}"
     save(plot_audit(survey.audit.stages, title=title), path)

@@ -212,7 +212,7 @@ def _check(scenes: int | None, images: Path | None, questions: Path | None) -> N
 def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:
     if images is None or questions is None:
         from tokenprune.scenes import TASKS
-        from tokenprune.study.evaluate.cases import scene_cases
+        from tokenprune.scenes.cases import scene_cases
 
         return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
     from tokenprune.cli.question_file import read_cases

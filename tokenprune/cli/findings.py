@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.answer import versions
 from tokenprune.cli.terminal import console, table
+from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
     from tokenprune.families.chat import Chat
@@ -17,9 +18,16 @@ if TYPE_CHECKING:
 
 
 def as_dict(
-    survey: Survey, *, recipe: Recipe, chat: Chat, images: Path | None, question: str | None, plot: Path | None
+    survey: Survey,
+    *,
+    what: str,
+    recipe: Recipe,
+    chat: Chat,
+    images: Path | None,
+    question: str | None,
+    plot: Path | None,
 ) -> dict[str, Any]:
-    """The facts, ready for JSON. Intervals hold 95 % over pictures."""
+    """The facts, ready for JSON. Intervals hold 95 % over pictures, which `what` calls pictures or scenes."""
     stages = survey.audit.stages
     thirds = {
         name: {
@@ -35,14 +43,14 @@ def as_dict(
         "model": chat.name,
         "device": str(chat.model.device),
         "dtype": str(chat.model.dtype).removeprefix("torch."),
-        "what": survey.what,
+        "what": what,
         "pictures": survey.audit.pictures,
         "images": None if images is None else str(images),
         "question": question,
         "stages": [stage.to_dict() for stage in stages],
         "attention": [criterion.to_dict() for criterion in survey.heads.criteria],
         "accuracy": thirds or None,
-        "reading": [sentence for stage in stages for sentence in reading(stage, survey.what)],
+        "reading": [sentence for stage in stages for sentence in reading(stage, what)],
         "plot": None if plot is None else str(plot),
         "resolved_recipe": recipe.to_dict(),
         "versions": versions(),
@@ -120,8 +128,8 @@ def _caution(facts: Mapping[str, Any]) -> str:
 
 
 def _where(stage: Mapping[str, Any]) -> str:
-    place = "after vision" if stage["layer"] is None else f"before layer {stage['layer']}"
     merged = f" and {stage['merged']:.4g} merged" if stage["merged"] else ""
+    place = place_name(stage["layer"])
     return f"{stage['name']}, {place}: {stage['kept']:.4g} of {stage['tokens']:.4g} tokens kept{merged}"
 
 

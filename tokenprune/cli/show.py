@@ -19,6 +19,7 @@ from tokenprune.cli.options import (
     budgets_of,
 )
 from tokenprune.cli.terminal import console, print_json, progress, table
+from tokenprune.core.place import place_name
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ def _tokens(facts: dict[str, Any]) -> Any:
     made = table("stage", "place", ">kept", ">merged", ">tokens after it", ">share")
     made.add_row("[dim]input", "", "", "", str(facts["total"]), "100%")
     for number, stage in enumerate(facts["stages"]):
-        place = "after vision" if stage["place"] == "after_vision" else f"before layer {stage['layer']}"
+        place = place_name(None if stage["place"] == "after_vision" else stage["layer"])
         made.add_row(
             str(stage.get("name") or number),
             place,

@@ -125,6 +125,11 @@ class Place:
         return f"{self.kind}: {self.at}" if self.kind == "before_layer" else f"{self.kind}: block {self.at}"
 
 
+def place_name(layer: int | None) -> str:
+    """Words for the place of a stage: before a 0-based decoder layer, or after vision where `layer` is None."""
+    return "after vision" if layer is None else f"before layer {layer}"
+
+
 def place_schema() -> dict[str, Any]:
     """JSON Schema of a place as recipes write it."""
     layer = _number_or_share(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from tokenprune.core.place import place_name
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, SOFT_INK, caption, place_name
+from tokenprune.plot.style import INK, SOFT_INK, caption
 from tokenprune.study.audit import StageAudit
 
 if TYPE_CHECKING:

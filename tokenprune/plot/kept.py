@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from tokenprune.core.frames import Frame, frames_of
+from tokenprune.core.place import place_name
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, MERGED, SOFT_INK, caption, place_name
+from tokenprune.plot.style import INK, MERGED, SOFT_INK, caption
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,4 +1,4 @@
-"""What figures share: colours, the words above a panel, and writing a file whole or not at all."""
+"""What figures share: colours, the caption above a panel, and writing a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
 MERGED = "#16c7e8"
 INK = "#1b1f24"
 SOFT_INK = "#6a737d"
-
-
-def place_name(layer: int | None) -> str:
-    """Words for the place of a stage: before a 0-based decoder layer, or after vision where `layer` is None."""
-    return "after vision" if layer is None else f"before layer {layer}"
 
 
 def caption(axes: Axes, head: str, line: str) -> None:

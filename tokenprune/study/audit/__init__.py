@@ -8,9 +8,10 @@ given, no p-value: tokens of one picture are not independent, and with many pict
 
 from __future__ import annotations
 
-from tokenprune.study.audit.collect import Audit, Box
+from tokenprune.study.audit.collect import Audit
 from tokenprune.study.audit.stages import THIRDS, Axis, Recall, StageAudit
-from tokenprune.study.audit.survey import Survey, audit
+from tokenprune.study.audit.survey import Survey, audit, audit_cases
+from tokenprune.study.cases import Box
 from tokenprune.study.statistics import Estimate, proportion, rank_correlation
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "StageAudit",
     "Survey",
     "audit",
+    "audit_cases",
     "proportion",
     "rank_correlation",
 ]

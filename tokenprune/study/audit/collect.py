@@ -14,10 +14,8 @@ from tokenprune.core.report import Report, StageReport
 from tokenprune.core.tokens import Grid
 from tokenprune.errors import InputError
 from tokenprune.study.audit.stages import Seen, StageAudit, measure
+from tokenprune.study.cases import Box
 from tokenprune.study.statistics import rank_correlation
-
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of a target, as shares of the picture's sides (0 to 1)."""
 
 
 def third_of(box: Box) -> int:

@@ -1,26 +1,24 @@
-"""`audit`: the prefills of an audit, over any pictures, or over held-out scenes of the embedded model."""
+"""The prefills of an audit: `audit` asks one question about all pictures, `audit_cases` asks cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenprune.engine.attach import attach
 from tokenprune.recipe import Recipe, load_recipe
-from tokenprune.study.audit.collect import Audit, Box, third_of
+from tokenprune.study.audit.collect import Audit, third_of
 from tokenprune.study.audit.heads import HeadAudit
 from tokenprune.study.audit.stages import THIRDS
+from tokenprune.study.cases import Case
 from tokenprune.study.statistics import Estimate, proportion
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from tokenprune.families.chat import Chat
-    from tokenprune.scenes import Question
-
-Done = Callable[[int], None]
 
 
 @dataclass
@@ -40,36 +38,10 @@ class Tally:
 class Survey:
     """Result of an audit: where tokens were kept, what attention follows, and which answers were right."""
 
-    what: str
-    """``scenes`` or ``pictures``."""
     heads: HeadAudit
     audit: Audit = field(default_factory=Audit)
     thirds: dict[str, Tally] = field(default_factory=dict)
     """By the third of the picture that the target's centre lies in, and ``all``; empty without known targets."""
-
-
-def audit_scenes(chat: Chat, recipe: Recipe, scenes: int, batch_size: int, done: Done) -> Survey:
-    """Ask the embedded model where things are in the first `scenes` held-out scenes that can be asked about."""
-    from tokenprune.scenes.answering import answer
-    from tokenprune.scenes.world.generate import UNITS
-
-    survey = Survey("scenes", HeadAudit(chat.model, recipe), thirds={name: Tally() for name in ("all", *THIRDS)})
-    asked = islice(_localisation(), scenes)
-    while batch := list(islice(asked, batch_size)):
-        pairs = [(image, question.question) for image, question in batch]
-        with survey.heads.listening():
-            untouched = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
-        with attach(chat.model, recipe) as attached:
-            reduced = answer(chat.model, chat.processor, pairs, batch_size=batch_size)
-        boxes = [_box(question, UNITS) for _, question in batch]
-        survey.audit.add(attached.report, boxes)
-        for (_, question), box, before, after in zip(batch, boxes, untouched, reduced, strict=True):
-            for tally in (survey.thirds["all"], survey.thirds[THIRDS[third_of(box)]]):
-                tally.targets += 1
-                tally.untouched += before == question.answer
-                tally.reduced += after == question.answer
-        done(len(batch))
-    return survey
 
 
 def audit(
@@ -99,7 +71,7 @@ def audit(
         RecipeError, UnsupportedModelError: the recipe is not valid, or does not fit the model.
     """
     loaded = load_recipe(recipe)
-    survey = Survey("pictures", HeadAudit(chat.model, loaded))
+    survey = Survey(HeadAudit(chat.model, loaded))
     for picture in pictures:
         inputs = chat.inputs([picture], question)
         if survey.heads:
@@ -113,20 +85,46 @@ def audit(
     return survey
 
 
-def _localisation() -> Iterator[tuple[Any, Question]]:
-    """Held-out scenes in order, with one question each that asks where something is."""
-    from itertools import count
+def audit_cases(
+    chat: Chat,
+    recipe: Recipe | str,
+    cases: Iterable[Case],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 16,
+    on_picture: Callable[[int], None] | None = None,
+) -> Survey:
+    """An audit over cases: it also tells how many tokens of their targets are kept, and how many answers stay right.
 
-    from tokenprune.scenes import make_scene
+    Args:
+        chat: model and processor, from `load`.
+        recipe: a recipe, or what `load_recipe` takes.
+        cases: read one batch at a time; the prefill of one without a `target` counts, its answer does not.
+        batch_size: questions at a time.
+        max_new_tokens: longest answer, in tokens.
+        on_picture: called behind every batch with the number of its questions, for a progress bar.
 
-    for number in count():
-        scene = make_scene(number)
-        for question in scene.questions:
-            if question.task == "localisation":
-                yield scene.image, question
-
-
-def _box(question: Question, units: float) -> Box:
-    assert question.box is not None  # a localisation question has a target
-    left, top, right, bottom = question.box
-    return left / units, top / units, right / units, bottom / units
+    Raises:
+        RecipeError, UnsupportedModelError: the recipe is not valid, or does not fit the model.
+        InputError: a target outside of the picture.
+    """
+    loaded = load_recipe(recipe)
+    survey = Survey(HeadAudit(chat.model, loaded), thirds={name: Tally() for name in ("all", *THIRDS)})
+    remaining = iter(cases)
+    while batch := list(islice(remaining, batch_size)):
+        inputs = chat.batch([[case.picture()] for case in batch], [case.question for case in batch])
+        with survey.heads.listening():
+            untouched = chat.generate(inputs, max_new_tokens)
+        with attach(chat.model, loaded) as attached:
+            reduced = chat.generate(inputs, max_new_tokens)
+        survey.audit.add(attached.report, [case.target for case in batch])
+        for case, before, after in zip(batch, untouched, reduced, strict=True):
+            if case.target is None:
+                continue
+            for tally in (survey.thirds["all"], survey.thirds[THIRDS[third_of(case.target)]]):
+                tally.targets += 1
+                tally.untouched += case.right(chat.text(before))
+                tally.reduced += case.right(chat.text(after))
+        if on_picture is not None:
+            on_picture(len(batch))
+    return survey

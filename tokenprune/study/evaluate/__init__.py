@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tokenprune.study.evaluate.cases import Case, normal, same_words, scene_cases
+from tokenprune.study.cases import Case, normal, same_words
 from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
 from tokenprune.study.evaluate.results import GATE, ConditionRow, Evaluation, Outcome, Pair
-from tokenprune.study.evaluate.run import evaluate
+from tokenprune.study.evaluate.sweep import evaluate
 from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip, wilson
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "make_conditions",
     "normal",
     "same_words",
-    "scene_cases",
     "sign_flip",
     "wilson",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenprune.engine.attach import Attached
 from tokenprune.families.chat import Chat
-from tokenprune.study.evaluate.cases import Case
+from tokenprune.study.cases import Case
 
 if TYPE_CHECKING:
     from PIL.Image import Image

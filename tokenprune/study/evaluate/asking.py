@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from tokenprune.engine.attach import attach
 from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.study.cases import Case
 from tokenprune.study.evaluate.askers import Asker
-from tokenprune.study.evaluate.cases import Case
 from tokenprune.study.evaluate.conditions import Condition, shrink
 from tokenprune.study.evaluate.cost import Meter
 from tokenprune.study.evaluate.journal import Batch

@@ -12,8 +12,8 @@ from tokenprune.engine.packed.generate import check_packable, generate_packed
 from tokenprune.engine.packed.prompt import PackedPrompt, pack
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
+from tokenprune.study.cases import Case
 from tokenprune.study.evaluate.askers import Asked
-from tokenprune.study.evaluate.cases import Case
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -10,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.scenes import TASKS
-from tokenprune.study.evaluate.cases import Case
+from tokenprune.study.cases import Case
 from tokenprune.study.evaluate.conditions import Condition
 from tokenprune.study.statistics import Estimate, accuracy, difference, holm, sign_flip
 
@@ -120,12 +120,12 @@ class Evaluation:
 
     @cached_property
     def tasks(self) -> dict[str, int]:
-        """Questions of each task."""
-        found: dict[str, int] = {}
+        """Questions of each task, in the order of tables."""
+        ranks: dict[str, int] = {}
         for case in self.cases:
-            found[case.task] = found.get(case.task, 0) + 1
-        usual = {task: place for place, task in enumerate(TASKS)}
-        return dict(sorted(found.items(), key=lambda item: usual.get(item[0], len(usual))))
+            ranks[case.task] = min(case.rank, ranks.get(case.task, case.rank))
+        count = Counter(case.task for case in self.cases)
+        return {task: count[task] for task in sorted(ranks, key=ranks.__getitem__)}
 
     @cached_property
     def ranked(self) -> tuple[str, ...]:

@@ -1,20 +1,18 @@
-"""What is asked: pictures, questions and the answers that count as right."""
+"""`Case`: a question about a picture and the answers that count as right; what `evaluate` and `audit` ask."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from tokenprune.errors import InputError, did_you_mean
-from tokenprune.scenes import TASKS, make_scene
-from tokenprune.scenes.world.questions import is_right
-
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a target, as shares of the picture's sides (0 to 1)."""
 
 
 def normal(text: str) -> str:
@@ -44,6 +42,10 @@ class Case:
     """What makes it easy or hard, in a word; accuracy is also given for each. Empty where nothing is known."""
     accepts: Callable[[str, str], bool] = same_words
     """(given, answer) to whether `given` counts as right."""
+    target: Box | None = None
+    """Where the thing asked for is; None where no single thing is asked for, or nobody knows."""
+    rank: int = 0
+    """Place of its task in tables, lowest first; tasks of equal rank stand in the order of their first questions."""
 
     @property
     def key(self) -> str:
@@ -53,35 +55,3 @@ class Case:
     def right(self, given: str) -> bool:
         """Whether `given` counts as the answer."""
         return self.accepts(given, self.answer)
-
-
-def scene_cases(scenes: int, *, tasks: Sequence[str] = TASKS, first: int = 0) -> list[Case]:
-    """The questions about `scenes` held-out scenes, from number `first` on: the same ones for the same numbers.
-
-    Raises:
-        InputError: fewer than one scene, or an unknown task.
-    """
-    if scenes < 1:
-        raise InputError(f"scenes: expected at least 1, got {scenes}")
-    for task in tasks:
-        if task not in TASKS:
-            raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}{did_you_mean(task, TASKS)}")
-    return [case for number in range(first, first + scenes) for case in _of_scene(number, tasks)]
-
-
-def _of_scene(number: int, tasks: Iterable[str]) -> list[Case]:
-    scene = make_scene(number)
-    picture_id = f"scene {number} {sha256(scene.image.tobytes()).hexdigest()[:12]}"
-
-    @cache
-    def picture() -> Image:
-        from PIL import Image
-
-        return Image.fromarray(scene.image)
-
-    wanted = set(tasks)
-    return [
-        Case(picture, picture_id, q.question, q.answer, q.task, q.difficulty, partial(is_right, q.task))
-        for q in scene.questions
-        if q.task in wanted
-    ]

@@ -1,4 +1,4 @@
-"""`evaluate`: all conditions over all cases, in batches, resumable."""
+"""`evaluate`: a sweep of all conditions over all cases, in batches, resumable."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from tokenprune.engine.attach import attach
 from tokenprune.errors import BudgetError, InputError, TokenPruneError
 from tokenprune.families.chat import Chat
+from tokenprune.study.cases import Case
 from tokenprune.study.evaluate.askers import Asker, GenerateAsker
 from tokenprune.study.evaluate.asking import ask, model_key
-from tokenprune.study.evaluate.cases import Case
 from tokenprune.study.evaluate.conditions import UNTOUCHED, Condition, share_of
 from tokenprune.study.evaluate.cost import Meter
 from tokenprune.study.evaluate.journal import Batch, Journal

@@ -1,0 +1,73 @@
+"""Held-out scenes as cases: what `evaluate` and `audit` ask about generated pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
+from hashlib import sha256
+from itertools import count
+from typing import TYPE_CHECKING
+
+from tokenprune.errors import InputError, did_you_mean
+from tokenprune.scenes import TASKS, Question, make_scene
+from tokenprune.scenes.world.generate import UNITS
+from tokenprune.scenes.world.questions import is_right
+from tokenprune.study.cases import Box, Case
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def scene_cases(scenes: int, *, tasks: Sequence[str] = TASKS, first: int = 0) -> list[Case]:
+    """The questions about `scenes` held-out scenes, from number `first` on: the same ones for the same numbers.
+
+    Raises:
+        InputError: fewer than one scene, or an unknown task.
+    """
+    if scenes < 1:
+        raise InputError(f"scenes: expected at least 1, got {scenes}")
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f"task: expected one of {', '.join(TASKS)}, got {task!r}{did_you_mean(task, TASKS)}")
+    return [case for number in range(first, first + scenes) for case in _of_scene(number, tasks)]
+
+
+def localisation_cases() -> Iterator[Case]:
+    """Questions that ask where something is, without end: one of each held-out scene that has one, in order."""
+    return (case for number in count() for case in _of_scene(number, ("localisation",)))
+
+
+def _of_scene(number: int, tasks: Iterable[str]) -> list[Case]:
+    scene = make_scene(number)
+    picture_id = f"scene {number} {sha256(scene.image.tobytes()).hexdigest()[:12]}"
+
+    @cache
+    def picture() -> Image:
+        from PIL import Image
+
+        return Image.fromarray(scene.image)
+
+    wanted = set(tasks)
+    return [
+        Case(
+            picture,
+            picture_id,
+            question.question,
+            question.answer,
+            question.task,
+            question.difficulty,
+            partial(is_right, question.task),
+            _target(question),
+            TASKS.index(question.task),
+        )
+        for question in scene.questions
+        if question.task in wanted
+    ]
+
+
+def _target(question: Question) -> Box | None:
+    """The box of the thing asked for, from scene units to shares of the picture."""
+    if question.box is None:
+        return None
+    left, top, right, bottom = question.box
+    return left / UNITS, top / UNITS, right / UNITS, bottom / UNITS
