@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tokenprune.budget import (
     Budget,
+    BudgetKind,
     Step,
     check_share,
     count_of,
@@ -55,6 +56,13 @@ class Share:
 class Drop:
     def added(self, dropped: int) -> int:
         return 0
+
+
+class Pairs:
+    """Two dropped tokens make a merged one."""
+
+    def added(self, dropped: int) -> int:
+        return (dropped + 1) // 2
 
 
 class Cluster:
@@ -126,6 +134,23 @@ def test_unknown_kind_names_the_nearest() -> None:
         BudgetError, match=r"one of keep, average, final, flops, got 'averge' \(did you mean 'average'\?\)"
     ):
         Budget("averge", 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "value"), [("average", 0.83), ("final", 0.59)])
+def test_a_share_that_rounds_below_a_whole_number_means_that_number(kind: BudgetKind, value: float) -> None:
+    """0.58 * 100 is 57.99999999999999, yet the recycler makes tokens of 42 dropped ones, as behind a count of 58."""
+    assert 0.58 * 100 < 58
+    plans = [
+        plan(
+            [Step(2, first, Pairs()), Step(8, Share(0.38), Pairs())],
+            Budget(kind, value),
+            depth=16,
+            total=100,
+            grids=[(1, 10, 10)],
+        )
+        for first in (Share(0.58), Fixed(58))
+    ]
+    assert plans[0] == plans[1]
 
 
 # --------------------------------------------------------------------------------------------- published schedules

@@ -259,8 +259,9 @@ def test_a_part_that_states_no_cost_is_named_and_never_counts_as_nothing() -> No
 
 def test_a_budget_of_multiply_adds_warns_of_parts_that_state_none() -> None:
     shape, sizes = PRESETS["llava-1.5-7b"], {"total": 576, "grids": ((1, 24, 24),), "text": 64}
-    with pytest.warns(UnstatedCostWarning, match="mine: what sampler 'silent' costs is not stated"):
+    with pytest.warns(UnstatedCostWarning, match="mine: what sampler 'silent' costs is not stated") as warned:
         account(shape, silent_pipeline(budget=tp.Budget("flops", 0.7)), **sizes)
+    assert len(warned) == 1  # of all the plans that the solver has looked at
 
 
 def test_savings_inside_the_tower_are_not_guessed() -> None:

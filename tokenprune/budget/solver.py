@@ -1,10 +1,11 @@
 """The solver: from stages and a budget to the counts that each stage keeps of one sample.
 
-    a budget ─▶ shape: what the schedulers have in mind, tokens after each stage as real numbers
-             ─▶ one factor scales the shape: all candidates stand on one path, from everything to one token a stage
-             ─▶ the largest candidate that does not exceed the budget
+    schedulers ─▶ nominal sizes: the tokens after each stage that they have in mind, as real numbers
+               ─▶ one factor scales all of them: candidates in a row, from everything down to one token a stage
+    a budget   ─▶ the largest candidate that does not exceed it
 
-All of it is host arithmetic on plain numbers. What it works on is described in steps.py, rounding in rule.py.
+What a candidate wants behind a stage includes what the recycler adds; `_counts_and_sizes` turns it into the count to
+keep. All of it is host arithmetic on plain numbers. Stages as seen here are in steps.py, rounding in rule.py.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ def plan(
     """How many tokens each stage keeps (what its recycler adds comes on top), None where only the data can tell.
 
     Without a budget, static schedulers decide; after the first adaptive one nothing is known. With a budget, the
-    schedulers' nominal counts give a shape, and one factor scales it: the largest plan that does not exceed the budget,
-    less than one token below it. A larger budget never gives a smaller count at any stage; a full one keeps everything.
+    schedulers' nominal counts give the proportions, and one factor scales them: the largest plan that does not exceed
+    the budget, less than one token below it. A larger budget never gives a smaller count at any stage; a full one keeps
+    everything.
 
     Args:
         stages: in the order in which they act.
@@ -62,8 +64,8 @@ def plan(
     if budget.kind == "flops":
         if prices is None:
             raise BudgetError(f"budget {budget}: what a plan costs depends on the model and the prompt")
-        return solve_flops(stages, budget, total, grids, prices)
-    return solve_tokens(stages, budget, depth, total, grids)
+        return _solve_flops(stages, budget, total, grids, prices)
+    return _solve_tokens(stages, budget, depth, total, grids)
 
 
 def check_share(stages: Sequence[Step], budget: Budget | None, *, depth: int) -> None:
@@ -72,7 +74,7 @@ def check_share(stages: Sequence[Step], budget: Budget | None, *, depth: int) ->
     What ``flops`` can reach depends on the prompt: nothing is refused here.
     """
     if budget is not None and budget.kind != "flops" and budget.is_share and stages:
-        refuse(stages, budget, depth, MANY)
+        _refuse(stages, budget, depth, MANY)
 
 
 def _saves(budget: Budget, total: int) -> bool:
@@ -94,38 +96,43 @@ def _chain(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> tuple[i
     return tuple(counts)
 
 
-def solve_tokens(
+def _solve_tokens(
     stages: Sequence[Step], budget: Budget, depth: int, total: int, grids: Sequence[Grid]
 ) -> tuple[int, ...]:
-    """Counts to keep; arguments as in `plan`."""
+    """Counts to keep under a budget in vision tokens; arguments as in `plan`.
+
+    More tokens behind a stage never cost less here, so the factor is bisected over the whole cost.
+    """
     fixed, weights, layers = _weights(stages, budget.kind, depth)
     target = count_of(budget.value, total) * layers
 
     def cost(wanted: Sequence[int]) -> int:
-        sizes = realise(stages, wanted, total)[1]
+        sizes = _counts_and_sizes(stages, wanted, total)[1]
         return fixed * total + sum(weight * size for weight, size in zip(weights, sizes, strict=True))
 
     lowest = [0] * len(stages)  # wanted, and raised to what each stage must keep
     if cost(lowest) > target:
-        refuse(stages, budget, depth, total)
+        _refuse(stages, budget, depth, total)
         # The share is reachable in general; with so few tokens rounding up to 1 exceeds it, so the minimum is kept.
-        return realise(stages, lowest, total)[0]
+        return _counts_and_sizes(stages, lowest, total)[0]
     if target >= total * layers:
         return (total,) * len(stages)
-    shape = shape_of(stages, total, grids)
-    below, above = bisect(lambda factor: cost(scaled(shape, factor)) > target, 2.0 * total / min(shape))
-    # The smallest factor that costs as much, so that a recipe's own cost gives back its own counts at every stage.
-    best = cost(scaled(shape, below))
-    wanted = scaled(shape, bisect(lambda factor: cost(scaled(shape, factor)) >= best, above)[1])
-    # Several stages may step up at the same factor: take those that still fit, the earliest first.
-    for index, size in enumerate(scaled(shape, above)):
+    nominal = _nominal_sizes(stages, total, grids)
+    high = 2.0 * total / min(nominal)  # every stage wants more than there is, so this factor exceeds the budget
+    below, above = _bisect(lambda factor: cost(_wanted_at(nominal, factor)) > target, high)
+    # Many factors may cost the same: under `final`, earlier stages grow while the last keeps its count. The smallest
+    # of them is taken, so that a budget of what the recipe's own counts cost gives these counts back at every stage.
+    best = cost(_wanted_at(nominal, below))
+    wanted = _wanted_at(nominal, _bisect(lambda factor: cost(_wanted_at(nominal, factor)) >= best, above)[1])
+    # At `above`, several stages may want one token more at once: too many together, but some of them may still fit.
+    for index, size in enumerate(_wanted_at(nominal, above)):
         more = [*wanted[:index], size, *wanted[index + 1 :]]
         wanted = more if cost(wanted) < cost(more) <= target else wanted
-    return realise(stages, wanted, total)[0]
+    return _counts_and_sizes(stages, wanted, total)[0]
 
 
 def _weights(stages: Sequence[Step], kind: BudgetKind, depth: int) -> tuple[int, list[int], int]:
-    """Layers that count and see all tokens, layers that see what each stage left, layers in all."""
+    """How often each number of tokens counts in a budget: all tokens, what each stage leaves, and the sum of both."""
     if kind == "final":
         return 0, [0] * (len(stages) - 1) + [1], 1
     edges = [*(step.layer for step in stages), depth]
@@ -133,7 +140,7 @@ def _weights(stages: Sequence[Step], kind: BudgetKind, depth: int) -> tuple[int,
     return (0, weights, depth - edges[0]) if kind == "keep" else (edges[0], weights, depth)
 
 
-def refuse(stages: Sequence[Step], budget: Budget, depth: int, total: int) -> None:
+def _refuse(stages: Sequence[Step], budget: Budget, depth: int, total: int) -> None:
     """Raise if the stages cannot go as low as `budget` for a sample of `total` vision tokens."""
     minimum = _minimum(stages, budget.kind, depth, total)
     target: float = count_of(budget.value, total)
@@ -154,7 +161,7 @@ def refuse(stages: Sequence[Step], budget: Budget, depth: int, total: int) -> No
 def _minimum(stages: Sequence[Step], kind: BudgetKind, depth: int, total: int) -> Fraction:
     """The smallest value of the stated quantity, in tokens."""
     fixed, weights, layers = _weights(stages, kind, depth)
-    sizes = realise(stages, [0] * len(stages), total)[1]
+    sizes = _counts_and_sizes(stages, [0] * len(stages), total)[1]
     return Fraction(fixed * total + sum(weight * size for weight, size in zip(weights, sizes, strict=True)), layers)
 
 
@@ -175,10 +182,10 @@ class Prices(Protocol):
         ...
 
 
-def solve_flops(
+def _solve_flops(
     stages: Sequence[Step], budget: Budget, total: int, grids: Sequence[Grid], prices: Prices
 ) -> tuple[int, ...]:
-    """Counts to keep; arguments as in `plan`.
+    """Counts to keep under a budget in multiply-adds; arguments as in `plan`.
 
     The candidates stand in a row, each with one token more at one stage than the one before. A dearer plan may come
     before a cheaper one, because a stage that keeps all that enters it does not run; so the answer is the last of all
@@ -190,11 +197,11 @@ def solve_flops(
     target = part_of(budget.value, prices.untouched)
     if target >= prices.untouched:
         return (total,) * len(stages)
-    path = _Candidates(stages, total, grids, prices)
-    for counts, cost in path.down_from(target):
+    candidates = _Candidates(stages, total, grids, prices)
+    for counts, cost in candidates.down_from(target):
         if cost <= target:
             return counts
-    least = min(cost for _, cost in path.down_from(path.lowest))
+    least = min(cost for _, cost in candidates.down_from(candidates.lowest))
     reach = Fraction(min(least, prices.untouched), prices.untouched)
     layers = ", ".join(map(str, sorted({step.layer for step in stages})))
     raise BudgetError(
@@ -205,47 +212,58 @@ def solve_flops(
 
 
 class _Candidates:
-    """All plans that one factor makes of the schedulers' counts; where several stages step up at once, one by one."""
+    """All plans that one factor makes of the schedulers' nominal sizes, in a row, for a budget in multiply-adds.
+
+    Where several stages want one token more at the same factor, they get it one by one, the earliest first: else the
+    plans in between, which may be the largest that fit, would be left out.
+    """
 
     def __init__(self, stages: Sequence[Step], total: int, grids: Sequence[Grid], prices: Prices) -> None:
         self.stages = stages
         self.total = total
         self.prices = prices
-        # Exact, so that the order of the steps never depends on rounding.
-        self.shape = [Fraction(size) for size in shape_of(stages, total, grids)]
+        # Exact, so that rounding never decides which stage comes first.
+        self.nominal = [Fraction(size) for size in _nominal_sizes(stages, total, grids)]
 
     @property
     def lowest(self) -> int:
         """Cost of the plan that keeps least."""
-        return self.prices.whole(realise(self.stages, [0] * len(self.stages), self.total)[0])
+        return self.prices.whole(_counts_and_sizes(self.stages, [0] * len(self.stages), self.total)[0])
 
     def down_from(self, target: int) -> Iterator[tuple[tuple[int, ...], int]]:
-        """Plans and their costs, from the largest whose model alone costs no more than `target` down to the lowest."""
-        high = float(2 * self.total / min(self.shape))
-        wanted = self._at(bisect(lambda factor: self._model(self._at(factor)) > target, high)[1])
+        """Plans and their costs, from the first that may fit `target` down to the lowest.
+
+        The model alone never costs less with more tokens, so the start is bisected: above it, the model alone exceeds
+        `target`. The whole cost cannot be bisected: it falls where a stage keeps everything and no longer runs.
+        """
+        high = float(2 * self.total / min(self.nominal))
+        wanted = self._at(_bisect(lambda factor: self._model(self._at(factor)) > target, high)[1])
         before: tuple[int, ...] | None = None
         while True:
-            counts = realise(self.stages, wanted, self.total)[0]
+            counts = _counts_and_sizes(self.stages, wanted, self.total)[0]
             if counts != before:
                 yield counts, self.prices.whole(counts)
             if not any(wanted):
                 return
             before = counts
             # Undo the most recent increment: the stage whose count was reached at the largest factor.
-            last = max(range(len(wanted)), key=lambda stage: (wanted[stage] / self.shape[stage], stage))
+            last = max(range(len(wanted)), key=lambda stage: (wanted[stage] / self.nominal[stage], stage))
             wanted[last] -= 1
 
     def _model(self, wanted: Sequence[int]) -> int:
-        return self.prices.model(realise(self.stages, wanted, self.total)[1])
+        return self.prices.model(_counts_and_sizes(self.stages, wanted, self.total)[1])
 
     def _at(self, factor: float) -> list[int]:
-        return [min(self.total, math.floor(Fraction(factor) * size)) for size in self.shape]
+        return [min(self.total, math.floor(Fraction(factor) * size)) for size in self.nominal]
 
 
-def bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]:
-    """Neighbouring factors: the first is not `enough` (or 0), the second is. `enough` never turns back to False."""
+def _bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]:
+    """Neighbouring factors: the first is not `enough` (or 0), the second is, as `high` must be.
+
+    `enough` never turns back to False at larger factors.
+    """
     low = 0.0
-    for _ in range(64):
+    for _ in range(64):  # down to a distance of high / 2**64: fewer would do for whole tokens
         middle = (low + high) / 2
         if enough(middle):
             high = middle
@@ -254,34 +272,37 @@ def bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]:
     return low, high
 
 
-def shape_of(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> list[float]:
-    """Tokens after each stage as the schedulers would have it, real numbers above 0."""
-    size, shape = total, []
+def _nominal_sizes(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> list[float]:
+    """Tokens after each stage as the schedulers would have it, merged ones included: real numbers above 0."""
+    size, sizes = total, []
     for step in stages:
         kept = min(float(size), max(1e-6, step.scheduler.nominal(size, total=total, grids=grids)))
+        # A recycler counts whole tokens; 0.29 * 100 is 28.999999999999996, and means 29.
         left = kept + step.recycler.added(size - max(1, math.floor(kept + 1e-9)))
-        shape.append(min(left, float(size)))
-        size = max(1, round(shape[-1]))
-    return shape
+        sizes.append(min(left, float(size)))
+        size = max(1, round(sizes[-1]))
+    return sizes
 
 
-def scaled(shape: Sequence[float], factor: float) -> list[int]:
-    """`shape` times `factor`, rounded down."""
-    return [math.floor(factor * size) for size in shape]
+def _wanted_at(nominal: Sequence[float], factor: float) -> list[int]:
+    """Tokens wanted after each stage: the nominal sizes times `factor`, rounded down."""
+    return [math.floor(factor * size) for size in nominal]
 
 
-def realise(stages: Sequence[Step], wanted: Sequence[int], total: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Counts to keep and tokens after each stage, as near below `wanted` tokens as the recyclers allow."""
+def _counts_and_sizes(
+    stages: Sequence[Step], wanted: Sequence[int], total: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Counts to keep, and tokens after each stage: as near below the `wanted` ones as the recyclers allow."""
     size, counts, sizes = total, [], []
     for step, want in zip(stages, wanted, strict=True):
-        kept = _kept_for(want, size, step.recycler)
+        kept = _largest_kept(want, size, step.recycler)
         size = kept + step.recycler.added(size - kept)
         counts.append(kept)
         sizes.append(size)
     return tuple(counts), tuple(sizes)
 
 
-def _kept_for(want: int, size: int, recycler: Recycle) -> int:
+def _largest_kept(want: int, size: int, recycler: Recycle) -> int:
     """The largest count to keep of `size` tokens, at least 1, that leaves at most `want` tokens after recycling."""
     high = max(1, min(want, size))
     low = max(1, high - recycler.added(size - 1))

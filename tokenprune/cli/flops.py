@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,6 +22,8 @@ from tokenprune.cli.terminal import check_plot, console, print_json, progress, t
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from tokenprune.core.tokens import Grid
     from tokenprune.cost.account import Cost, Ledger
     from tokenprune.cost.shape import ModelShape
@@ -167,7 +169,7 @@ PIECES = (
 )
 
 
-def _stages(told: Ledger, about: str) -> Any:
+def _stages(told: Ledger, about: str) -> Table:
     from tokenprune.cost.account import readable
 
     made = table("stage", "place", ">tokens after it", ">own cost", "of which")

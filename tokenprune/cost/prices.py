@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,9 +17,10 @@ from tokenprune.pipeline import Pipeline
 
 @dataclass(frozen=True)
 class PromptPrices:
-    """From the pixels to the first generated token, in multiply-adds: `tokenprune.cost.account.Cost.prefill`.
+    """Prices of one prompt's prefill on one model: the multiply-adds from the pixels to the first generated token.
 
-    Vision tower, projector, decoder layers on the whole prompt, the recipe's own work, and lm_head for one token.
+    Vision tower, projector, decoder layers on the whole prompt, the recipe's own work, and lm_head for one token: the
+    same number as `tokenprune.cost.account.Cost.prefill`.
     """
 
     shape: ModelShape
@@ -39,7 +40,7 @@ class PromptPrices:
 
     @cached_property
     def fixed(self) -> int:
-        """What no recipe of stages in the language model can save."""
+        """Tower, projector and lm_head: stages in the language model cannot save them."""
         vision = self.shape.vision
         tower = vision.tower(self.total, self.grids) + vision.projection(self.total, self.grids)
         return tower + self.shape.decoder.head
@@ -58,18 +59,24 @@ class PromptPrices:
 
     def whole(self, counts: Sequence[int]) -> int:
         """The model, and the recipe's own work, when the stages keep `counts`."""
-        rows = stage_costs(
+        stages = stage_costs(
             self.shape.decoder, self.pipeline, counts, total=self.total, text=self.text, question=self.question
         )
-        self._warn([part for row in rows for part in row.unstated])
-        return self.model([row.tokens for row in rows]) + sum(row.total for row in rows)
+        self._warn(part for stage in stages for part in stage.unstated)
+        return self.model([stage.tokens for stage in stages]) + sum(stage.total for stage in stages)
 
-    def _warn(self, unstated: Sequence[str]) -> None:
-        if unstated:
-            names = ", ".join(dict.fromkeys(unstated))
+    @cached_property
+    def _warned(self) -> set[str]:
+        """Parts already warned of: the solver asks for hundreds of plans, and one warning is enough."""
+        return set()
+
+    def _warn(self, unstated: Iterable[str]) -> None:
+        new = [part for part in dict.fromkeys(unstated) if part not in self._warned]
+        if new:
+            self._warned.update(new)
             message = (
-                f"{self.pipeline.name}: what {names} costs is not stated (Part.multiply_adds), so it is missing "
-                "from the budget of multiply-adds"
+                f"{self.pipeline.name}: what {', '.join(new)} costs is not stated (Part.multiply_adds), so it is "
+                "missing from the budget of multiply-adds"
             )
             warnings.warn(message, UnstatedCostWarning, stacklevel=2)
 

@@ -44,7 +44,7 @@ def stage_costs(
     question: int,
     plan: Sequence[int | None] | None = None,
 ) -> tuple[StageCost, ...]:
-    """One row for each stage of `pipeline` when they keep `counts`.
+    """What each stage of `pipeline` costs itself when they keep `counts`: nothing where the plan is to keep all.
 
     Args:
         decoder: the language model.
@@ -64,7 +64,7 @@ def stage_costs(
                 f"ledger: {stage.name} ({stage.place}): what a stage inside the vision tower saves is not counted yet"
             )
     steps = pipeline.steps(decoder.layers)
-    before, rows = total, []
+    before, costs = total, []
     asked: set[str | None] = set()
     sizes = survivors(steps, counts, total)
     for stage, step, planned, kept, after in zip(
@@ -88,9 +88,9 @@ def stage_costs(
             asked.add(stage.shared_raters)
         stated = {role: cost for role, cost in parts.items() if cost}
         unstated = tuple(part.title for part in stage.parts if parts.get(part.role, 0) is None)
-        rows.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
+        costs.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
         before = after
-    return tuple(rows)
+    return tuple(costs)
 
 
 def _parts(stage: Stage, work: Work, *, known: bool, counted: bool) -> dict[str, int | None]:
