@@ -341,6 +341,13 @@ def test_undeclared_reads_do_not_get_through(how: str) -> None:
         stage(scorer=ForeignScorer(UNDECLARED[how]))(tokens)
 
 
+def test_undeclared_attention_is_told_inside_groups_too() -> None:
+    sampler = ForeignSampler()
+    sampler.forward = lambda tokens, scores, count: tokens.attention.scores(None)
+    with pytest.raises(InputError, match="sampler 'foreign' reads attention, but does not declare it"):
+        stage(sampler=sampler, grouper=ForeignGrouper(HALVES, (1, 2, 4)))(ONE)
+
+
 def test_rater_weights_go_to_parts_that_declare_them() -> None:
     seen: dict[str, Any] = {}
 

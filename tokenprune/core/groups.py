@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
-from tokenprune.core.signals import Question, Signal
+from tokenprune.core.signals import Question, Signal, Undeclared
 from tokenprune.core.tokens import Grid, Tokens
 
 
@@ -95,7 +95,8 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
         sizes=sizes,
         total=sizes,
         grids=tuple((grid,) for sample in groups.grids for grid in sample),
-        attention=None,
+        # Attention is not split; what says that the sampler has not declared it stays.
+        attention=tokens.attention if isinstance(tokens.attention, Undeclared) else None,
         signals=tokens.signals.mapped(
             lambda name: Signal(of(tokens.signal(name)), valid, origin.masked_fill(gone, max(tokens.total)))
         ),
