@@ -7,8 +7,7 @@ import json
 from importlib.resources import files
 from typing import Any, cast
 
-from tokenprune.recipe.fields import BUDGETS
-from tokenprune.recipe.schema import Recipe
+from tokenprune.recipe.schema import BUDGETS, Recipe
 
 SCHEMA_ID = "urn:tokenprune:recipe:1"
 SCHEMA_FILE = "recipe.schema.json"

@@ -9,9 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenprune.errors import did_you_mean
-from tokenprune.recipe.fields import BUDGETS
 from tokenprune.recipe.part_models import part_models
-from tokenprune.recipe.schema import Recipe, StageSpec
+from tokenprune.recipe.schema import BUDGETS, Recipe, StageSpec
 from tokenprune.recipe.text.node import KeyPath, Node, dotted, follow, got
 from tokenprune.recipe.text.problems import Problem
 from tokenprune.recipe.text.type_text import choices, inside, type_text
