@@ -12,6 +12,8 @@ from tokenprune.cli.terminal import console, table
 from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tokenprune.cli.ask import Comparison
     from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
@@ -110,7 +112,7 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     screen.print(f"[dim]next:[/] {_hint(facts, demo, command)}", soft_wrap=True)
 
 
-def _answers(facts: Mapping[str, Any]) -> Any:
+def _answers(facts: Mapping[str, Any]) -> RenderableType:
     made = table("", ">tokens a layer", ">first token", ">whole answer", "answer")
     for name, prefix, count in (("untouched", "untouched_", facts["total"]), ("reduced", "", facts["average"])):
         first, whole = facts[f"{prefix}first_token_seconds"], facts[f"{prefix}seconds"]
@@ -120,7 +122,7 @@ def _answers(facts: Mapping[str, Any]) -> Any:
     return made
 
 
-def _layers(counts: Sequence[int]) -> Any:
+def _layers(counts: Sequence[int]) -> RenderableType:
     """Layers that see equally many vision tokens share a line."""
     made = table("layers", ">vision tokens in", "")
     most, start = max([*counts, 1]), 0
@@ -132,7 +134,7 @@ def _layers(counts: Sequence[int]) -> Any:
     return made
 
 
-def _stages(stages: Sequence[Mapping[str, Any]]) -> Any:
+def _stages(stages: Sequence[Mapping[str, Any]]) -> RenderableType:
     made = table("stage", "place", ">kept", ">merged", ">time")
     for stage in stages:
         kept, merged = (str(len(stage[key])) for key in ("kept", "merged"))
@@ -171,7 +173,7 @@ def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> s
     return "a smaller budget (--keep 0.1) saves more; tokenprune ls lists more recipes"
 
 
-def _text(answer: str) -> Any:
+def _text(answer: str) -> RenderableType:
     from rich.text import Text
 
     return Text(answer or "(nothing)", style="bold")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.text import Text
 
     from tokenprune.study.evaluate import ConditionRow, Estimate, Evaluation
@@ -80,7 +81,7 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
         screen.print(f"[dim]{line}", soft_wrap=True)
 
 
-def _overall(result: Evaluation) -> Any:
+def _overall(result: Evaluation) -> RenderableType:
     made = table("", ">tokens", ">final", ">FLOPs", ">right %", ">95 %", ">vs untouched", ">method")
     budget = ""
     for row in result.rows:
@@ -95,7 +96,7 @@ def _overall(result: Evaluation) -> Any:
     return made
 
 
-def _tasks(result: Evaluation) -> Any:
+def _tasks(result: Evaluation) -> RenderableType:
     """Accuracy of each task, and below it the interval."""
     made = table("right %", *(f">{task}{'' if task in result.ranked else '*'}" for task in result.tasks))
     made.padding = (0, 1, 0, 0)
@@ -109,7 +110,7 @@ def _tasks(result: Evaluation) -> Any:
     return made
 
 
-def _difficulties(result: Evaluation, task: str) -> Any:
+def _difficulties(result: Evaluation, task: str) -> RenderableType:
     """Accuracy of each difficulty of a task, and above it how many questions are so difficult."""
     known = result.difficulties[task]
     made = table(f"{task}, right %", *(f">{name}\n{questions}" for name, questions in known.items()))
@@ -122,7 +123,7 @@ def _difficulties(result: Evaluation, task: str) -> Any:
     return made
 
 
-def _pairs(result: Evaluation) -> Any:
+def _pairs(result: Evaluation) -> RenderableType:
     """Every two conditions of a budget, the better one first."""
     made = table("better by", "", ">points", ">95 %", ">p", ">p, Holm")
     budget = ""

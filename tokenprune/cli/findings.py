@@ -11,6 +11,8 @@ from tokenprune.cli.terminal import console, table
 from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
     from tokenprune.study.audit import Estimate, StageAudit
@@ -133,7 +135,7 @@ def _where(stage: Mapping[str, Any]) -> str:
     return f"{stage['name']}, {place}: {stage['kept']:.4g} of {stage['tokens']:.4g} tokens kept{merged}"
 
 
-def _axes(stage: Mapping[str, Any]) -> Any:
+def _axes(stage: Mapping[str, Any]) -> RenderableType:
     """Where the kept tokens of a stage lie along both sides of the picture."""
     made = table("", ">mean", ">bias index", ">V", ">in thirds")
     for name, axis in (("  top to bottom", stage["rows"]), ("  left to right", stage["columns"])):
@@ -157,7 +159,7 @@ def _statistics(stage: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _targets(stages: list[Mapping[str, Any]], accuracy: Mapping[str, Any]) -> Any:
+def _targets(stages: list[Mapping[str, Any]], accuracy: Mapping[str, Any]) -> RenderableType:
     """By the third that the target lies in: the share of its tokens that is kept, and of answers that are right."""
     made = table("target in the", ">whole", ">top", ">middle", ">bottom third")
     names = ("all", "top", "middle", "bottom")

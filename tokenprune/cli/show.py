@@ -25,6 +25,8 @@ from tokenprune.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import RenderableType
+
     from tokenprune.budget import Prices
     from tokenprune.core.tokens import Grid
     from tokenprune.pipeline import Pipeline
@@ -192,7 +194,7 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
     screen.print(f"[dim]next:[/] tokenprune run --recipe {asked}; tokenprune show {asked} --yaml", soft_wrap=True)
 
 
-def _parts(recipe: Recipe) -> Any:
+def _parts(recipe: Recipe) -> RenderableType:
     """Each part once: every argument, its value (one a stage where they differ), and what it does."""
     from rich.console import Group
     from rich.padding import Padding
@@ -202,7 +204,7 @@ def _parts(recipe: Recipe) -> Any:
     from tokenprune.recipe.part_help import yaml_text
     from tokenprune.registry import ROLES
 
-    lines: list[Any] = [Text("parts", "dim")]
+    lines: list[RenderableType] = [Text("parts", "dim")]
     for role in ROLES:
         specs = [stage.parts[role] for stage in recipe.stages if role in stage.parts]
         for kind in dict.fromkeys(spec.type for spec in specs):
@@ -219,7 +221,7 @@ def _parts(recipe: Recipe) -> Any:
     return Group(*lines)
 
 
-def _tokens(facts: dict[str, Any]) -> Any:
+def _tokens(facts: dict[str, Any]) -> RenderableType:
     about = "" if facts["exact"] else "≈"
     made = table("stage", "place", ">kept", ">merged", ">tokens after it", ">share")
     made.add_row("[dim]input", "", "", "", str(facts["total"]), "100%")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenprune.plot.style import INK, SOFT_INK
 from tokenprune.study.evaluate.conditions import SMALLER
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenprune.study.evaluate.results import ConditionRow, Evaluation
@@ -32,7 +33,7 @@ def plot_accuracy(result: Evaluation, *, flops: bool = False, title: str | None 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 4.2), dpi=150, layout="constrained", facecolor="white")
-    axes: Any = figure.add_subplot()
+    axes: Axes = figure.add_subplot()
     untouched, *rest = result.rows
     axes.axhline(100 * untouched.overall.value, color=INK, linewidth=0.8, linestyle=":", zorder=1)
     widest = _cost(untouched, flops)
@@ -69,7 +70,7 @@ def _cost(row: ConditionRow, flops: bool) -> float:
     return 100 * row.flops_share if flops else row.average
 
 
-def _line(axes: Any, rows: list[ConditionRow], places: list[float], colour: str, mark: str) -> None:
+def _line(axes: Axes, rows: list[ConditionRow], places: list[float], colour: str, mark: str) -> None:
     values = [100 * row.overall.value for row in rows]
     bars = [
         [100 * max(0.0, row.overall.value - row.overall.ends[0]) for row in rows],

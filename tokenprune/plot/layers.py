@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tokenprune.plot.style import INK, MERGED, SOFT_INK
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenprune.cost.account import Ledger
@@ -26,7 +27,7 @@ def plot_layers(ledger: Ledger, *, width: float = 8.0, height: float = 3.4) -> F
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-    axes: Any = figure.subplots()
+    axes: Axes = figure.subplots()
     figure.subplots_adjust(left=0.085, right=0.99, bottom=0.2, top=0.86)
     rows = ledger.reduced.rows
     layers = [row.layer for row in rows]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tokenprune.plot.style import INK, SOFT_INK
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from tokenprune.study.bench.result import Bench, SideRow
@@ -39,7 +40,7 @@ def plot_times(result: Bench) -> Figure:
     return figure
 
 
-def _panel(axes: Any, rows: list[SideRow], *, decodes: bool) -> None:
+def _panel(axes: Axes, rows: list[SideRow], *, decodes: bool) -> None:
     places = range(len(rows))
     method = [row.method or 0.0 for row in rows]
     rest = [row.seconds("prefill") - own for row, own in zip(rows, method, strict=True)]
