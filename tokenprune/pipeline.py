@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from hashlib import sha256
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
 from tokenprune.core.place import Place
+from tokenprune.core.signals import Undeclared, Unreadable
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.errors import InputError, RecipeError, did_you_mean
 from tokenprune.stage import Stage, StageResult
@@ -86,6 +87,15 @@ class Pipeline(nn.Module):
         return self.budget is not None or all(stage.scheduler.static for stage in self)
 
     @property
+    def reads_grids(self) -> bool:
+        """Whether a part declares that it reads where tokens lie on the pictures, or a budget ``flops`` counts them."""
+        return self._priced or any(stage.reads.grid for stage in self)
+
+    @property
+    def _priced(self) -> bool:
+        return self.budget is not None and self.budget.kind == "flops"
+
+    @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits for its stages and budget: places, settings, and the weights that parts hold."""
         made = sha256(f"{self!r} {self.budget}".encode())
@@ -141,13 +151,19 @@ class Pipeline(nn.Module):
             InputError: the depth is needed and not known; or model and text, for a budget ``flops``.
         """
         depth = self._depth(depth)
-        if self.budget is None or self.budget.kind != "flops":
+        if not self._priced:
             text = question = None  # they change nothing: one plan for all prompts
-        asked = (total, tuple(grids), depth, text, question)
+        elif self.budget is not None and self.budget.value >= 1.0:
+            return (total,) * len(self)  # whatever the prompt costs
+        counted: Any = grids
+        if not any(stage.scheduler.reads.grid for stage in self):
+            counted = Undeclared(f"a scheduler of {self.name}", "the grids of the pictures", "grid=True")
+        told = self.reads_grids and not isinstance(grids, Unreadable)  # unknown grids raise where they are needed
+        asked = (total, tuple(grids) if told else (), depth, text, question)
         if asked not in self._plans:
             prices = self._prices(total, grids, text, question)
             self._plans[asked] = plan(
-                self.steps(depth), self.budget, depth=depth, total=total, grids=grids, prices=prices
+                self.steps(depth), self.budget, depth=depth, total=total, grids=counted, prices=prices
             )
         return self._plans[asked]
 

@@ -181,7 +181,9 @@ class Stage(nn.Module):
     def _reduced(self, tokens: Tokens, count: Count | None, weights: Tensor | None) -> StageResult:
         contract = self._contract
         if count is None and self.scheduler.static:
-            count = contract.fixed_counts(self.scheduler, self.scheduler(tokens, tokens.hidden), tokens)
+            count = contract.fixed_counts(
+                self.scheduler, self.scheduler(self._seen(tokens, self.scheduler), tokens.hidden), tokens
+            )
         if count is not None and tokens.counts(count) == tokens.sizes:
             return self._untouched(tokens)
         if weights is None and self.raters is not None:

@@ -255,8 +255,14 @@ def test_half_an_image_is_refused(family: str) -> None:
     model = build(family)
     batch = inputs(family, model, rows=[Row()])
     embeddings = model.get_input_embeddings()(batch["input_ids"])[:, :12]
-    with tp.attach(model, HALF), pytest.raises(InputError, match="was the prefill cut into chunks"):
+    with (
+        tp.attach(model, KINDS["after_vision"]),
+        pytest.raises(InputError, match=r"uniform.* must know where .*half a pic"),
+    ):
         model(inputs_embeds=embeddings)
+    with tp.attach(model, HALF) as attached:  # what reads no grid does not care
+        model(inputs_embeds=embeddings)
+    assert attached.report.vision_tokens[0, [0, -1]].tolist() == [9, 4]
 
 
 def test_an_unknown_family_is_refused() -> None:
@@ -306,7 +312,7 @@ def test_attention_before_layer_0_is_refused() -> None:
 
 def test_raters_without_text_after_the_image_are_refused() -> None:
     model = build("llava")
-    batch = inputs("llava", model, rows=[Row(), Row(before=9, after=0)])
+    batch = inputs("llava", model, rows=[Row(images=()), Row(before=9, after=0)])
     with tp.attach(model, KINDS["attention"]), pytest.raises(InputError, match="sample 1: no text token follows"):
         logits_of(model, batch)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenprune.core.tokens import Tiles
+from tokenprune.core.tokens import ClassToken, Tiles, UnknownGrid
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ def frames_of(grids: Sequence[Grid], images: int) -> list[Frame]:
     Args:
         grids: (T, H, W) of each image or video of the sample, in vision tokens.
         images: pictures at hand: one for each grid (a video's time steps share it), or one for each time step. `Tiles`
-            show the picture of the grid before them and have none of their own.
+            show the picture of the grid before them and have none of their own; a class token shows nothing.
 
     Raises:
-        InputError: the pictures do not fit the grids.
+        InputError: the pictures do not fit the grids, or nothing tells the grids.
     """
-    own = [grid for grid in grids if not isinstance(grid, Tiles)]
+    if any(isinstance(grid, UnknownGrid) for grid in grids):
+        raise InputError("plot: where the vision tokens lie on the pictures is not known: the prompt does not tell")
+    own = [grid for grid in grids if not isinstance(grid, Tiles | ClassToken)]
     steps = sum(t for t, _, _ in own)
     if images not in (len(own), steps):
         raise InputError(f"plot: got {images} picture{'' if images == 1 else 's'} for the grids {[*map(tuple, grids)]}")
@@ -64,6 +66,9 @@ def frames_of(grids: Sequence[Grid], images: int) -> list[Frame]:
     start, number, shown = 0, -1, -1  # number: of the image or video; shown: picture of the last frame
     for grid in grids:
         t, h, w = grid
+        if isinstance(grid, ClassToken):
+            start += 1
+            continue
         newline = isinstance(grid, Tiles)
         number += not newline
         for step in range(t):

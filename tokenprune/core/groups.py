@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
-from tokenprune.core.signals import Question, Signal, Undeclared
+from tokenprune.core.signals import Question, Signal, Undeclared, Unreadable
 from tokenprune.core.tokens import Grid, Tokens
 
 
@@ -79,8 +79,14 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
 
     gone = ~valid
     origin = of(tokens.origin)
-    cell = of(tokens.cell)
-    first = cell.masked_fill(gone.unsqueeze(-1), torch.iinfo(torch.int64).max).amin(1, keepdim=True)
+    cell = tokens.cell
+    grids: tuple[tuple[Grid, ...], ...] = tuple((grid,) for sample in groups.grids for grid in sample)
+    if isinstance(cell, Unreadable):  # the sampler has not declared that it reads them, or they are not known
+        grids = tokens.grids[:1] * len(sizes)
+    else:
+        cell = of(cell)
+        first = cell.masked_fill(gone.unsqueeze(-1), torch.iinfo(torch.int64).max).amin(1, keepdim=True)
+        cell = (cell - first).masked_fill(gone.unsqueeze(-1), 0)
     position = tokens.position
     folded = replace(
         tokens,
@@ -88,13 +94,13 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
         valid=valid,
         origin=origin.masked_fill(gone, -1),
         slot=of(tokens.slot).masked_fill(gone, 0),
-        cell=(cell - first).masked_fill(gone.unsqueeze(-1), 0),
+        cell=cell,
         position=of(position) if position.dim() == 2 else torch.stack([of(axis) for axis in position]),
         mass=of(tokens.mass).masked_fill(gone, 0.0),
         bias=None if tokens.bias is None else of(tokens.bias).masked_fill(gone, 0.0),
         sizes=sizes,
         total=sizes,
-        grids=tuple((grid,) for sample in groups.grids for grid in sample),
+        grids=grids,
         # Attention is not split; what says that the sampler has not declared it stays.
         attention=tokens.attention if isinstance(tokens.attention, Undeclared) else None,
         signals=tokens.signals.mapped(

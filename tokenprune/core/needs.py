@@ -40,6 +40,9 @@ class Needs:
     """Signals of the vision tower by name, out of `TOWER` (``tokens.signal(name)``)."""
     earlier: Collection[int] = ()
     """Hidden states that entered the layer so many layers before the place (``tokens.signal("earlier_1")``)."""
+    grid: bool = False
+    """Where the tokens lie on the pictures: `Tokens.cell` and `Tokens.grids`, and the grids that a scheduler is given.
+    Not every prompt tells (half a picture, a tower that nobody knows): a recipe that does not ask runs all the same."""
 
     def __post_init__(self) -> None:
         for field in ("attention", "tower", "earlier"):
@@ -64,6 +67,7 @@ class Needs:
             embedding=self.embedding or other.embedding,
             tower={*self.tower, *other.tower},
             earlier={*self.earlier, *other.earlier},
+            grid=self.grid or other.grid,
         )
 
     @property

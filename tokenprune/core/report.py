@@ -112,12 +112,14 @@ class Report:
     """Forwards so far that brought vision tokens. Without a cache, generation makes one a token."""
     _total: tuple[int, ...] = ()
     _grids: tuple[tuple[Grid, ...], ...] = ()
+    _unrated: tuple[int, ...] = ()
     _stages: list[StageReport] = field(default_factory=list)
     _complete: bool = False
 
-    def begin(self, total: tuple[int, ...], grids: tuple[tuple[Grid, ...], ...]) -> None:
+    def begin(self, total: tuple[int, ...], grids: tuple[tuple[Grid, ...], ...], unrated: tuple[int, ...] = ()) -> None:
         """A forward with vision tokens starts."""
-        self._total, self._grids, self._stages, self._complete = total, grids, [], False
+        self._total, self._grids, self._unrated = total, grids, unrated
+        self._stages, self._complete = [], False
 
     def finish(self, ran: list[StageReport]) -> None:
         """The forward is over, and these stages ran; raise `NotFiredError` unless they are all of the recipe."""
@@ -136,6 +138,7 @@ class Report:
         self._need()
         self._total = tuple(self._total[row] for row in rows)
         self._grids = tuple(self._grids[row] for row in rows)
+        self._unrated = tuple(number for number, row in enumerate(rows) if row in self._unrated)
         self._stages = [stage.select(rows) for stage in self._stages]
 
     @property
@@ -146,9 +149,16 @@ class Report:
 
     @property
     def grids(self) -> tuple[tuple[Grid, ...], ...]:
-        """Per sample the (T, H, W) of each image, in vision tokens."""
+        """Per sample the (T, H, W) of each image, in vision tokens; an `UnknownGrid` where nothing tells."""
         self._need()
         return self._grids
+
+    @property
+    def unrated(self) -> tuple[int, ...]:
+        """Samples that have no text token behind their first image, in a recipe with raters: in each, the last token of
+        the prompt was the only rater."""
+        self._need()
+        return self._unrated
 
     @property
     def stages(self) -> tuple[StageReport, ...]:
@@ -178,6 +188,7 @@ class Report:
             "fingerprint": self.fingerprint,
             "prefills": self.prefills,
             "total": list(self.total),
+            "unrated": list(self.unrated),
             "vision_tokens": counts.tolist(),
             "average": counts.double().mean(1).tolist(),
             "final": counts[:, -1].tolist(),
@@ -198,7 +209,8 @@ class Report:
                 "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
             )
         for row, total in enumerate(self._total):
-            lines.append(f"sample {row}: {total} vision tokens")
+            rated = ", no text behind the picture: its last token rated" if row in self._unrated else ""
+            lines.append(f"sample {row}: {total} vision tokens{rated}")
             for stage in self._stages:
                 merged = int((stage.merged[row] >= 0).sum())
                 kept = stage.sizes[row] - merged

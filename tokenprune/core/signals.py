@@ -78,14 +78,19 @@ class Signals:
         return Signals({name: self.recorded[name] for name in self.recorded if name in declared}, declared, reader)
 
 
-class Undeclared:
-    """Stands in for what a part has not declared to read: any use but `is None` raises, so that nobody relies
-    on it unnoticed."""
+class Unreadable:
+    """Stands in for what cannot be read: any use but `is None` raises, so that nobody relies on it unnoticed.
 
-    def __init__(self, reader: str, what: str, declaration: str) -> None:
-        self._told = f"{reader} reads {what}, but does not declare it; state it in `reads = Needs({declaration})`"
+    Args:
+        told: the message.
+    """
+
+    def __init__(self, told: str) -> None:
+        self._told = told
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # copy and pickle look for methods that an object need not have
+            raise AttributeError(name)
         raise InputError(self._told)
 
     def __bool__(self) -> bool:
@@ -99,3 +104,10 @@ class Undeclared:
 
     def __getitem__(self, key: object) -> Any:
         raise InputError(self._told)
+
+
+class Undeclared(Unreadable):
+    """Stands in for what a part has not declared to read."""
+
+    def __init__(self, reader: str, what: str, declaration: str) -> None:
+        super().__init__(f"{reader} reads {what}, but does not declare it; state it in `reads = Needs({declaration})`")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops
-from tokenprune.core.signals import Question, Signal, Signals, Undeclared
+from tokenprune.core.signals import Question, Signal, Signals, Undeclared, Unreadable
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -31,6 +31,25 @@ class Tiles(NamedTuple):
     rows: int
     columns: int
     """Tokens per row, the separator included."""
+
+
+class ClassToken(NamedTuple):
+    """A `Grid` of one token that lies on no part of the picture: the tower's class token, before the picture's own."""
+
+    frames: int = 1
+    rows: int = 1
+    columns: int = 1
+
+
+class UnknownGrid(NamedTuple):
+    """A `Grid` that stands in where nothing tells that of the pictures: one row of all vision tokens of a sample.
+
+    The engine reports it, and hands it to nobody.
+    """
+
+    frames: int
+    rows: int
+    columns: int
 
 
 Count = int | Sequence[int]
@@ -82,7 +101,7 @@ class Tokens:
     slot: Tensor
     """``[B, N]`` int64, index of the token in the sequence that the caller holds at this place; 0 on padding."""
     cell: Tensor
-    """``[B, N, 3]`` int64: image (or frame), row and column of the token."""
+    """``[B, N, 3]`` int64: image (or frame), row and column of the token, for parts that declare ``grid=True``."""
     position: Tensor
     """``[B, N]`` or ``[3, B, N]`` original position ids."""
     mass: Tensor
@@ -94,7 +113,7 @@ class Tokens:
     total: tuple[int, ...]
     """Original vision tokens per sample, before any stage."""
     grids: tuple[tuple[Grid, ...], ...]
-    """Per sample, the (T, H, W) of each of its images."""
+    """Per sample, the (T, H, W) of each of its images, for parts that declare ``grid=True``."""
     bias: Tensor | None = None
     """``[B, N]`` float32, added to the logits of all later attention to this token (`tokenprune.parts.rectifiers`);
     None: nothing is added anywhere."""
@@ -218,7 +237,13 @@ class Tokens:
         if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
-        return _changed(self, question=question, attention=attention, signals=signals)
+        seen = _changed(self, question=question, attention=attention, signals=signals)
+        return seen if reads.grid else seen.without_grid(reader)
+
+    def without_grid(self, reader: str) -> Tokens:
+        """The same record for a part that has not declared to read grids; arguments as in `seen_by`."""
+        undeclared: Any = Undeclared(reader, "the grids of the pictures", "grid=True")
+        return _changed(self, cell=undeclared, grids=(undeclared,) * len(self.total))
 
     def only_valid(self, scores: Tensor) -> Tensor:
         """Scores ``[B, N]`` with -inf on padding."""
@@ -239,7 +264,7 @@ class Tokens:
             valid=valid,
             origin=self.origin.gather(1, at),
             slot=self.slot.gather(1, at),
-            cell=ops.take_rows(self.cell, at),
+            cell=self.cell if isinstance(self.cell, Unreadable) else ops.take_rows(self.cell, at),
             position=self.position.gather(-1, at.expand(*self.position.shape[:-1], at.shape[-1])),
             mass=self.mass.gather(1, at),
             bias=None if self.bias is None else self.bias.gather(1, at),
@@ -285,6 +310,8 @@ class Tokens:
             "mass": (batch, n),
         }
         for name, shape in expected.items():
+            if name == "cell" and isinstance(self.cell, Unreadable):
+                continue
             if tuple(getattr(self, name).shape) != shape:
                 raise InputError(f"Tokens.{name}: expected shape {shape}, got {tuple(getattr(self, name).shape)}")
         if tuple(self.position.shape) not in {(batch, n), (3, batch, n)}:

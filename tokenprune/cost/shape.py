@@ -113,7 +113,7 @@ class ClipShape(VisionShape):
 
     def images(self, total: int, grids: Sequence[Grid]) -> int:
         """Images that the tower sees: as few as give so many tokens."""
-        return math.ceil(total / self.side**2)
+        return math.ceil(total / (self.side**2 + (not self.class_token)))
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         patches = self.side**2

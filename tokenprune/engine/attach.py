@@ -21,7 +21,7 @@ from tokenprune.engine.cache import cache_in
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.anatomy import Anatomy, anatomy, picture_size
+from tokenprune.families.anatomy import Anatomy, Pictures, anatomy, pictures_in
 from tokenprune.families.shape import model_shape
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, load_recipe
@@ -111,11 +111,11 @@ class Attached:
         if self._compiled is not None:
             kwargs = _with_static_cache(config, kwargs)
         self.engine.limit = _prompt_length(args, kwargs)
-        self.engine.pixels = picture_size(kwargs.get("pixel_values"))
+        self.engine.pictures = pictures_in(self.anatomy.adapter, kwargs)
         try:
             return original(*args, **kwargs)
         finally:
-            self.engine.limit = self.engine.pixels = None
+            self.engine.limit, self.engine.pictures = None, Pictures()
 
 
 def attach(

@@ -24,7 +24,7 @@ from tokenprune.engine.reading import position_ids, real_tokens, start_reading, 
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.errors import UnsupportedModelError
-from tokenprune.families.anatomy import Anatomy, picture_size
+from tokenprune.families.anatomy import Anatomy, Pictures, pictures_in
 from tokenprune.pipeline import Pipeline
 
 
@@ -57,8 +57,8 @@ class Engine:
         """Lengths at which a prompt may leave an adaptive stage; None: any."""
         self.limit: int | None = None
         """Length of the prompt of the running `generate` call: nothing behind it may rate."""
-        self.pixels: tuple[int, int] | None = None
-        """Height and width of its pictures: `generate` may run the tower by itself, and give the base model none."""
+        self.pictures = Pictures()
+        """What it was told of its pictures: `generate` may run the tower by itself, and give the base model none."""
         _refuse_places(anatomy, pipeline)
         self.taps = Taps(anatomy, pipeline)
         self._handles: list[Any] = []
@@ -71,7 +71,7 @@ class Engine:
         self._input_ids: Tensor | None = None
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
-        self._pixels: tuple[int, int] | None = None
+        self._pictures = Pictures()
         self._forward: Forward | None = None
         self._prefill: Prefill | None = None
         self._locate: Callable[[], Prefill | None] | None = None
@@ -112,7 +112,7 @@ class Engine:
         input_ids = kwargs.get("input_ids", args[0] if args else None)
         self._input_ids = input_ids
         self._attention_mask = kwargs.get("attention_mask")
-        self._pixels = picture_size(kwargs.get("pixel_values")) or self.pixels
+        self._pictures = self.pictures.or_else(pictures_in(self.anatomy.adapter, kwargs))
         embeddings = kwargs.get("inputs_embeds")
         if input_ids is None and embeddings is not None:
             self._vision = self.anatomy.vision_mask(None, embeddings)
@@ -197,9 +197,10 @@ class Engine:
             real=real_tokens(self._attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
             embeddings=embeddings,
             positions=forward.positions,
-            pixels=self._pixels,
+            pictures=self._pictures,
             limit=forward.length if self.limit is None else max(1, self.limit - forward.past),
             rated=any(stage.raters is not None for stage in self.pipeline),
+            placed=self.pipeline.reads_grids,
         )
 
         def locate() -> Prefill | None:
@@ -210,7 +211,7 @@ class Engine:
             self._ran = []
             total = prompt.tokens.total
             prefill = planned(prompt, self.pipeline, self.depth, forward.length)
-            self.report.begin(total, prompt.tokens.grids)
+            self.report.begin(total, prompt.grids, prompt.unrated)
             if self.buckets is not None and not self.pipeline.static:
                 forward.bucket = -(-max(total) // self.buckets)
             return prefill
@@ -228,7 +229,8 @@ class Engine:
             self._close()
 
     def _close(self) -> None:
-        self._input_ids = self._attention_mask = self._vision = self._pixels = None
+        self._input_ids = self._attention_mask = self._vision = None
+        self._pictures = Pictures()
         self._forward = self._prefill = self._locate = self._ran = None
         self.taps.clear()
 

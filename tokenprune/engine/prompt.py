@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from tokenprune.budget import survivors
-from tokenprune.core.tokens import Tokens
+from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.errors import InputError
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage, StageResult
 
@@ -28,6 +30,12 @@ class Prompt:
     """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
     raters: tuple[int, ...]
     """Of these, the ones behind the first image, which may rate."""
+    unrated: tuple[int, ...]
+    """Samples without any, in a recipe with raters. The last token of each rates, unless no sample has any."""
+    grids: tuple[tuple[Grid, ...], ...]
+    """(T, H, W) of the pictures of each sample, with `UnknownGrid` for those that are not known."""
+    causes: tuple[str | None, ...]
+    """Why the grids of a sample are not known; None where they are."""
 
 
 @dataclass(eq=False)
@@ -70,10 +78,44 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
 
     Raises:
         BudgetError: the budget cannot be met.
+        InputError: a stage must drop something, and the prompt does not give what its parts read.
     """
     tokens = prompt.tokens
     plans = [
         pipeline.plan(total, grids, depth, text=text, question=question)
         for total, grids, text, question in zip(tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True)
     ]
-    return Prefill(prompt, tuple(zip(*plans, strict=True)), [length] * len(plans), prompt.text)
+    counts = tuple(zip(*plans, strict=True))
+    for stage in _acting(pipeline, counts, tokens.total, depth):
+        _check(stage, prompt)
+    return Prefill(prompt, counts, [length] * len(plans), prompt.text)
+
+
+def _acting(
+    pipeline: Pipeline, counts: Sequence[Sequence[int | None]], total: Sequence[int], depth: int
+) -> Iterator[Stage]:
+    """The stages that will drop something, or may, as far as their counts tell."""
+    sizes: list[int | None] = list(total)
+    for stage, step, kept in zip(pipeline, pipeline.steps(depth), counts, strict=True):
+        if any(k is None or k != size for k, size in zip(kept, sizes, strict=True)):
+            yield stage
+        sizes = [
+            None if k is None or size is None else k + step.recycler.added(size - k)
+            for k, size in zip(kept, sizes, strict=True)
+        ]
+
+
+def _check(stage: Stage, prompt: Prompt) -> None:
+    """Raise `InputError` if a part of `stage` cannot have what it reads of `prompt`."""
+    if stage.raters is not None and prompt.unrated and not any(prompt.raters):
+        raise InputError(
+            f"{stage.name}: sample {prompt.unrated[0]}: no text token follows its first image, so no rater can judge "
+            "the vision tokens; put the question after the image, or use a recipe without raters"
+        )
+    readers = [part.title for part in stage.parts if part.reads.grid]
+    for row, cause in enumerate(prompt.causes):
+        if readers and cause is not None:
+            raise InputError(
+                f"{stage.name}: {' and '.join(readers)} must know where vision tokens lie on the pictures, which "
+                f"sample {row} does not tell: {cause}"
+            )

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,13 +11,13 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
-from tokenprune.core.signals import Question, Signal, Signals
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.signals import Question, Signal, Signals, Unreadable
+from tokenprune.core.tokens import Tokens
 from tokenprune.engine.gather import take, take_positions
+from tokenprune.engine.grids import cells_of, grids_of
 from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.adapter import VisionRow
-from tokenprune.families.anatomy import Anatomy
+from tokenprune.families.anatomy import Anatomy, Pictures
 
 
 def start_reading(
@@ -29,9 +27,10 @@ def start_reading(
     real: Tensor,
     embeddings: Tensor,
     positions: Tensor,
-    pixels: tuple[int, int] | None,
+    pictures: Pictures,
     limit: int,
     rated: bool,
+    placed: bool,
 ) -> Callable[[], Prompt | None]:
     """Start to locate the tokens of a forward; call what is returned for them, or None if none is a vision token.
 
@@ -43,15 +42,16 @@ def start_reading(
         real: ``[B, L]`` bool, False on padding.
         embeddings: ``[B, L, D]`` input of the language model, vision features merged in.
         positions: position ids ``[1 or B, L]`` or ``[3, 1 or B, L]``.
-        pixels: height and width of each picture, where the model was given pictures of one size.
+        pictures: what the call has told about them.
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
         rated: whether a stage needs raters.
-
-    Raises:
-        InputError: in the second call, if no text token follows the first image of a sample, and raters are needed.
+        placed: whether a part reads where tokens lie on the pictures.
     """
-    look = _look(anatomy, vision, real, embeddings, positions)
-    return lambda: _prompt(anatomy, look(), embeddings, positions, real, pixels=pixels, limit=limit, rated=rated)
+    look = _look(anatomy, vision, real, embeddings, positions, pictures.sizes)
+    pixels = pictures.pixels
+    return lambda: _prompt(
+        anatomy, look(), embeddings, positions, real, pixels=pixels, limit=limit, rated=rated, placed=placed
+    )
 
 
 def _prompt(
@@ -64,30 +64,41 @@ def _prompt(
     pixels: tuple[int, int] | None,
     limit: int,
     rated: bool,
+    placed: bool,
 ) -> Prompt | None:
     """As in `start_reading`."""
     device, (batch, length) = real.device, seen.real.shape
-    total = _counts(seen.vision)
+    vision = seen.vision & seen.real
+    total = _counts(vision)
     if not any(total):
         return None
     others = seen.real & ~seen.vision
     others[:, limit:] = False
-    after_image = others & (seen.vision.cumsum(1, dtype=np.int64) > 0)
+    after_image = others & (vision.cumsum(1, dtype=np.int64) > 0)
+    unrated = _unrated(total, after_image) if rated else ()
+    if len(unrated) < sum(n > 0 for n in total):  # with nobody to rate in any sample, a stage that must drop refuses
+        for row in unrated:
+            after_image[row, np.flatnonzero(seen.real[row, :limit])[-1]] = True
     texts = _counts(after_image)
-    for row, (images, words) in enumerate(zip(total, texts, strict=True)):
-        if rated and images and not words:
-            raise InputError(
-                f"sample {row}: no text token follows its first image, so no rater can judge the vision tokens; "
-                "put the question after the image, or use a recipe without raters"
-            )
-    slot = transfer.upload(_places(seen.vision, max(total)), device)
+    slot = transfer.upload(_places(vision, max(total)), device)
     valid, at = slot >= 0, slot.clamp(min=0)
     if positions.dim() == 3:
         position = take_positions(positions.expand(3, batch, length), at)
     else:
         position = take_positions(positions.expand(batch, length), at)
     hidden = take(embeddings, at, 1)
-    grids = tuple(_grids(anatomy, seen, pixels, row) if n else () for row, n in enumerate(total))
+    grids, causes = grids_of(
+        anatomy,
+        vision=seen.vision,
+        real=seen.real,
+        positions=seen.positions,
+        newline=seen.newline,
+        pixels=pixels,
+        sizes=seen.sizes,
+    )
+    # Parts that declare grids meet this in stages that keep everything; `planned` refuses the others.
+    cause = next(filter(None, causes), None)
+    unknown: Any = Unreadable(f"where vision tokens lie on the pictures is not known: {cause}")
     text_slot = transfer.upload(_places(after_image, max(texts)), device)
     index = torch.arange(max(total), device=device).expand_as(slot)
     tokens = Tokens(
@@ -95,13 +106,13 @@ def _prompt(
         valid=valid,
         origin=index.masked_fill(~valid, -1),
         slot=at,
-        cell=transfer.upload(_cells(grids, max(total)), device),
+        cell=transfer.upload(cells_of(grids, max(total)), device) if placed and not any(causes) else unknown,
         position=position,
         mass=valid.float(),
         question=Question(take(embeddings, text_slot.clamp(min=0), 1), text_slot >= 0, ops.ragged(texts)),
         sizes=total,
         total=total,
-        grids=grids,
+        grids=tuple(own if why is None else unknown for own, why in zip(grids, causes, strict=True)),
         signals=Signals({"embedding": Signal(hidden, valid if ops.ragged(total) else None)}),
     )
     return Prompt(
@@ -111,7 +122,15 @@ def _prompt(
         counts_up=_counts_up(seen),
         others=_counts(others),
         raters=texts,
+        unrated=unrated,
+        grids=grids,
+        causes=causes,
     )
+
+
+def _unrated(total: Sequence[int], after_image: np.ndarray) -> tuple[int, ...]:
+    """The samples with vision tokens and no text token behind them that may rate."""
+    return tuple(row for row, n in enumerate(total) if n and not after_image[row].any())
 
 
 def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
@@ -157,32 +176,55 @@ class _Seen:
     """One forward's tokens on the host; all ``[B, L]`` but positions, ``[1 or 3, B, L]``."""
 
     vision: np.ndarray
+    """Placeholders of vision tokens, those that the attention mask hides included."""
     real: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray
+    sizes: np.ndarray | None
+    """``[pictures, 2 or 3]``, as `Adapter.sizes` names them; None where it was not given."""
 
 
-def _look(anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor) -> Callable[[], _Seen]:
+def _look(
+    anatomy: Anatomy, vision: Tensor, real: Tensor, embeddings: Tensor, positions: Tensor, sizes: Tensor | None
+) -> Callable[[], _Seen]:
     """The one transfer of a prefill, started; the second call waits for it."""
-    rows = [vision & real, real]
+    rows = [vision, real]
     name = anatomy.adapter.newline
     if name is not None:
         separator = getattr(anatomy.base, name).to(embeddings.device, embeddings.dtype)
-        rows.append((embeddings == separator).all(-1))
+        rows.append(_alike(embeddings, separator))
     axes = positions.shape[0] if positions.dim() == 3 else 1
     rows += list(positions.expand(axes, *vision.shape))
-    copied = transfer.download(torch.stack([row.to(vision.device, torch.int64) for row in rows]))
+    table = torch.stack([row.to(vision.device, torch.int64) for row in rows]).flatten()
+    if sizes is not None:
+        table = torch.cat([table, sizes.to(vision.device, torch.int64).flatten()])
+    copied = transfer.download(table)
 
     def seen() -> _Seen:
-        host = copied().numpy()
+        flat = copied().numpy()
+        length = len(rows) * vision.numel()
+        host = flat[:length].reshape(len(rows), *vision.shape)
         return _Seen(
             vision=host[0] > 0,
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
             positions=host[-axes:],
+            sizes=None if sizes is None else flat[length:].reshape(tuple(sizes.shape)),
         )
 
     return seen
+
+
+def _alike(embeddings: Tensor, separator: Tensor) -> Tensor:
+    """``[B, L]`` bool: which of `embeddings` ``[B, L, D]`` are the `separator` ``[D]``.
+
+    In a float32 model under autocast, features are made in half precision, and their separators rounded with them.
+    """
+    alike = (embeddings == separator).all(-1)
+    if embeddings.dtype == torch.float32:
+        for half in (torch.bfloat16, torch.float16):
+            alike |= (embeddings == separator.to(half).float()).all(-1)
+    return alike
 
 
 def _counts_up(seen: _Seen) -> bool:
@@ -203,33 +245,3 @@ def _places(mask: np.ndarray, most: int) -> Tensor:
         places = np.flatnonzero(own)
         row[: len(places)] = places
     return torch.from_numpy(index)
-
-
-def _grids(anatomy: Anatomy, seen: _Seen, pixels: tuple[int, int] | None, row: int) -> tuple[Grid, ...]:
-    own = seen.vision[row]
-    at = np.flatnonzero(own)
-    breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
-    info = VisionRow(
-        runs=tuple(end - start for start, end in pairwise(breaks)),
-        positions=seen.positions[:, row, own] if len(seen.positions) == 3 else None,
-        newline=None if seen.newline is None else tuple(seen.newline[row, own].tolist()),
-        pixels=pixels,
-    )
-    return anatomy.adapter.grids(anatomy.base, info)
-
-
-def _cells(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
-    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
-    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
-    for row, images in enumerate(grids):
-        if row and images == grids[row - 1]:
-            cells[row] = cells[row - 1]
-            continue
-        frame, at = 0, 0
-        for grid in images:
-            size = prod(grid)
-            own = cells[row, at : at + size]
-            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
-            own[:, 0] += frame
-            frame, at = frame + grid[0], at + size
-    return torch.from_numpy(cells)

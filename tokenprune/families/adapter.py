@@ -37,6 +37,8 @@ class VisionRow:
     """For each vision token whether it is the row separator of tiles; None where `Adapter.newline` is None."""
     pixels: tuple[int, int] | None
     """Height and width of each picture, where the model was given pictures of one size; else None."""
+    pictures: tuple[tuple[int, ...], ...] | None = None
+    """Size of each picture of the sample, as `Adapter.sizes` names it; None where it was not given, or does not fit."""
 
 
 class Adapter(ABC):
@@ -53,6 +55,8 @@ class Adapter(ABC):
     """Method of the text model that adds vision features to early layers, at original indices (Qwen3-VL)."""
     newline: ClassVar[str | None] = None
     """Attribute of the base model: the embedding that ends a row of tiles (LLaVA-NeXT)."""
+    sizes: ClassVar[str | None] = None
+    """Argument of the model that tells the size of each picture, which `picture_tokens` reads; None: none is read."""
     vision: ClassVar[tuple[str, ...]] = ("vision_tower", "multi_modal_projector")
     """Attributes of the base model that make vision tokens of pixels; bench times them."""
     packs: ClassVar[bool] = False
@@ -78,8 +82,12 @@ class Adapter(ABC):
         """(T, H, W) of each image of a sample, in vision tokens; their sizes sum to ``sum(row.runs)``.
 
         Raises:
-            InputError: the tokens are no whole images.
+            InputError: they cannot be told, and why. It refuses the prompt only where a part reads grids.
         """
+
+    def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
+        """Vision tokens of a picture of this size, as `sizes` names it: which pictures are whose in a batch."""
+        self._refuse("no sizes of pictures are read for", "picture_tokens")
 
     def tower(self, base: Any) -> nn.Module | None:
         """The vision tower, where `compile=True` may compile it: one graph for each number of pictures. None: not."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -69,6 +69,25 @@ def anatomy(model: nn.Module) -> Anatomy:
     return Anatomy(adapter, model, model.base_model, model.get_decoder())  # type: ignore[operator]
 
 
-def picture_size(pixels: Any) -> tuple[int, int] | None:
-    """Height and width of pictures ``[n, 3, H, W]``; None for what is none: tiles, patches, nothing."""
-    return (pixels.shape[2], pixels.shape[3]) if isinstance(pixels, Tensor) and pixels.dim() == 4 else None
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What a call has told about its pictures."""
+
+    pixels: tuple[int, int] | None = None
+    """Height and width of each, where they came in one size ``[n, 3, H, W]``; None for tiles, patches, nothing."""
+    sizes: Tensor | None = None
+    """``[pictures, 2 or 3]``, the argument that `Adapter.sizes` names; None where it was not given."""
+
+    def or_else(self, other: Pictures) -> Pictures:
+        """What this call has told, and for the rest the other."""
+        return Pictures(self.pixels or other.pixels, other.sizes if self.sizes is None else self.sizes)
+
+
+def pictures_in(adapter: Adapter, kwargs: Mapping[str, Any]) -> Pictures:
+    """What the arguments of `generate`, or of the model, tell about its pictures."""
+    pixels, sizes = kwargs.get("pixel_values"), None if adapter.sizes is None else kwargs.get(adapter.sizes)
+    of_one_size = isinstance(pixels, Tensor) and pixels.dim() == 4
+    return Pictures(
+        pixels=(pixels.shape[2], pixels.shape[3]) if of_one_size else None,  # type: ignore[union-attr]
+        sizes=None if sizes is None else torch.as_tensor(sizes),
+    )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import Grid, Tiles
+from tokenprune.core.tokens import ClassToken, Grid, Tiles
 from tokenprune.cost.shape import ClipShape, ModelShape, TiledClip, VisionShape
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
@@ -93,18 +94,28 @@ class Llava(_Clip):
     title = "LLaVA-1.5"
     packs = True
     clip = ClipShape
+    sizes = "image_sizes"
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
+        """From `image_sizes` (towers that take any size, such as Pixtral's); else all pictures have one size."""
         vision = base.config.vision_config
-        height, width = row.pixels or (vision.image_size, vision.image_size)
-        rows, columns = height // vision.patch_size, width // vision.patch_size
-        n, whole = sum(row.runs), rows * columns
-        if not whole or n % whole:
+        if row.pictures is not None:
+            return tuple((1, *_patches(base, size)) for size in row.pictures)
+        rows, columns = _patches(base, row.pixels or (vision.image_size, vision.image_size))
+        # Strategy "full" leaves the class token, where the tower has one, before the patches of its picture.
+        full = base.config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
+        n, whole = sum(row.runs), rows * columns + full
+        if not rows * columns or n % whole:
+            of = f"{rows} x {columns} patches and a class token" if full else f"{rows} x {columns}"
             raise InputError(
-                f"expected whole images of {rows} x {columns} = {whole} vision tokens, got {n} in one sample; "
-                "was the prefill cut into chunks?"
+                f"expected whole images of {of} = {whole} vision tokens, got {n} in one sample: half a picture, or "
+                "pictures of several sizes without image_sizes"
             )
-        return ((1, rows, columns),) * (n // whole)
+        picture: tuple[Grid, ...] = ((1, rows, columns),)
+        return ((ClassToken(), *picture) if full else picture) * (n // whole)
+
+    def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
+        return prod(_patches(base, size))
 
     def picture(self, config: Any, tokens: int | None = None) -> tuple[Grid, ...]:
         side = config.vision_config.image_size // config.vision_config.patch_size
@@ -157,7 +168,11 @@ class LlavaNext(_Clip):
             grids.append((1, side, side))
             at += side**2
             if at >= n or not any(newline[at:]):
-                raise InputError("the tiles of an image are incomplete; was the prefill cut into chunks?")
+                found = f"{n} vision tokens, {sum(newline)} of them the embedding image_newline"
+                raise InputError(
+                    f"expected for each image {side} x {side} tokens of the whole and rows of tiles that end in "
+                    f"image_newline, got {found}: half a picture?"
+                )
             width = newline.index(True, at) - at + 1
             rows = 0
             while at + width <= n and newline[at + width - 1] and not any(newline[at : at + width - 1]):
@@ -170,6 +185,12 @@ class LlavaNext(_Clip):
 
         language = tf.MistralConfig(**text, sliding_window=None)
         return tf.LlavaNextConfig(vision_config=clip, text_config=language, **more)
+
+
+def _patches(base: Any, size: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of patches of a picture of (height, width) pixels."""
+    patch = base.config.vision_config.patch_size
+    return size[0] // patch, size[1] // patch
 
 
 @contextmanager

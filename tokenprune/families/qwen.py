@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -22,17 +23,24 @@ class _Qwen(Adapter):
     """What the three have in common. Their configurations name the tower's numbers differently."""
 
     vision = ("visual",)
+    sizes = "image_grid_thw"
     tower_width: ClassVar[str] = "hidden_size"
     """What `vision_config` calls the numbers per hidden state of the tower."""
     tower_out: ClassVar[str] = "out_hidden_size"
     """What `vision_config` calls the width of a vision token, which is that of the decoder."""
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
-        """M-RoPE ids are the grid: one image (or stretch of video) per run of vision tokens."""
-        if row.positions is None:
+        """M-RoPE ids are the grid: one image (or stretch of video) per run of vision tokens.
+
+        Without `mm_token_type_ids` the model itself gives vision tokens the ids of words; `image_grid_thw` tells then.
+        """
+        if row.positions is None or _as_words(row):
+            merge = int(base.config.vision_config.spatial_merge_size)
+            if row.pictures is not None:
+                return tuple((t, h // merge, w // merge) for t, h, w in row.pictures)
             raise InputError(
-                "vision tokens without three-axis position ids: pass mm_token_type_ids and image_grid_thw, "
-                "as the processor gives them"
+                "the vision tokens have the position ids of words: pass mm_token_type_ids and image_grid_thw, as the "
+                "processor gives them"
             )
         grids: list[Grid] = []
         at = 0
@@ -42,11 +50,15 @@ class _Qwen(Adapter):
             frames = run // (height * width)
             if frames * height * width != run:
                 raise InputError(
-                    f"{run} vision tokens are no whole grid of {height} x {width}; was the prefill cut into chunks?"
+                    f"{run} vision tokens are no whole grid of {height} x {width}, as their position ids say: half a "
+                    "picture, or two without text between them?"
                 )
             grids.append((frames, height, width))
             at += run
         return tuple(grids)
+
+    def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
+        return prod(size) // int(base.config.vision_config.spatial_merge_size) ** 2
 
     def vision_shape(self, config: Any) -> VisionShape:
         vision = config.vision_config
@@ -163,3 +175,10 @@ class Qwen3(_Qwen):
 
     def tower_shape(self, vision: Any) -> dict[str, Any]:
         return {**super().tower_shape(vision), "projectors": 1 + len(vision.deepstack_visual_indexes)}
+
+
+def _as_words(row: VisionRow) -> bool:
+    """Whether the position ids count the vision tokens like words, alike on all axes; one token alone is no proof."""
+    assert row.positions is not None
+    _, down, right = row.positions
+    return bool(max(row.runs) > 1 and (down == right).all() and (down[1:] > down[:-1]).all())

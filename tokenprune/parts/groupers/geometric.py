@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tokenprune.core import transfer
 from tokenprune.core.groups import Groups, rectangle
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.parts.groupers.base import Grouper
 from tokenprune.parts.work import no_products
@@ -29,6 +30,7 @@ class GeometricGrouper(Grouper):
     Where no earlier stage has dropped tokens, sizes are known on the host; else one look at the device tells them.
     """
 
+    reads = Needs(grid=True)
     multiply_adds = no_products
 
     @abstractmethod

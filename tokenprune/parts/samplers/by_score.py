@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tokenprune.core import ops
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, Stride
@@ -32,6 +33,7 @@ class UnionSampler(Sampler):
         offset: first row and column of the lattice, less than the stride.
     """
 
+    reads = Needs(grid=True)
     multiply_adds = no_products
 
     def __init__(self, *, stride: Stride = 3, offset: Offset = 0) -> None:

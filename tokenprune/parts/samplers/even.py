@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, Phase, Seed, Stride
@@ -51,6 +52,7 @@ class UniformSampler(Sampler):
             left, 2 a quarter of it up and to the right, 3 a quarter down and to the left.
     """
 
+    reads = Needs(grid=True)
     multiply_adds = no_products
 
     def __init__(self, *, stride: Stride | None = None, offset: Offset = 0, phase: Phase = 0) -> None:

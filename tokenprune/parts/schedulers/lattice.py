@@ -11,6 +11,7 @@ from torch import Tensor
 from tokenprune.budget import count_of
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import ops
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, ShareOrNone, Stride
@@ -29,6 +30,8 @@ class LatticeScheduler(StaticScheduler):
         size: ``exact`` counts the union, whose size depends on the data, as in the paper; ``fixed`` is the size that it
             has on average, so that counts are known from shapes alone.
     """
+
+    reads = Needs(grid=True)
 
     def __init__(
         self,

@@ -1,0 +1,118 @@
+"""The grids of a prompt's pictures, from what the host has seen of the prompt; or why they are not known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenprune.core.tokens import Grid, UnknownGrid
+from tokenprune.errors import InputError
+from tokenprune.families.adapter import VisionRow
+from tokenprune.families.anatomy import Anatomy
+
+
+def grids_of(
+    anatomy: Anatomy,
+    *,
+    vision: np.ndarray,
+    real: np.ndarray,
+    positions: np.ndarray,
+    newline: np.ndarray | None,
+    pixels: tuple[int, int] | None,
+    sizes: np.ndarray | None,
+) -> tuple[tuple[tuple[Grid, ...], ...], tuple[str | None, ...]]:
+    """Grids of the pictures of each sample, and for each why they are not known; None where they are.
+
+    Args:
+        anatomy: its adapter reads them.
+        vision: ``[B, L]`` bool, placeholders of vision tokens, those that the attention mask hides included.
+        real: ``[B, L]`` bool, False where the attention mask hides a token.
+        positions: ``[1 or 3, B, L]`` position ids.
+        newline: ``[B, L]`` bool, row separators; None where the family has none.
+        pixels: height and width of each picture, where the model was given pictures of one size.
+        sizes: ``[pictures, 2 or 3]`` of all samples, as `Adapter.sizes` names them; None where it was not given.
+    """
+    seen, placed = vision & real, vision.sum(1).tolist()
+    pictures = _by_sample(anatomy, sizes, placed)
+    found: list[tuple[tuple[Grid, ...], str | None]] = []
+    for row, own in enumerate(seen):
+        n = int(own.sum())
+        if n < placed[row]:
+            cause = f"the attention mask hides {placed[row] - n} of {placed[row]} vision tokens"
+            found.append((_stand_in(n), cause if n else None))
+            continue
+        info = VisionRow(
+            runs=_runs(own),
+            positions=positions[:, row, own] if len(positions) == 3 else None,
+            newline=None if newline is None else tuple(newline[row, own].tolist()),
+            pixels=pixels,
+            pictures=pictures[row],
+        )
+        try:
+            found.append((anatomy.adapter.grids(anatomy.base, info) if n else (), None))
+        except InputError as error:
+            found.append((_stand_in(n), str(error)))
+    grids, causes = zip(*found, strict=True)
+    return grids, causes
+
+
+def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
+    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
+    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
+    for row, images in enumerate(grids):
+        if row and images == grids[row - 1]:
+            cells[row] = cells[row - 1]
+            continue
+        frame, at = 0, 0
+        for grid in images:
+            size = prod(grid)
+            own = cells[row, at : at + size]
+            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
+            own[:, 0] += frame
+            frame, at = frame + grid[0], at + size
+    return torch.from_numpy(cells)
+
+
+def _stand_in(n: int) -> tuple[Grid, ...]:
+    return (UnknownGrid(1, 1, n),) if n else ()
+
+
+def _runs(own: np.ndarray) -> tuple[int, ...]:
+    """Lengths of the uninterrupted runs of True in `own` ``[L]``."""
+    at = np.flatnonzero(own)
+    breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
+    return tuple(end - start for start, end in pairwise(breaks)) if len(at) else ()
+
+
+def _by_sample(
+    anatomy: Anatomy, sizes: np.ndarray | None, placed: Sequence[int]
+) -> list[tuple[tuple[int, ...], ...] | None]:
+    """The pictures of each sample, out of those of the whole batch: in order, as many as fill its placeholders.
+
+    `generate` may have repeated each sample (beams, several answers) since it was given the sizes. Where they do not
+    fill the placeholders, nothing is said.
+    """
+    unknown: list[tuple[tuple[int, ...], ...] | None] = [None] * len(placed)
+    if sizes is None:
+        return unknown
+    pictures: list[tuple[int, ...]] = [tuple(size) for size in sizes.tolist()]
+    tokens = [anatomy.adapter.picture_tokens(anatomy.base, size) for size in pictures]
+    repeats = sum(placed) // max(1, sum(tokens))
+    if not repeats or len(placed) % repeats:
+        return unknown
+    found: list[tuple[tuple[int, ...], ...] | None] = []
+    at = 0
+    for row in range(0, len(placed), repeats):
+        end, left = at, placed[row]
+        while left > 0 and end < len(pictures):
+            left, end = left - tokens[end], end + 1
+        if left or len(set(placed[row : row + repeats])) > 1:
+            return unknown
+        found += [tuple(pictures[at:end])] * repeats
+        at = end
+    return found if at == len(pictures) else unknown
