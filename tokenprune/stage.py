@@ -14,6 +14,7 @@ from tokenprune.core.groups import fold, unfold
 from tokenprune.core.merge import reduce
 from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
+from tokenprune.core.precision import without_autocast
 from tokenprune.core.report import without
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import RecipeError, did_you_mean
@@ -76,7 +77,7 @@ class Stage(nn.Module):
     A static scheduler, or a budget, gives the counts before anything else is asked; where all tokens are kept, nothing
     else is. Parts see what they have declared to read (`Part.reads`) and leave it as it is: the stage itself takes
     the survivors and applies the recycler's plan, so what it reports is what it did. What a part returns is held
-    against its contract (`tokenprune.parts.contract`).
+    against its contract (`tokenprune.parts.contract`). Under autocast, parts compute as they do without it.
 
     Args:
         place: where; as a recipe writes it, or the number of a layer, also does.
@@ -171,11 +172,12 @@ class Stage(nn.Module):
         Raises:
             InputError: a count beyond the tokens at hand, or a part that broke its contract.
         """
-        if not self._foreign or torch.compiler.is_compiling():
-            return self._reduced(tokens, count, weights)
-        writes = self._contract.writes(tokens)
-        result = self._reduced(tokens, count, weights)
-        self._contract.unchanged(self._foreign, tokens, writes)
+        with without_autocast(tokens.hidden.device):
+            if not self._foreign or torch.compiler.is_compiling():
+                return self._reduced(tokens, count, weights)
+            writes = self._contract.writes(tokens)
+            result = self._reduced(tokens, count, weights)
+            self._contract.unchanged(self._foreign, tokens, writes)
         return result
 
     def _reduced(self, tokens: Tokens, count: Count | None, weights: Tensor | None) -> StageResult:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenprune.core import ops
 from tokenprune.core.attention import Projection, RaterAttention
+from tokenprune.core.precision import autocast_of_now
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.cache import CacheLayer, written_keys
 from tokenprune.engine.gather import take, take_rope
@@ -45,7 +46,9 @@ class LayerInput:
     tokens: Tokens
     """The vision tokens in this sequence."""
     queries: Tensor | None = None
-    """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
+    """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them; of all tokens, ``[B, L,
+    H·d]``, where `all_queries` is set."""
+    all_queries: bool = False
     keys: Tensor | None = None
     """``[B, L, Hkv·d]``, as the layer has projected them."""
     biased: bool = False
@@ -103,7 +106,11 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
             "the attention of raters cannot be read"
         )
     else:
-        queries = source.queries if rows is None else take(source.queries, rows, 1)
+        queries = source.queries
+        if source.all_queries:
+            queries = take(queries, text, 1)
+        elif rows is not None:
+            queries = take(queries, rows, 1)
         keys = source.keys
     q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
     if rope:
@@ -133,6 +140,8 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
         most: as in `RaterAttention`.
     """
 
+    as_the_layer = autocast_of_now(tokens.slot.device)  # a stage turns it off
+
     def source(layer: str) -> LayerInput:
         found = sources.get(layer)
         if found is None:
@@ -144,7 +153,8 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
 
     def projection(layer: str, rope: bool, rows: Tensor | None) -> Projection:
         at = source(layer)
-        q, k = project(at, rope=rope, rows=rows)
+        with as_the_layer():
+            q, k = project(at, rope=rope, rows=rows)
         attention: Any = at.layer.self_attn
         text = at.text if rows is None else at.text.gather(1, rows)
         return Projection(

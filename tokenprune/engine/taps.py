@@ -97,7 +97,10 @@ class Taps:
         def after_queries(module: nn.Module, args: Any, output: Tensor) -> None:
             source = self.inputs.get(index)
             if source is not None and source.hidden is None:
-                source.queries = take(output, source.text, 1)
+                # A layer under gradient checkpointing runs again in the backward pass, when nobody listens: autograd
+                # must not record anything here that it would miss there.
+                source.queries = output if output.requires_grad else take(output, source.text, 1)
+                source.all_queries = output.requires_grad
 
         return after_queries
 
