@@ -228,19 +228,6 @@ def test_embeddings_instead_of_ids(family: str) -> None:
 # --------------------------------------------------------------------------------------------------- refusals
 
 
-def test_labels_are_refused_before_anything_runs() -> None:
-    model = build("llava")
-    batch = inputs("llava", model)
-    ran: list[int] = []
-    model.model.vision_tower.register_forward_pre_hook(lambda *_: ran.append(1))
-    with tp.attach(model, HALF):
-        with pytest.raises(InputError, match="labels were given, but the attached recipe shortens the sequence"):
-            model(**batch, labels=batch["input_ids"])
-        assert not ran
-        text = text_only_inputs("llava", model)
-        assert model(**text, labels=text["input_ids"]).loss.isfinite()
-
-
 def test_chunked_prefill_is_refused() -> None:
     model = build("llava")
     with (

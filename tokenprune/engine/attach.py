@@ -17,6 +17,7 @@ from tokenprune.core.report import Graphs, Report
 from tokenprune.core.tokens import Grid
 from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
+from tokenprune.engine.asked import answer, asked_of
 from tokenprune.engine.cache import cache_in
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
@@ -48,7 +49,7 @@ class Attached:
             self.report.graphs = Graphs()
             self.engine.buckets = BUCKETS
             self._compiled = Compiled(self.engine, self.report.graphs, compile)
-        self._handle: Any = None
+        self._handles: list[Any] = []
         self._generate: Any = None
 
     def _mount(self) -> None:
@@ -56,7 +57,8 @@ class Attached:
         self.engine.mount()
         if self._compiled is not None:
             self._compiled.mount()
-        self._handle = model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True, prepend=True)
+        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
+        self._handles = [asking, model.register_forward_hook(self._answer, always_call=True)]
         if hasattr(model, "generate"):
             # An instance attribute shadows the method: only generate() itself knows where the prompt ends.
             original = model.generate
@@ -65,10 +67,11 @@ class Attached:
 
     def detach(self) -> None:
         """Take the recipe off: the model is bit-identical to one that never had it. Safe to call twice."""
-        if self._handle is None:
+        if not self._handles:
             return
-        self._handle.remove()
-        self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
         if self._compiled is not None:
             self._compiled.unmount()
         self.engine.unmount()
@@ -86,19 +89,20 @@ class Attached:
         self.detach()
 
     def __repr__(self) -> str:
-        state = "attached to" if self._handle is not None else "detached from"
+        state = "attached to" if self._handles else "detached from"
         return f"<recipe {self.recipe.name!r} {state} {type(self.anatomy.model).__name__}>"
 
-    def _refuse_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("labels") is None or not self.engine.pipeline.stages:
-            return
-        ids, embeddings = kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
-        reference = embeddings if ids is None else ids
-        if reference is not None and bool(self.anatomy.vision_mask(ids, reference).any()):
-            raise InputError(
-                "labels were given, but the attached recipe shortens the sequence, so logits and labels would not "
-                "line up; compute the loss on a detached model, or score the answer by generate()"
-            )
+    def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Keep back what the call asks of places in its prompt; `_answer` gives it."""
+        self.engine.asked = None
+        if not self.engine.pipeline.stages:
+            return None
+        self.engine.asked, kwargs = asked_of(model, kwargs)
+        return None if self.engine.asked is None else (args, kwargs)
+
+    def _answer(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        asked, self.engine.asked = self.engine.asked, None
+        return None if asked is None or output is None else answer(asked, model, output)
 
     def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = kwargs.get("generation_config") or self.anatomy.model.generation_config

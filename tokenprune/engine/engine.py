@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tokenprune.core.report import Report, StageReport
+from tokenprune.engine.asked import Asked, with_hidden
 from tokenprune.engine.cache import cache_in, check_cache, different_slots, layer_of, virtualise
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
@@ -72,6 +73,8 @@ class Engine:
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
         self._pictures = Pictures()
+        self.asked: Asked | None = None
+        """What the running call of the model asks of places in its prompt."""
         self._forward: Forward | None = None
         self._prefill: Prefill | None = None
         self._locate: Callable[[], Prefill | None] | None = None
@@ -218,13 +221,17 @@ class Engine:
 
         return locate
 
-    def _end_text(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _end_text(self, module: nn.Module, args: Any, output: Any) -> Any:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
             if output is not None:
                 _ = self.prefill  # located now, if no layer has asked: then no stage has run
                 if self._ran is not None:
                     self.report.finish(self._ran)
+                if self.asked is not None and self._forward is not None:
+                    answered = self.asked.answered(output[0], self._forward.alive, self._forward.length)
+                    return output if answered is output[0] else with_hidden(output, answered)
+            return None
         finally:
             self._close()
 

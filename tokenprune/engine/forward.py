@@ -21,6 +21,9 @@ from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.stage import StageResult
 
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+"""Arguments of a layer that say where sequences in one row begin and end."""
+
 
 @dataclass(eq=False)
 class Memo:
@@ -245,6 +248,12 @@ class Forward:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
         if self.alive is not None:
+            for name in PACKED:
+                if kwargs.get(name) is not None:
+                    raise UnsupportedModelError(
+                        f"{name}: bounds of sequences packed into one row would be those of the whole prompt; "
+                        "give each sequence a row of its own while a recipe is attached"
+                    )
             # A flash kernel would take gaps in the ids for packed sequences.
             rope, ids = self.alive.positioned(rope, None if self.flash else ids)
         elif slots is not None and slots.shift is not None:
