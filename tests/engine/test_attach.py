@@ -228,15 +228,6 @@ def test_embeddings_instead_of_ids(family: str) -> None:
 # --------------------------------------------------------------------------------------------------- refusals
 
 
-def test_chunked_prefill_is_refused() -> None:
-    model = build("llava")
-    with (
-        tp.attach(model, HALF),
-        pytest.raises(UnsupportedModelError, match=r"prefill_chunk_size=16.*whole prompt at once"),
-    ):
-        model.generate(**inputs("llava", model), max_new_tokens=2, prefill_chunk_size=16)
-
-
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_half_an_image_is_refused(family: str) -> None:
     model = build(family)

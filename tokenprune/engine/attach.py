@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
 from tokenprune.engine.asked import answer, asked_of
 from tokenprune.engine.cache import cache_in
+from tokenprune.engine.chunks import wait
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -106,20 +108,67 @@ class Attached:
 
     def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = kwargs.get("generation_config") or self.anatomy.model.generation_config
-        chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        if chunk is not None:
-            raise UnsupportedModelError(
-                f"generate(prefill_chunk_size={chunk}): a recipe must see the whole prompt at once; "
-                "leave prefill_chunk_size out"
-            )
         if self._compiled is not None:
             kwargs = _with_static_cache(config, kwargs)
-        self.engine.limit = _prompt_length(args, kwargs)
+        prompt = _prompt(args, kwargs)
+        length = _prompt_length(prompt, kwargs)
+        chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None
+        waits = chunked and length is not None and self.engine.pipeline.stages and self._shows(prompt)
+        self.engine.limit = length
         self.engine.pictures = pictures_in(self.anatomy.adapter, kwargs)
         try:
-            return original(*args, **kwargs)
+            with self._waiting() if waits else nullcontext():
+                return original(*args, **kwargs)
         finally:
             self.engine.limit, self.engine.pictures = None, Pictures()
+
+    def _shows(self, prompt: Sequence[torch.Tensor]) -> bool:
+        """Whether a prompt of ids ``[B, L]`` or embeddings ``[B, L, D]`` has vision tokens."""
+        for given in prompt:
+            ids = given if given.dim() == 2 else None
+            if bool(self.anatomy.vision_mask(ids, given).any()):
+                return True
+        return False
+
+    @contextmanager
+    def prompt(self, length: int) -> Iterator[None]:
+        """Take a prompt in several forwards on one cache: its stages wait until its last token is in.
+
+        The forwards before return no logits, as the language model runs when the prompt is whole; the last one gives
+        what a forward of the whole prompt gives.
+
+            with tp.attach(model, "fastv") as attached:
+                with attached.prompt(ids.shape[1]):
+                    model(input_ids=ids[:, :700], pixel_values=pixels, cache=cache)
+                    model(input_ids=ids[:, 700:], attention_mask=mask, cache=cache)
+
+        Args:
+            length: tokens of the prompt, those that the cache held before included.
+        """
+        self.engine.limit = length
+        try:
+            with self._waiting() if self.engine.pipeline.stages else nullcontext():
+                yield
+        finally:
+            self.engine.limit = None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Let chunks wait for the prompt's last token (engine/chunks.py): the text model is called but does not run."""
+        engine, text = self.engine, self.anatomy.text
+        before, forward = text.__dict__.get("forward"), text.forward
+
+        def forward_or_wait(*args: Any, **kwargs: Any) -> Any:
+            return forward(*args, **kwargs) if engine.waiting is None else wait(self.anatomy, engine.waiting)
+
+        engine.chunked, text.forward = True, forward_or_wait
+        try:
+            yield
+        finally:
+            engine.chunked = False
+            del text.forward
+            if before is not None:
+                text.forward = before
 
 
 def attach(
@@ -202,10 +251,15 @@ def _prices(
     return PromptPrices(shape, pipeline, total, grids, text, question)
 
 
-def _prompt_length(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Tokens of a generate() call's prompt, those already in the cache included; None when it cannot be told."""
+def _prompt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """The ids ``[B, L]`` and embeddings ``[B, L, D]`` that a generate() call was given."""
     given = [kwargs.get("input_ids"), kwargs.get("inputs"), kwargs.get("inputs_embeds"), args[0] if args else None]
-    lengths = [x.shape[1] for x in given if isinstance(x, torch.Tensor) and x.dim() >= 2]
+    return [x for x in given if isinstance(x, torch.Tensor) and x.dim() >= 2]
+
+
+def _prompt_length(prompt: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> int | None:
+    """Tokens of a generate() call's prompt, those already in the cache included; None when it cannot be told."""
+    lengths = [x.shape[1] for x in prompt]
     if not lengths:
         return None
     mask, cache = kwargs.get("attention_mask"), cache_in(kwargs)

@@ -7,7 +7,7 @@ and a pruned layer only gathers rows and columns from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,17 @@ class VirtualLength(CacheLayerMixin):
 
     removed: int
     slots: Slots | None
+    held: Sized | None = None
+    """Tokens of a prompt in chunks that wait for its last one (engine/chunks.py); they count as stored."""
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.held is not None:
+            raise UnsupportedModelError(
+                f"cache: it holds back {len(self.held)} tokens of a prompt in chunks, whose recipe was detached before "
+                "the last chunk came; start the prompt anew"
+            )
+        updated: tuple[Tensor, Tensor] = super().update(*args, **kwargs)
+        return updated
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -90,14 +101,14 @@ class VirtualDynamicLayer(VirtualLength, DynamicLayer):
     def get_seq_length(self) -> int:
         stored: int = super().get_seq_length()
         # An empty layer reports 0, or generate() would believe in a past.
-        return stored + self.removed if stored else 0
+        return (stored + self.removed if stored else 0) + _waiting(self)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.get_seq_length() + query_length, 0
 
     def reset(self) -> None:
         super().reset()
-        self.removed, self.slots = 0, None
+        self.removed, self.slots, self.held = 0, None, None
 
 
 class VirtualStaticLayer(VirtualLength, StaticLayer):
@@ -107,7 +118,7 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
     """Slots saved in the buffer, taken off `max_cache_len` before it was allocated."""
 
     def get_seq_length(self) -> int | Tensor:
-        return self.cumulative_length + self.removed if self.is_initialized else 0
+        return (self.cumulative_length + self.removed if self.is_initialized else 0) + _waiting(self)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         # A compiled prefill finds the buffer smaller already, though nothing has been removed yet.
@@ -123,11 +134,30 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
             self.max_cache_len += self.shrunk
             self.keys = self.values = None
             self.is_initialized = False
-        self.removed, self.shrunk, self.slots = 0, 0, None
+        self.removed, self.shrunk, self.slots, self.held = 0, 0, None, None
 
 
 CacheLayer = VirtualDynamicLayer | VirtualStaticLayer
 _VIRTUAL = {DynamicLayer: VirtualDynamicLayer, StaticLayer: VirtualStaticLayer}
+
+
+def _waiting(layer: VirtualLength) -> int:
+    """Tokens that wait for the rest of their prompt."""
+    return 0 if layer.held is None else len(layer.held)
+
+
+def held_in(cache: Any | None) -> Any | None:
+    """What waits in `cache` for the rest of its prompt."""
+    layers = getattr(cache, "layers", None)
+    return getattr(layers[0], "held", None) if layers else None
+
+
+def hold(cache: Cache, held: Sized | None) -> None:
+    """Let `cache` report the tokens of `held`, of which nothing is stored yet; None: nothing waits any more."""
+    layer = layer_of(cache, 0)
+    virtualise(layer)
+    assert layer is not None
+    layer.held = held
 
 
 def cache_in(kwargs: Mapping[str, Any]) -> Any | None:

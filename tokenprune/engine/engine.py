@@ -11,12 +11,14 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tokenprune.core.report import Report, StageReport
 from tokenprune.engine.asked import Asked, with_hidden
-from tokenprune.engine.cache import cache_in, check_cache, different_slots, layer_of, virtualise
+from tokenprune.engine.cache import cache_in, check_cache, different_slots, held_in, layer_of, virtualise
+from tokenprune.engine.chunks import Chunk, joined
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import LayerHooks
@@ -24,7 +26,7 @@ from tokenprune.engine.prompt import Prefill, planned
 from tokenprune.engine.reading import position_ids, real_tokens, start_reading, vision_tokens
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.taps import LayerCall, Taps
-from tokenprune.errors import UnsupportedModelError
+from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy, Pictures, pictures_in
 from tokenprune.pipeline import Pipeline
 
@@ -73,6 +75,10 @@ class Engine:
         self._attention_mask: Any = None
         self._vision: Tensor | None = None
         self._pictures = Pictures()
+        self.chunked = False
+        """Whether that prompt comes in several forwards: none but the last reaches its length."""
+        self.waiting: Chunk | None = None
+        """The chunk that the text model was called with, and is not to run."""
         self.asked: Asked | None = None
         """What the running call of the model asks of places in its prompt."""
         self._forward: Forward | None = None
@@ -120,15 +126,20 @@ class Engine:
         if input_ids is None and embeddings is not None:
             self._vision = self.anatomy.vision_mask(None, embeddings)
 
-    def _begin_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _begin_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         embeddings = kwargs.get("inputs_embeds")
         cache = cache_in(kwargs)
+        given = kwargs
         if embeddings is None:
             if self._input_ids is not None:
                 raise UnsupportedModelError(
                     "the language model was called without inputs_embeds: vision tokens cannot be located"
                 )
-            return
+            return None
+        waits, kwargs = self._enter_chunk(kwargs, embeddings, cache)
+        if waits:
+            return None
+        embeddings = kwargs["inputs_embeds"]
         batch, length = embeddings.shape[:2]
         static = bool(getattr(cache, "is_compileable", False))
         decoding = length == 1 and cache is not None
@@ -154,6 +165,30 @@ class Engine:
         forward.untouched = self._locate is None and not static and self._alike and plain
         if not forward.untouched:
             self._layer_hooks.mount()
+        return None if kwargs is given else (args, kwargs)
+
+    def _enter_chunk(self, kwargs: dict[str, Any], embeddings: Tensor, cache: Any) -> tuple[bool, dict[str, Any]]:
+        """Whether a call of the text model brings a chunk that has to wait; and its arguments, with what has waited."""
+        held = held_in(cache)
+        if held is None and not self.chunked:
+            return False, kwargs
+        if self._vision is None and self._input_ids is not None:
+            self._vision = vision_tokens(self.anatomy, self._input_ids, embeddings)
+        vision = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        chunk = Chunk(kwargs, vision if self._vision is None else self._vision, self._pictures)
+        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+        waits = self.chunked and self.limit is not None and past + embeddings.shape[1] < self.limit
+        if (waits or held is not None) and self.asked is not None:
+            raise InputError(
+                "labels, or logits_to_keep of several places: a prompt in chunks has no logits but those of its last "
+                "forward, which are of the whole prompt; give them with a prompt in one piece"
+            )
+        if waits:
+            self.waiting = chunk
+            return True, kwargs
+        chunk = joined(chunk)
+        self._vision, self._pictures = chunk.vision, chunk.pictures
+        return False, dict(chunk.call)
 
     @property
     def prefill(self) -> Prefill | None:
@@ -236,7 +271,7 @@ class Engine:
             self._close()
 
     def _close(self) -> None:
-        self._input_ids = self._attention_mask = self._vision = None
+        self._input_ids = self._attention_mask = self._vision = self.waiting = None
         self._pictures = Pictures()
         self._forward = self._prefill = self._locate = self._ran = None
         self.taps.clear()
