@@ -255,13 +255,24 @@ def test_an_unknown_family_is_refused() -> None:
         tp.attach(nn.Linear(2, 2), HALF)
 
 
-def test_an_unknown_cache_is_refused() -> None:
+class OwnLayer(tf.cache_utils.DynamicLayer):
+    """A cache layer that nobody here knows."""
+
+
+def test_an_unknown_cache_is_refused_where_something_is_dropped() -> None:
     model = build("llava")
     batch = inputs("llava", model)
     cache = tf.DynamicCache()
     cache.layers.append(tf.cache_utils.DynamicSlidingWindowLayer(sliding_window=8))
     with tp.attach(model, HALF), pytest.raises(UnsupportedModelError, match="DynamicSlidingWindowLayer cannot hold"):
         model(**batch, **{CACHE: cache})
+    with torch.no_grad():
+        plain = model(**batch).logits
+    for harmless in (recipe("none"), {**HALF, "budget": {"keep": 1.0}}):
+        cache = tf.DynamicCache()
+        cache.layers += [OwnLayer() for _ in range(8)]
+        with tp.attach(model, harmless), torch.no_grad():
+            assert torch.equal(model(**batch, **{CACHE: cache}).logits, plain)
 
 
 def test_continuous_batching_of_images_is_refused() -> None:

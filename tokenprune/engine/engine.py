@@ -245,10 +245,11 @@ class Engine:
             prompt = read()
             if prompt is None:
                 return None
-            check_cache(cache)
-            self._ran = []
             total = prompt.tokens.total
             prefill = planned(prompt, self.pipeline, self.depth, forward.length)
+            if prefill.drops:
+                check_cache(cache)
+            self._ran = []
             self.report.begin(total, prompt.grids, prompt.unrated)
             if self.buckets is not None and not self.pipeline.static:
                 forward.bucket = -(-max(total) // self.buckets)
@@ -338,12 +339,14 @@ class Engine:
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]
-            if index >= first:
+            if forward.alive is not None:
                 virtualise(store)
             call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
             for number in stages:
                 hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
                 self._note(ran)
+                if forward.alive is not None:
+                    virtualise(store)
                 call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
             self.taps.layer_enters(call)
             if index >= first:

@@ -49,6 +49,8 @@ class Prefill:
     """Real length of each row of the present sequence."""
     text: Tensor
     """``[B, T]`` index of the rating text tokens in the present sequence."""
+    drops: bool = True
+    """Whether a stage drops something, or may, as far as counts tell; else nothing happens to the sequence."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Rater weights that later stages share, by `Stage.shared_raters`."""
 
@@ -86,9 +88,10 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
         for total, grids, text, question in zip(tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True)
     ]
     counts = tuple(zip(*plans, strict=True))
-    for stage in _acting(pipeline, counts, tokens.total, depth):
+    acting = list(_acting(pipeline, counts, tokens.total, depth))
+    for stage in acting:
         _check(stage, prompt)
-    return Prefill(prompt, counts, [length] * len(plans), prompt.text)
+    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting))
 
 
 def _acting(

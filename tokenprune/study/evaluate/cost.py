@@ -7,7 +7,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.builder import build
+from tokenprune.core.tokens import UnknownGrid
 from tokenprune.cost.account import account
+from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.shape import model_shape
 
@@ -42,6 +44,9 @@ class Meter:
             report: of that prefill.
             ids: ``[B, L]`` input ids.
             real: ``[B, L]`` True or 1 where there is no padding.
+
+        Raises:
+            InputError: the grids of a sample are not known.
         """
         real = real.bool()
         vision = self._anatomy.vision_mask(ids, ids) & real
@@ -49,6 +54,10 @@ class Meter:
         text, question = other.sum(1).tolist(), (other & (vision.cumsum(1) > 0)).sum(1).tolist()
         kept = zip(*((stage.kept >= 0).sum(1).tolist() for stage in report.stages), strict=True)
         rows: Sequence[tuple[int, ...]] = list(kept) or [()] * len(report.total)
+        if any(isinstance(grid, UnknownGrid) for own in report.grids for grid in own):
+            raise InputError(
+                "cost: the prompt does not tell the grids of its pictures, so the tower's work is not known"
+            )
         sizes = zip(report.total, report.grids, text, question, rows, strict=True)
         return [self._prefill(recipe, *size) for size in sizes]
 
