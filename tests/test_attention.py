@@ -291,3 +291,38 @@ def test_a_bound_on_the_raters_changes_nothing_but_the_rows_computed(batch, norm
         bound.matrix(last.float(), normalise=normalise), free.matrix(last.float(), normalise=normalise), atol=1e-6
     )
     assert set(asked) == {1}
+
+
+@pytest.mark.parametrize("normalise", ["all", "vision"])
+@pytest.mark.parametrize("text", [range(BEFORE), (0, LENGTH - 1), range(BEFORE + VISION, LENGTH)])
+def test_attention_both_ways_is_the_full_softmax(normalise, text):
+    """In a layer that is not causal, text before the image has seen it, too; padding stays hidden."""
+    q, k = random_qk(batch=2)
+    valid = torch.ones(2, LENGTH, dtype=torch.bool)
+    valid[1, 1] = False
+    places = torch.tensor(text)
+    raters = torch.full((2, len(places)), 1 / len(places))
+    vision = torch.arange(BEFORE, BEFORE + VISION)
+    ours = attention_from_qk(q, k, vision=vision, text=places, valid=valid, causal=False)
+    logits = q @ k.repeat_interleave(2, dim=1).mT / 8**0.5
+    domain = valid if normalise == "all" else torch.zeros_like(valid).index_fill(1, vision, True)
+    full = logits.masked_fill(~domain[:, None, None, :], -torch.inf).softmax(-1)
+    expected = full[:, :, places][..., vision]
+    assert torch.allclose(ours.scores(raters, normalise=normalise), expected.mean(2), atol=1e-6)
+    assert torch.allclose(ours.matrix(raters, normalise=normalise), expected.mean(1), atol=1e-6)
+
+
+def test_a_rater_that_sees_no_vision_token_is_refused():
+    q, k = random_qk(batch=2)
+    vision, text = torch.arange(BEFORE, BEFORE + VISION), torch.tensor([[LENGTH - 1, -1], [BEFORE, BEFORE - 1]])
+    message = r"text token at 2 of sample 1 sees no vision token \(the first stands at 3\).*pass causal=False"
+    with pytest.raises(InputError, match=message):
+        attention_from_qk(q, k, vision=vision, text=text)
+    attention_from_qk(q, k, vision=vision, text=text, causal=False)
+    attention_from_qk(q, k, vision=vision, text=text.masked_fill(text == BEFORE - 1, -1))  # it sees one
+    nothing = torch.full((2, VISION), -1)
+    attention_from_qk(q, k, vision=nothing, text=text)  # no vision tokens, nothing to see
+    hidden = torch.ones(2, LENGTH, dtype=torch.bool)
+    hidden[0, BEFORE : BEFORE + VISION] = False
+    with pytest.raises(InputError, match="text token at 13 of sample 0 sees no vision token"):
+        attention_from_qk(q, k, vision=vision, text=text, valid=hidden, causal=False)

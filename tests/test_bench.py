@@ -237,7 +237,7 @@ def test_numbers_out_of_range(changes: dict[str, Any], message: str) -> None:
 
 def test_refusals_of_recipe_and_model() -> None:
     model = build("llava")
-    with pytest.raises(UnsupportedModelError, match="bench makes no pictures for llava_next"):
+    with pytest.raises(UnsupportedModelError, match="nobody makes pictures of noise for llava_next"):
         bench(build("llava_next"), HALF, **QUICK)
     with pytest.raises(BudgetError):
         bench(model, load_recipe("fastv", average=0.1), **QUICK)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from PIL import Image
 import tokenprune as tp
 from tokenprune import registry
 from tokenprune.cost.presets import PRESETS
+from tokenprune.families.catalogue import adapters
 from tokenprune.families.shape import model_shape
+from tokenprune.families.sketch import _widen, sketch_config
 from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.parts.work import Work
 from tokenprune.plot.layers import plot_layers
@@ -133,18 +137,47 @@ class SilentScorer(NormScorer):
         return None
 
 
-def test_what_is_not_stated_is_said(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the table, and in one line on stderr where a budget of multiply-adds is solved without it."""
-    entry = EntryPoint(name="scorer.silent", value="theirs:SilentScorer", group=registry.GROUP)
-    monkeypatch.setattr(EntryPoint, "load", lambda self: SilentScorer)
+class WrongScorer(SilentScorer):
+    """One that says something else than it does."""
+
+    def multiply_adds(self, work: Work) -> int:
+        return 12345
+
+
+@contextmanager
+def theirs(scorer: type[NormScorer], monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Path]:
+    """A recipe of one stage with `scorer`, which a plug-in has brought."""
+    name = scorer.__name__.removesuffix("Scorer").lower()
+    entry = EntryPoint(name=f"scorer.{name}", value=f"theirs:{scorer.__name__}", group=registry.GROUP)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: scorer)
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
     registry.parts.cache_clear()
-    path = tmp_path / "mine.yaml"
-    path.write_text("version: 1\nbudget: {keep: 0.5}\nstages:\n  - {place: after_vision, scorer: silent}\n")
+    path = folder / "mine.yaml"
+    path.write_text(f"version: 1\nbudget: {{keep: 0.5}}\nstages:\n  - {{place: after_vision, scorer: {name}}}\n")
     try:
-        ran, solved = cli("flops", path), cli("flops", path, "--flops", "0.7")
+        yield path
     finally:
         registry.parts.cache_clear()
+
+
+def test_verify_finds_a_part_that_says_something_wrong(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its stage and the sum differ, and nothing else; what is not stated at all is no difference."""
+    with theirs(WrongScorer, monkeypatch, tmp_path) as path:
+        ran = cli("flops", path, "--model", "embedded", "--verify")
+    assert ran.status == 1 and "the counters differ from the ledger" in ran.err
+    wrong = [line.split("  ")[0] for line in ran.out.splitlines() if line.rstrip().endswith("they differ")]
+    assert len(wrong) == 2 and wrong[0].startswith("stage") and wrong[1] == "prefill"
+    with theirs(SilentScorer, monkeypatch, tmp_path) as path:
+        ran = cli("flops", path, "--model", "embedded", "--verify")
+    assert ran.status == 0 and "the ledger does not know what scorer 'silent' costs" in " ".join(ran.out.split())
+
+
+def test_what_is_not_stated_is_said(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In the table, and in one line on stderr where a budget of multiply-adds is solved without it."""
+    with theirs(SilentScorer, monkeypatch, tmp_path) as path:
+        ran, solved = cli("flops", path), cli("flops", path, "--flops", "0.7")
     assert ran.status == solved.status == 0 and ran.err == ""
     for out in (ran.out, solved.out):
         words = " ".join(out.split())
@@ -152,3 +185,38 @@ def test_what_is_not_stated_is_said(cli: Callable[..., Any], monkeypatch: pytest
         assert "not stated" in words.partition("Not stated")[0]  # in the stage's own row, too
     told = solved.err.splitlines()
     assert len(told) == 1 and told[0].startswith("note: mine: what scorer 'silent' costs is not stated")
+
+
+@pytest.mark.parametrize("recipe", ["none", "sparsevlm"])
+def test_verify_shows_counters_beside_the_ledger(recipe: str, cli: Callable[..., Any]) -> None:
+    ran = cli("flops", recipe, "--model", "embedded", "--verify", "--text", 30, "--question", 20, "--json")
+    assert (ran.status, ran.err) == (0, "")
+    told = json.loads(ran.out)["verify"]
+    assert told["agrees"] and told["model"] == "embedded"
+    pieces = {piece["name"]: piece for piece in told["pieces"]}
+    depth = 8
+    assert [f"layer {i}" in pieces for i in range(depth + 1)] == [True] * depth + [False]
+    assert sum("stage" in name for name in pieces) == (0 if recipe == "none" else 3)
+    for name, piece in pieces.items():
+        assert piece["torch"] == piece["ledger"] and piece["agrees"]
+        hides = "stage" not in name and name != "lm_head"
+        assert (piece["torch_sdpa"] < piece["torch"]) == hides  # what PyTorch does not see of SDPA on a CPU
+        if name.startswith("layer"):
+            assert piece["fvcore"] == pytest.approx(piece["ledger"], rel=0.01)
+    assert sum(piece["ledger"] for name, piece in pieces.items() if name != "prefill") == pieces["prefill"]["ledger"]
+
+
+def test_verify_runs_a_narrow_model_of_the_shape(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    small = sketch_config("qwen2.5-vl-7b", layers=4)
+    monkeypatch.setattr("tokenprune.study.verify.sketch_config", lambda name, width=None: _scaled(small, width))
+    out = cli("flops", "fastv", "--model", "qwen2.5-vl-7b", "--grid", "4x6", "--verify").out
+    assert "Counted on qwen2.5-vl-7b with random weights, 256 wide instead of 3584" in out
+    assert "layers 1 to 3, each" in out and "PyTorch counts 0 for fused attention (SDPA) on a CPU" in out
+    assert "differ" not in out
+
+
+def _scaled(config: Any, width: int | None) -> Any:
+    config = copy.deepcopy(config)
+    if width is not None:
+        _widen(adapters()[config.model_type], config, width)
+    return config

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, sizes, vision_mask
-from fvcore.nn import FlopCountAnalysis
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import tokenprune as tp
 from tokenprune.cost.account import Ledger
 from tokenprune.families.shape import model_shape
 from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.work import Work
+from tokenprune.study.counters import Traceable, fvcore_counts, torch_counts
 
 RECIPES = [None, "sparsevlm-v1.5", "fastv", "feather", "sparsevlm-plus", "pyramiddrop-code"]
-
-
-def _sdpa(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
-def _cdist(x: Any, y: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    return 2 * x[0] * x[1] * y[1] * x[2]
-
-
-def _eigenvalues(x: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Reduction to tridiagonal form, 4/3 n³ operations; what comes after it, and is left out, goes with n²."""
-    return int(2 * (2 * x[-1] ** 3 // 3))
-
-
-# PyTorch counts 0 for the fused attention of CPUs (pytorch/pytorch#195460), and no distances and eigenvalues.
-MISSING = {
-    torch.ops.aten._linalg_eigh: _eigenvalues,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    torch.ops.aten._cdist_forward: _cdist,
-}
 
 
 def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -60,18 +40,6 @@ def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
     return model, batch, told
 
 
-def executed(model: Any, batch: Any) -> dict[str, int]:
-    """Multiply-adds by module: PyTorch counts two operations each."""
-    with FlopCounterMode(depth=None, display=False, custom_mapping=MISSING) as counter, torch.no_grad():
-        model(**batch, logits_to_keep=1)
-    counts = {"all": int(counter.get_total_flops()) // 2}
-    for name, operations in counter.get_flop_counts().items():
-        total = sum(operations.values())
-        assert total % 2 == 0
-        counts[name.partition(".")[2]] = total // 2
-    return counts
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
@@ -80,10 +48,10 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
     budget = {} if recipe is None else {"keep": 0.4}
     ledger: Ledger = tp.ledger(model, recipe or "none", **told, **budget)
     if recipe is None:
-        counts = executed(model, batch)
+        counts = torch_counts(model, batch)
     else:
         with tp.attach(model, recipe, keep=0.4) as attached:
-            counts = executed(model, batch)
+            counts = torch_counts(model, batch)
         assert attached.report.vision_tokens[0].tolist() == [row.vision for row in ledger.reduced.rows]
     for row in ledger.reduced.rows:
         method = sum(stage.total for stage in ledger.reduced.stages if stage.layer == row.layer)
@@ -99,10 +67,10 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
 def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:
     """The whole prefill stays within the share, and the ledger knows it to the last multiply-add."""
     model, batch, told = prompt(family)
-    untouched = executed(model, batch)["all"]
+    untouched = torch_counts(model, batch)[""]
     ledger: Ledger = tp.ledger(model, "pyramiddrop-code", **told, flops=share)
     with tp.attach(model, "pyramiddrop-code", flops=share):
-        reduced = executed(model, batch)["all"]
+        reduced = torch_counts(model, batch)[""]
     assert (untouched, reduced) == (ledger.untouched.prefill, ledger.reduced.prefill)
     assert (share - 0.1) * untouched < reduced <= share * untouched
 
@@ -115,7 +83,7 @@ def test_an_adaptive_recipe_costs_what_torch_counts(energy: float | None) -> Non
     parts = {"place": {"before_layer": 3}, "raters": "all_text", "scorer": "norm", "scheduler": scheduler}
     recipe: dict[str, Any] = {"version": 1, "stages": [parts]}
     with tp.attach(model, recipe) as attached:
-        counts = executed(model, batch)
+        counts = torch_counts(model, batch)
     kept = attached.report.stages[0].kept.shape[1]
     stage = model_shape(model).decoder
     expected = RankRatioScheduler(scale=0.5, energy=energy).multiply_adds(
@@ -150,66 +118,60 @@ def vision_counts(family: str, counts: dict[str, int]) -> tuple[int, int]:
     return counts["model.visual"] - merger - deep, merger + deep
 
 
-class Tensors(nn.Module):
-    """A module that takes tensors in order, which is what fvcore traces; other arguments are fixed."""
-
-    def __init__(self, module: Any, names: list[str], **fixed: Any) -> None:
-        super().__init__()
-        self.module = module
-        self.names = names
-        self.fixed = fixed
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        out = self.module(**dict(zip(self.names, tensors, strict=True)), **self.fixed)
-        return out.logits if hasattr(out, "logits") else out
-
-
-def _sdpa_handle(inputs: list[Any], outputs: list[Any]) -> int:
-    q, k, v = (value.type().sizes() for value in inputs[:3])
-    return int(q[0] * q[1] * q[2] * k[2] * (q[3] + v[3]))
-
-
-def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
-    return 0
-
-
-def traced(module: Any, tensors: dict[str, torch.Tensor], **fixed: Any) -> FlopCountAnalysis:
-    """fvcore's multiply-adds. It knows no fused attention and counts layer norms, until it is told otherwise."""
-    analysis = FlopCountAnalysis(Tensors(module, list(tensors), **fixed), tuple(tensors.values()))
-    analysis.set_op_handle("aten::scaled_dot_product_attention", _sdpa_handle)
-    analysis.set_op_handle("aten::layer_norm", _nothing)
-    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-
-
 def close(counted: float, expected: float) -> bool:
     return abs(counted - expected) <= 0.01 * expected
 
 
+@contextmanager
+def vision_outside(family: str, model: Any, batch: Any) -> Iterator[None]:
+    """Makes the vision features of LLaVA-NeXT outside the trace: transformers unpads its tiles by sizes that PyTorch's
+    tracer turns into tensors, with or without a recipe."""
+    if family != "llava_next":
+        yield
+        return
+    with torch.no_grad():
+        features = model.model.get_image_features(batch["pixel_values"], batch["image_sizes"])
+    model.model.get_image_features = lambda *args, **kwargs: features
+    try:
+        yield
+    finally:
+        del model.model.get_image_features
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("recipe", [None, "sparsevlm-v1.5", "fastv"])
-def test_fvcore_counts_the_same_in_each_layer(family: str, recipe: str | None) -> None:
-    """On what each layer really gets. PyTorch's tracer stumbles over the stages themselves (scatter of a bool)."""
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_fvcore_counts_the_same_in_each_layer_of_an_attached_model(family: str, recipe: str | None) -> None:
+    """In a trace of the whole model, stages included: fvcore counts them in the language model, beside its layers."""
     model, batch, told = prompt(family)
-    ledger: Ledger = tp.ledger(model, recipe or "none", **told, **({} if recipe is None else {"keep": 0.4}))
-    given: dict[int, dict[str, Any]] = {}
-    with tp.attach(model, recipe or "none", **({} if recipe is None else {"keep": 0.4})):
-        for index, layer in enumerate(model.model.language_model.layers):
+    budget = {} if recipe is None else {"keep": 0.4}
+    cost = tp.ledger(model, recipe or "none", **told, **budget).reduced
+    with vision_outside(family, model, batch), tp.attach(model, recipe or "none", **budget):
+        counts = fvcore_counts(model, batch, use_cache=False, logits_to_keep=1)
+    layers = [counts[f"model.language_model.layers.{row.layer}"] for row in cost.rows]
+    assert all(close(counted, row.total) for counted, row in zip(layers, cost.rows, strict=True))
+    own = counts["model.language_model"] - sum(layers)
+    assert 0.9 * cost.method <= own <= cost.method  # it counts a product that is broadcast once, and no eigenvalues
 
-            def note(module: Any, args: Any, kwargs: Any, index: int = index) -> None:
-                given[index] = {"hidden_states": args[0], **kwargs} if args else kwargs
 
-            layer.register_forward_pre_hook(note, with_kwargs=True)
-        with torch.no_grad():
-            model(**batch, use_cache=False)
-    assert [given[row.layer]["hidden_states"].shape[1] for row in ledger.reduced.rows] == [
-        row.tokens for row in ledger.reduced.rows
-    ]
-    for row in ledger.reduced.rows:
-        fixed = dict(given[row.layer])
-        hidden = fixed.pop("hidden_states")
-        layer = model.model.language_model.layers[row.layer]
-        layer._forward_pre_hooks.clear()
-        assert close(traced(layer, {"hidden_states": hidden}, **fixed).total(), row.total)
+RANK: dict[str, Any] = {"type": "rank_ratio", "scale": 0.5, "energy": 0.9}
+EVEN: dict[str, Any] = {"sampler": "uniform", "scorer": "attention", "positions": "renumber"}
+ADAPTIVE: dict[str, Any] = {"raters": "all_text", "scorer": "norm", "scheduler": RANK, "recycler": "cluster"}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("parts", [{"scorer": "attention"}, EVEN, ADAPTIVE])
+def test_a_trace_of_an_attached_model_gives_its_logits(family: str, parts: dict[str, Any]) -> None:
+    """In a batch of ragged rows, with counts that the recipe decides itself: they are part of the trace."""
+    stage = {"place": {"before_layer": 1}, "raters": "all_text", "scheduler": {"type": "fixed", "keep": 0.4}, **parts}
+    model = build(family, layers=3)
+    batch = inputs(family, model)
+    with tp.attach(model, {"version": 1, "stages": [stage]}), torch.no_grad(), torch.jit.optimized_execution(False):
+        expected = model(**batch, use_cache=False).logits
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = Traceable(model, list(batch), {"use_cache": False})
+            traced = torch.jit.trace(whole, tuple(batch.values()), check_trace=False)
+        assert torch.allclose(traced(*batch.values()), expected, atol=1e-5)
 
 
 # transformers unpads the tiles of LLaVA-NeXT by sizes that PyTorch's tracer turns into tensors.
@@ -218,15 +180,15 @@ def test_fvcore_counts_the_same_in_a_whole_model(family: str) -> None:
     """It counts what the result depends on: not the last layer of LLaVA's tower, which runs for nothing."""
     model, batch, told = prompt(family)
     cost = tp.ledger(model, "none", **told).untouched
-    counts = traced(model, dict(batch), use_cache=False, logits_to_keep=1).by_module()
+    counts = fvcore_counts(model, batch, use_cache=False, logits_to_keep=1)
     for row in cost.rows:
-        assert close(counts[f"module.model.language_model.layers.{row.layer}"], row.total)
-    assert close(counts["module.lm_head"], cost.lm_head)
+        assert close(counts[f"model.language_model.layers.{row.layer}"], row.total)
+    assert close(counts["lm_head"], cost.lm_head)
     if family == "llava":
         vision = model_shape(model).vision
         useful = replace(vision, layers=vision.layers - vision.unused).tower(told["tokens"], told["grids"])
         assert vision.unused == 1
-        assert close(counts["module.model.vision_tower"], useful)
+        assert close(counts["model.vision_tower"], useful)
         assert useful < 0.8 * cost.vision_tower
     else:
-        assert close(counts["module.model.visual"], cost.vision_tower + cost.projector)
+        assert close(counts["model.visual"], cost.vision_tower + cost.projector)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +20,8 @@ from tokenprune.cli.options import (
     Variant,
     budgets_of,
 )
-from tokenprune.cli.terminal import check_plot, console, print_json, progress, table
+from tokenprune.cli.terminal import check_plot, complain, console, print_json, progress, table
+from tokenprune.cli.verify_table import show_verification
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from tokenprune.cost.account import Cost, Ledger
     from tokenprune.cost.shape import ModelShape
     from tokenprune.recipe import Recipe
+    from tokenprune.study.verify import Verification
 
 NAME = "flops"
 EXAMPLES = (
@@ -35,6 +39,7 @@ EXAMPLES = (
     "  tokenprune flops fastv --keep 0.25 --model qwen2.5-vl-7b --grid 48x64",
     "  tokenprune flops pyramiddrop --flops 0.5 --text 118",
     "  tokenprune flops feather --model llava-next-7b --new-tokens 128 --save-plot layers.png",
+    "  tokenprune flops fastv --keep 0.25 --verify",
 )
 
 
@@ -70,6 +75,9 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG with a bar for each layer.", metavar="FILE.png")
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Run a small model of this shape, and let fvcore and PyTorch count.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Count what a recipe saves and what it costs itself, in multiply-adds, without any weights.
@@ -91,6 +99,10 @@ def command(
     from tokenprune.families.ledger import ledger
 
     told = ledger(shape, resolved, grids=grids, text=text, question=question, new_tokens=new_tokens, kv_bytes=kv_bytes)
+    verified = None
+    if verify:
+        with progress(f"counting on a small {model}"):
+            verified = _verify(model, resolved, grids, text, question)
     if save_plot is not None:
         from tokenprune.plot.layers import plot_layers
         from tokenprune.plot.style import save
@@ -99,17 +111,32 @@ def command(
     if json_:
         plot = None if save_plot is None else str(save_plot)
         more = {"fingerprint": resolved.fingerprint, "grids": list(map(list, grids)), "plot": plot}
-        print_json({**told.to_dict(), **more})
+        print_json({**told.to_dict(), **more, **({} if verified is None else {"verify": verified.to_dict()})})
     else:
         _show(told, resolved)
+        if verified is not None:
+            show_verification(verified)
+    if verified is not None and not verified.agrees:
+        complain("the counters differ from the ledger; is a part's multiply_adds wrong?")
+        raise typer.Exit(1)
+
+
+def _verify(model: str, recipe: Recipe, grids: Sequence[Grid] | None, text: int, question: int | None) -> Verification:
+    """Counters on a small model of the shape of `model`."""
+    from tokenprune.study.verify import verify
+
+    path = model
+    if model == "embedded":
+        from tokenprune.scenes import embedded_path
+
+        path = str(embedded_path())
+    return replace(verify(path, recipe, grids=grids, text=text, question=question), model=model)
 
 
 def _shape(model: str) -> ModelShape:
     from tokenprune.families.ledger import shape_of
 
     if model == "embedded":
-        from dataclasses import replace
-
         from tokenprune.scenes import embedded_path
 
         return replace(shape_of(str(embedded_path())), name=model)

@@ -213,8 +213,9 @@ def attention_from_qk(
     scaling: float | None = None,
     softcap: float | None = None,
     layer: Layer = "previous",
+    causal: bool = True,
 ) -> RaterAttention:
-    """`RaterAttention` from the queries and keys of one causal layer: for a model of your own, in plain PyTorch.
+    """`RaterAttention` from the queries and keys of one layer: for a model of your own, in plain PyTorch.
 
         attention = attention_from_qk(q, k, vision=torch.arange(1, 577), text=torch.arange(577, 617))
         tokens = Tokens.from_hidden(hidden[:, 1:577], text=embedded[:, 577:617], attention=attention)
@@ -229,19 +230,25 @@ def attention_from_qk(
         scaling: factor of the dot products; d ** -0.5 when not given.
         softcap: as in `Projection`.
         layer: which layer q and k are from, seen from the place where tokens are dropped.
+        causal: whether a token sees those before it and itself alone; else it sees all, as in an encoder, and text may
+            stand anywhere.
 
     Raises:
-        InputError: shapes that do not fit; and later, when a part asks for what was not given.
+        InputError: shapes that do not fit, or a text token that may rate and sees no vision token; and later, when a
+            part asks for what was not given.
     """
     if q.dim() != 4 or k.dim() != 4 or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise InputError(f"q must be [B, H, L, d] and k [B, Hkv, L, d], got {tuple(q.shape)} and {tuple(k.shape)}")
     batch, _, length, width = q.shape
     vision, text = (x.expand(batch, -1) if x.dim() == 1 else x for x in (vision, text))
     rows = text.clamp(min=0)
-    visible = torch.arange(length, device=q.device) <= rows.unsqueeze(-1)
-    visible = visible & (text >= 0).unsqueeze(-1)
+    visible = (text >= 0).unsqueeze(-1).expand(-1, -1, length)
+    if causal:
+        visible = visible & (torch.arange(length, device=q.device) <= rows.unsqueeze(-1))
     if valid is not None:
         visible = visible & valid.unsqueeze(1)
+    columns = vision.clamp(min=0)
+    _check_sight(visible.gather(2, columns.unsqueeze(1).expand(-1, text.shape[1], -1)), vision, text)
 
     def project(asked: Layer, rope: bool, wanted: Tensor | None) -> Projection:
         if asked != layer:
@@ -261,7 +268,32 @@ def attention_from_qk(
             softcap=softcap,
         )
 
-    return RaterAttention(project=project, columns=vision.clamp(min=0), columns_valid=vision >= 0)
+    return RaterAttention(project=project, columns=columns, columns_valid=vision >= 0)
+
+
+def _check_sight(seen: Tensor, vision: Tensor, text: Tensor) -> None:
+    """Raise `InputError` where a text token may rate and sees no vision token of its sample: it would rate them all 0.
+
+    On an accelerator and in a compiled graph that is asserted on the device, which is not waited for.
+
+    Args:
+        seen: ``[B, T, N]`` bool, which vision tokens each text token sees.
+        vision: ``[B, N]`` their places, -1 on padding.
+        text: ``[B, T]`` places of the text tokens, -1 on padding.
+    """
+    there = vision >= 0
+    blind = (text >= 0) & there.any(1, keepdim=True) & ~(seen & there.unsqueeze(1)).any(-1)
+    if torch.compiler.is_compiling() or blind.device.type != "cpu":
+        torch._assert_async(~blind.any(), "attention_from_qk: a text token that may rate sees no vision token")
+        return
+    if not blind.any():
+        return
+    row, column = blind.nonzero()[0].tolist()
+    raise InputError(
+        f"attention_from_qk: the text token at {int(text[row, column])} of sample {row} sees no vision token (the first "
+        f"stands at {int(vision[row][there[row]][0])}), so it cannot rate them; name text tokens behind the image, or, "
+        "where the layer's tokens see each other both ways, pass causal=False"
+    )
 
 
 def _logits(source: Projection, k: Tensor, rows: slice) -> Tensor:

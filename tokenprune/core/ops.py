@@ -30,10 +30,11 @@ def put_(x: Tensor, index: Tensor, value: Tensor | bool, valid: Tensor | None = 
             written to and returned where it is given.
     """
     n = x.shape[1]
+    written = value if isinstance(value, Tensor) else int(value)  # torch.jit.trace knows no operator of a Python bool
     if valid is None:
-        return x.scatter_(1, index, value)
+        return x.scatter_(1, index, written)
     # padding is written to a last column of its own
-    return torch.nn.functional.pad(x, (0, 1)).scatter_(1, index.masked_fill(~valid, n), value)[:, :n]
+    return torch.nn.functional.pad(x, (0, 1)).scatter_(1, index.masked_fill(~valid, n), written)[:, :n]
 
 
 def mask_of(index: Tensor, width: int, *, padded: bool = True) -> Tensor:

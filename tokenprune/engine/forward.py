@@ -98,7 +98,8 @@ class Forward:
         stays = ops.put_(stays, before.slot, False, before.valid_if_padded)
         counted = ops.put_(stays, after.slot, True, after.valid_if_padded).cumsum(1)
         for row in range(batch):
-            lengths[row] += after.sizes[row] - before.sizes[row]
+            # In a trace (torch.jit.trace) lengths are tensors, one for all rows: `+=` would change it in place.
+            lengths[row] = lengths[row] + after.sizes[row] - before.sizes[row]
         m = self.length - (self.length - max(lengths)) // self.bucket * self.bucket
         number, valid = torch.arange(1, m + 1, device=hidden.device)[None], None
         moved = counted - 1

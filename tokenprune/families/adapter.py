@@ -21,7 +21,7 @@ from tokenprune.core.tokens import Grid
 from tokenprune.cost.shape import DecoderShape, ModelShape, VisionShape
 from tokenprune.errors import UnsupportedModelError
 
-_NO_PICTURES, _PICTURES = "bench makes no pictures for", "picture, smaller_picture and pixels"
+_NO_PICTURES, _PICTURES = "nobody makes pictures of noise for", "picture, smaller_picture and pixels"
 _NO_SCALE, _SCALE = "sketch: nothing scales the vision tower of", "deepen_tower and widen_tower"
 
 
