@@ -188,9 +188,7 @@ class Stage(nn.Module):
             )
         if count is not None and tokens.counts(count) == tokens.sizes:
             return self._untouched(tokens)
-        if weights is None and self.raters is not None:
-            weights = self.raters(self._seen(tokens, self.raters))
-            contract.raters(self.raters, weights, tokens)
+        weights = self.rater_weights(tokens, weights)
         scores = self.scorer(self._seen(tokens, self.scorer), self._rated(self.scorer, weights))
         contract.scores(self.scorer, scores, tokens)
         if count is None:
@@ -206,6 +204,14 @@ class Stage(nn.Module):
             contract.bias(self.rectifier, bias, result.tokens)
             result = replace(result, tokens=replace(result.tokens, bias=bias))
         return result
+
+    def rater_weights(self, tokens: Tokens, known: Tensor | None = None) -> Tensor | None:
+        """What the raters say, ``[B, T]``, unless that is `known`; None without raters."""
+        if known is not None or self.raters is None:
+            return known
+        weights: Tensor = self.raters(self._seen(tokens, self.raters))
+        self._contract.raters(self.raters, weights, tokens)
+        return weights
 
     def _pick(self, tokens: Tokens, scores: Tensor, counts: tuple[int, ...]) -> Tensor:
         """Indices ``[B, K]`` of the survivors: of the whole sample, or group by group."""

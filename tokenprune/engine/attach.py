@@ -23,6 +23,7 @@ from tokenprune.engine.cache import cache_in
 from tokenprune.engine.chunks import wait
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
+from tokenprune.engine.weights import check_weights
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy, Pictures, anatomy, pictures_in
 from tokenprune.families.shape import model_shape
@@ -42,6 +43,7 @@ class Attached:
             prices = partial(_prices, model_shape(parts.model))
         stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
         pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
+        check_weights(pipeline, parts)
         pipeline.to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
         self.engine = Engine(parts, pipeline, self.report)

@@ -36,7 +36,7 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         result = prefill.run(number, stage, before)
         tokens = result.tokens
         renumbers = stage.positions == "renumber"
-        if tokens.sizes != before.sizes or result.written is not None:
+        if tokens.sizes != before.sizes or result.written is not None or tokens.bias is not before.bias:
             hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
             prefill.text = moved.gather(1, prefill.text)
         if renumbers:

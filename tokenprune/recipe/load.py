@@ -55,8 +55,8 @@ def load_recipe(
         BudgetError: more than one budget, or one out of range.
     """
     budget = _budget(keep=keep, average=average, final=final, flops=flops)
-    layer, name = _read(source)
-    return _finish(layer, name, variant, sets, budget)
+    layer, name, folder = _read(source)
+    return _finish(layer, name, variant, sets, budget).in_folder(folder)
 
 
 def parse_recipe(text: str, *, path: str = "<text>") -> Recipe:
@@ -68,17 +68,18 @@ def parse_recipe(text: str, *, path: str = "<text>") -> Recipe:
     return _finish(load_text(text, text_source(path, text)), "recipe", None, (), None)
 
 
-def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Draft, str]:
-    """The layers of a source folded into one, and what the recipe is called if it does not say so."""
+def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Draft, str, Path | None]:
+    """The layers of a source folded into one, what the recipe is called if it does not say so, and its folder."""
+    folder = source.folder if isinstance(source, Recipe) else None
     if isinstance(source, Recipe):
         source = source.to_dict()
     if isinstance(source, Mapping):
         root, problems = from_data(source, Source("<dict>"))
-        return over_base(root, problems), "recipe"
+        return over_base(root, problems), "recipe", folder
     if not isinstance(source, str | Path):
         raise TypeError(f"a recipe is a name, a path, a mapping or a Recipe, got {type(source).__name__}")
     path = find(source)
-    return load_file(path, str(path)), _name_from(path)
+    return load_file(path, str(path)), _name_from(path), path.resolve().parent
 
 
 def _finish(layer: Draft, name: str, variant: str | None, sets: Sequence[str], budget: Budget | None) -> Recipe:

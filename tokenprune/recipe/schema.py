@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 from pydantic import (
@@ -13,6 +14,7 @@ from pydantic import (
     Field,
     JsonValue,
     PlainValidator,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
@@ -22,12 +24,14 @@ from pydantic import (
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.core.needs import cannot_give
 from tokenprune.core.place import Place, PlaceError, place_schema
+from tokenprune.parts.learned import Learned
 from tokenprune.parts.limits import Keep, Share
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
 from tokenprune.recipe.text.node import got
 from tokenprune.recipe.text.type_text import type_text
 from tokenprune.recipe.text.yaml_rules import write_yaml
+from tokenprune.recipe.weights import find_weights
 from tokenprune.registry import ROLES
 from tokenprune.stage import Positions, Stage
 
@@ -158,9 +162,12 @@ class StageSpec(Spec):
         """Role to part, of those that the stage has."""
         return {role: part for role in ROLES if (part := getattr(self, role)) is not None}
 
-    def build(self) -> Stage:
-        """The stage itself, with new parts."""
+    def build(self, folder: Path | None = None) -> Stage:
+        """The stage itself, with new parts; weights that it names lie in `folder`, or come with the package."""
         parts: dict[str, Any] = {role: part.build() for role, part in self.parts.items()}
+        for part in parts.values():
+            if isinstance(part, Learned) and part.weights is not None:
+                part.read(find_weights(part.weights, folder, part.title))
         return Stage(name=self.name, place=self.place, positions=self.positions, **parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -193,6 +200,8 @@ class Recipe(Spec):
     they say is equal, and share a `fingerprint` when they do the same.
     """
 
+    _folder: Path | None = PrivateAttr(default=None)
+
     version: Version
     name: RecipeName = "recipe"
     summary: str = Field(default="", description="One line: what it does and when to use it")
@@ -221,8 +230,22 @@ class Recipe(Spec):
         return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
 
     def build_stages(self) -> list[Stage]:
-        """The stages themselves, with new parts."""
-        return [stage.build() for stage in self.stages]
+        """The stages themselves, with new parts, and the weights that they name.
+
+        Raises:
+            RecipeError: weights that are not there, or are not those that the recipe means.
+        """
+        return [stage.build(self._folder) for stage in self.stages]
+
+    def in_folder(self, folder: Path | None) -> Recipe:
+        """The same recipe, with its weights looked for in `folder`."""
+        self._folder = folder
+        return self
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the weights lie that it names; None for a recipe that is in no file."""
+        return self._folder
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with defaults filled in and without what is empty; `load_recipe` makes an equal recipe of it."""

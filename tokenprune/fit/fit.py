@@ -1,0 +1,281 @@
+"""`fit`: learned parts of a recipe get weights for one model, which stays frozen."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from tokenprune.core.files import whole_file
+from tokenprune.engine.weights import host_of
+from tokenprune.errors import InputError, RecipeError
+from tokenprune.families.anatomy import anatomy
+from tokenprune.families.chat import Chat
+from tokenprune.fit.objectives import Objective, Prompts, objective
+from tokenprune.fit.plan import Plan
+from tokenprune.parts.learned import Learned
+from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.recipe.weights import digest
+from tokenprune.stage import Stage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Progress = Callable[[int, int, float], None]
+"""Told after every step: steps done, all steps, the loss."""
+
+
+class Asked(Protocol):
+    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one."""
+
+    @property
+    def picture(self) -> Callable[[], Image]: ...
+    @property
+    def question(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a fit has made."""
+
+    recipe: Path
+    """A recipe that names the weights."""
+    weights: tuple[Path, ...]
+    """Their files, beside it."""
+    losses: tuple[float, ...]
+    """Of every step."""
+    looks: tuple[tuple[int, float], ...]
+    """Step and loss on the held-out questions."""
+    best: int
+    """The step whose weights were taken."""
+
+
+def fit(
+    model: Any,
+    processor: Any,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    data: Sequence[Asked],
+    folder: str | Path,
+    *,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train the learned parts of `recipe` on a frozen model; stopped at any time, the same call goes on.
+
+        fitted = tp.fit(model, processor, "text-conditioned", cases, "runs/mine")
+        with tp.attach(model, fitted.recipe, keep=0.2):
+            ...
+
+    Args:
+        model: a supported model; it stays as it is, bit for bit.
+        processor: that speaks to it.
+        recipe: with at least one learned part.
+        data: pictures and questions, without answers.
+        folder: for the weights, the recipe that names them, the log and the checkpoint.
+        plan: what to do; the usual when left out.
+        progress: told after every step.
+
+    Raises:
+        RecipeError: the recipe has no learned part.
+        InputError: too little data, or a folder that holds another fit.
+    """
+    plan = plan or Plan()
+    loaded = load_recipe(recipe)
+    chat = Chat("", model, processor)
+    run = _Run(chat, loaded, data, Path(folder), plan)
+    with _frozen(model):
+        run.train(progress)
+    return run.write()
+
+
+class _Run:
+    """A fit on its way."""
+
+    def __init__(self, chat: Chat, recipe: Recipe, data: Sequence[Asked], folder: Path, plan: Plan) -> None:
+        self.recipe, self.folder, self.plan = recipe, folder, plan
+        host = host_of(anatomy(chat.model))
+        self.stages = [_blank(stage.model_copy(), host, plan.seed) for stage in recipe.stages]
+        self.parts: dict[str, Learned] = {
+            f"{stage.name}-{part.role}": part
+            for stage in self.stages
+            for part in stage.parts
+            if isinstance(part, Learned)
+        }
+        if not self.parts:
+            raise RecipeError(f"{recipe.name}: no part of it learns; `tokenprune ls parts` says which do")
+        self.learner = nn.ModuleDict(self.parts).to(chat.model.device)
+        self.objective: Objective = objective(chat, self.stages, plan)
+        self.train_on, self.held_out = _split(data, plan)
+        self.optimiser = torch.optim.AdamW(self.learner.parameters(), lr=plan.rate, weight_decay=0.01)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, plan.rate, total_steps=plan.steps)
+        self.step = 0
+        self.losses: list[float] = []
+        self.looks: list[tuple[int, float]] = []
+        self.best: dict[str, Any] = {}
+        self._resume({"plan": plan.to_dict(), "recipe": recipe.fingerprint, "data": _digest(data), "host": str(host)})
+
+    def train(self, progress: Progress | None) -> None:
+        """Every step that is not done yet, a look at the held-out questions now and then, and a checkpoint with it."""
+        if not self.looks:
+            self._look()
+        while self.step < self.plan.steps and not self._settled():
+            self.losses.append(self._train_step())
+            self.step += 1
+            if progress is not None:
+                progress(self.step, self.plan.steps, self.losses[-1])
+            if self.step % self.plan.look_every == 0 or self.step == self.plan.steps:
+                self._look()
+        if progress is not None:
+            progress(self.plan.steps, self.plan.steps, self.losses[-1] if self.losses else 0.0)
+
+    def _train_step(self) -> float:
+        self.learner.train()
+        draw = random.Random(f"{self.plan.seed} {self.step}")  # by step, so that a resumed run goes on as it would have
+        chosen = draw.sample(self.train_on, min(self.plan.batch, len(self.train_on)))
+        loss = self.objective.loss(_prompts(chosen), torch.Generator().manual_seed(draw.randrange(2**31)))
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def _look(self) -> None:
+        """The loss on the held-out questions, with the same chance every time; the best weights so far are kept."""
+        self.learner.eval()
+        losses = []
+        with torch.no_grad():
+            for start in range(0, len(self.held_out), self.plan.batch):
+                batch = self.held_out[start : start + self.plan.batch]
+                loss = self.objective.loss(_prompts(batch), torch.Generator().manual_seed(start))
+                losses += [float(loss)] * len(batch)
+        mean = sum(losses) / len(losses)
+        if mean < min((each for _, each in self.looks), default=float("inf")):
+            self.best = {name: value.detach().clone() for name, value in self.learner.state_dict().items()}
+        self.looks.append((self.step, mean))
+        self._checkpoint()
+
+    def _settled(self) -> bool:
+        """Whether the last looks brought nothing new."""
+        losses = [loss for _, loss in self.looks]
+        return len(losses) > self.plan.patience and min(losses[-self.plan.patience :]) > min(losses)
+
+    def _checkpoint(self) -> None:
+        state = {
+            "step": self.step,
+            "losses": self.losses,
+            "looks": self.looks,
+            "learner": self.learner.state_dict(),
+            "best": self.best,
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        with whole_file(self.folder / "checkpoint.pt") as file:
+            torch.save(state, file)
+
+    def _resume(self, about: dict[str, Any]) -> None:
+        """Go on where an earlier call has stopped; refuse a folder of another fit."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        head, saved = self.folder / "fit.json", self.folder / "checkpoint.pt"
+        if head.exists() and (known := json.loads(head.read_text())) != about:
+            differ = ", ".join(key for key in about if known.get(key) != about[key])
+            raise InputError(f"{self.folder} holds another fit ({differ} differs): choose another folder, or empty it")
+        if not head.exists():
+            with whole_file(head) as file:
+                file.write((json.dumps(about, indent=1) + "\n").encode())
+        if not saved.exists():
+            return
+        state = torch.load(saved, map_location="cpu", weights_only=True)
+        self.step, self.losses, self.looks = state["step"], state["losses"], [tuple(look) for look in state["looks"]]
+        self.learner.load_state_dict(state["learner"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best = state["best"]
+
+    def write(self) -> Fitted:
+        """Weights, the recipe that names them, and the log."""
+        self.learner.load_state_dict(self.best)
+        told = self.recipe.to_dict()
+        name = self.recipe.name
+        paths = []
+        for stage in told["stages"]:
+            for role, settings in stage.items():
+                part = self.parts.get(f"{stage['name']}-{role}")
+                if part is None:
+                    continue
+                own = name if len(self.parts) == 1 else f"{name}-{stage['name']}-{role}"
+                data = part.to_bytes(recipe=name, made_by="tokenprune fit")
+                path = self.folder / f"{own}.safetensors"
+                with whole_file(path) as file:
+                    file.write(data)
+                settings["weights"] = f"{path.name}#{digest(data)}"
+                paths.append(path)
+        written = self.folder / f"{name}.yaml"
+        with whole_file(written) as file:
+            file.write(load_recipe(told).dump().encode())
+        with whole_file(self.folder / "log.json") as file:
+            log = {"plan": self.plan.to_dict(), "losses": self.losses, "looks": self.looks, "best": self._best_step()}
+            file.write((json.dumps(log) + "\n").encode())
+        return Fitted(written, tuple(paths), tuple(self.losses), tuple(self.looks), self._best_step())
+
+    def _best_step(self) -> int:
+        return min(self.looks, key=lambda look: look[1])[0]
+
+
+def _blank(spec: Any, host: Any, seed: int) -> Stage:
+    """The stage of a recipe with fresh parameters in its learned parts, whatever weights the recipe names."""
+    learned = {
+        role: part.model_copy(update={"weights": None})
+        for role, part in spec.parts.items()
+        if issubclass(part.part, Learned)
+    }
+    stage: Stage = spec.model_copy(update=learned).build()
+    for part in stage.parts:
+        if isinstance(part, Learned):
+            part.start(host, seed=seed)
+    return stage
+
+
+def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]:
+    """What is trained on, and what is held out: different pictures where the data says which is which."""
+    groups: dict[Any, list[Asked]] = {}
+    for number, asked in enumerate(data):
+        groups.setdefault(getattr(asked, "picture_id", number), []).append(asked)
+    order = list(groups.values())
+    random.Random(plan.seed).shuffle(order)
+    count = max(1, round(plan.held_out * len(order)))
+    if len(order) < 2:
+        raise InputError(f"data: {len(order)} pictures are too few to learn from and to hold some out; give at least 2")
+    flat = [[asked for group in part for asked in group] for part in (order[count:], order[:count])]
+    return flat[0], flat[1][: 8 * plan.batch]
+
+
+def _prompts(asked: Sequence[Asked]) -> Prompts:
+    return [each.picture() for each in asked], [each.question for each in asked]
+
+
+def _digest(data: Sequence[Asked]) -> str:
+    text = "\n".join(f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data)
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No weight of the model gets a gradient within the block; all are as before behind it."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    mode = model.training
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+        model.train(mode)

@@ -1,0 +1,146 @@
+"""What a fit minimises: how far learned parts are from what the untouched model does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tokenprune.core.tokens import Tokens
+from tokenprune.engine.attach import attach
+from tokenprune.errors import InputError
+from tokenprune.families.anatomy import anatomy
+from tokenprune.families.chat import Chat, end_tokens
+from tokenprune.fit.plan import Plan
+from tokenprune.fit.soft import Probe, SoftStage
+from tokenprune.parts.learned import Learned
+from tokenprune.parts.raters.text import LastTextRaters
+from tokenprune.parts.scorers.attention import AttentionScorer
+from tokenprune.pipeline import Pipeline
+from tokenprune.stage import Stage
+
+Prompts = tuple[list[Any], list[str]]
+"""One picture and one question of each sample."""
+
+
+class Objective(Protocol):
+    """A loss over a batch of prompts."""
+
+    def loss(self, prompts: Prompts, generator: torch.Generator) -> Tensor:
+        """A number with a gradient to the learned parts; what chance decides, `generator` decides."""
+        ...
+
+
+class AttentionObjective:
+    """Scores of the learned stages learn where the last text token looks, averaged over layers and heads.
+
+    ``KL(attention over the vision tokens ‖ softmax of the scores)``. The model runs forward only and once for a batch,
+    and averaging over layers takes the noise out of single heads: the scores may end up better than any of them.
+
+    Raises:
+        InputError: a learned part that is no scorer: attention tells nothing about it.
+    """
+
+    def __init__(self, chat: Chat, stages: Sequence[Stage], plan: Plan) -> None:
+        self._chat = chat
+        self._stages = [stage for stage in stages if any(isinstance(part, Learned) for part in stage.parts)]
+        for stage in self._stages:
+            for part in stage.parts:
+                if isinstance(part, Learned) and part.role != "scorer":
+                    raise InputError(
+                        f"{part.title} does not score, so attention cannot teach it; fit with --aim logits"
+                    )
+        depth = len(anatomy(chat.model).layers)
+        low, high = (max(1, min(depth - 1, round(share * depth))) for share in plan.layers)
+        self._layers = range(low, high + 1)
+        self._depth = depth
+
+    def loss(self, prompts: Prompts, generator: torch.Generator) -> Tensor:
+        seen: list[tuple[Stage, Tokens, Tensor | None]] = []
+        looks: list[tuple[Tensor, Tokens]] = []
+        probes: list[Stage] = [
+            Probe(stage, lambda tokens, weights, stage=stage: seen.append((stage, tokens, weights)))  # type: ignore[misc]
+            for stage in self._stages
+        ]
+        for layer in self._layers:
+            listener = Stage(
+                place=layer, raters=LastTextRaters(), scorer=AttentionScorer(normalise="vision"), name=f"layer {layer}"
+            )
+            probes.append(
+                Probe(
+                    listener,
+                    lambda tokens, weights, own=listener: looks.append((own.scorer(tokens, weights), tokens)),  # type: ignore[misc]
+                )
+            )
+        probes.sort(key=lambda stage: stage.place.layer(self._depth))
+        with torch.no_grad(), attach(self._chat.model, Pipeline(probes, depth=self._depth, name="fit")):
+            self._chat.model(**self._chat.batch([[picture] for picture in prompts[0]], prompts[1]))
+        valid = looks[0][1].valid
+        attention = torch.stack([look.masked_fill(~valid, 0.0) for look, _ in looks]).mean(0)
+        teacher = attention / attention.sum(1, keepdim=True).clamp(min=1e-12)
+        losses = []
+        for stage, tokens, weights in seen:
+            student = stage.scorer(tokens, weights).log_softmax(1).masked_fill(~tokens.valid, 0.0)
+            losses.append(functional.kl_div(student, teacher, reduction="batchmean"))
+        return torch.stack(losses).mean()
+
+
+class LogitsObjective:
+    """The model's predictions with gates learn to be those of the untouched model, on its own answer.
+
+    ``KL(untouched ‖ reduced)`` at every token of the answer that the untouched model gives. Each step draws a budget,
+    log-uniformly, so that one set of weights serves many.
+    """
+
+    def __init__(self, chat: Chat, stages: Sequence[Stage], plan: Plan) -> None:
+        self._chat, self._plan = chat, plan
+        self._depth = len(anatomy(chat.model).layers)
+        self._share = 1.0
+        self._generator = torch.Generator()
+        self._stages = [
+            SoftStage(stage, lambda size: round(self._share * size), self._generator)
+            if isinstance(stage.scorer, Learned)
+            else stage
+            for stage in stages
+        ]
+
+    def loss(self, prompts: Prompts, generator: torch.Generator) -> Tensor:
+        low, high = (math.log(max(share, 1e-3)) for share in self._plan.keep)
+        self._share = math.exp(low + (high - low) * torch.rand((), generator=generator).item())
+        self._generator.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        inputs = self._chat.batch([[picture] for picture in prompts[0]], prompts[1])
+        length = inputs["input_ids"].shape[1]
+        inputs, told = self._with_answers(inputs)
+        rows = slice(length - 1, -1)
+        with torch.no_grad():
+            teacher = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
+        with attach(self._chat.model, Pipeline(self._stages, depth=self._depth, name="fit")) as attached:
+            attached.engine.limit = length  # answers are no part of the question
+            student = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
+        apart = functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
+        return (apart * told).sum() / told.sum()
+
+    def _with_answers(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The prompts with the untouched model's answers, and ``[B, A]`` 1.0 where an answer has a token."""
+        answers = self._chat.generate(inputs, self._plan.answer_tokens)
+        ends = torch.tensor(end_tokens(self._chat.model)[0], device=answers.device)
+        over = torch.isin(answers, ends).cumsum(1)
+        told = (over - torch.isin(answers, ends).long()) == 0  # the first end token is still said
+        batch, length = inputs["input_ids"].shape
+        longer = dict(inputs)
+        for name, value in inputs.items():
+            if value.dim() == 2 and value.shape == (batch, length):
+                more = answers if name == "input_ids" else told.to(value.dtype) if name == "attention_mask" else None
+                longer[name] = torch.cat(
+                    [value, torch.zeros_like(answers).to(value.dtype) if more is None else more], 1
+                )
+        return longer, told.float()
+
+
+def objective(chat: Chat, stages: Sequence[Stage], plan: Plan) -> Objective:
+    """What the plan's aim minimises."""
+    return (AttentionObjective if plan.aim == "attention" else LogitsObjective)(chat, stages, plan)
