@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tokenprune.cli import audit, bench, check, evaluate, flops, ls, new, run, schema, show
+from tokenprune.cli import audit, bench, check, evaluate, fit, flops, ls, new, run, schema, show
 from tokenprune.cli.terminal import complain, note
 from tokenprune.errors import TokenPruneError, UnstatedCostWarning, did_you_mean
 
@@ -43,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (run, evaluate, bench, audit, ls, show, flops, check, new, schema):
+for _module in (run, evaluate, bench, audit, ls, show, flops, check, new, schema, fit):
     # typer keeps the line breaks of docstrings: undo those within a paragraph.
     _paragraphs = inspect.cleandoc(_module.command.__doc__ or "").split("\n\n")
     app.command(

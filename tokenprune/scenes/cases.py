@@ -9,9 +9,10 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from tokenprune.errors import InputError, did_you_mean
-from tokenprune.scenes import TASKS, Question, make_scene
+from tokenprune.scenes import TASKS, TRAIN_SEEDS, Question, Scene, make_scene
+from tokenprune.scenes.world import generate
 from tokenprune.scenes.world.generate import UNITS
-from tokenprune.scenes.world.questions import is_right
+from tokenprune.scenes.world.questions import is_right, questions
 from tokenprune.study.cases import Box, Case
 
 if TYPE_CHECKING:
@@ -32,14 +33,29 @@ def scene_cases(scenes: int, *, tasks: Sequence[str] = TASKS, first: int = 0) ->
     return [case for number in range(first, first + scenes) for case in _of_scene(number, tasks)]
 
 
+def training_cases(scenes: int, *, tasks: Sequence[str] = TASKS, first: int = 0) -> list[Case]:
+    """The questions about scenes of a training stream, none of them held out: what `fit` learns from."""
+    numbers = range(first, first + scenes)
+    return [case for number in numbers for case in _cases(f"training scene {number}", _training(number), tasks)]
+
+
 def localisation_cases() -> Iterator[Case]:
     """Questions that ask where something is, without end: one of each held-out scene that has one, in order."""
     return (case for number in count() for case in _of_scene(number, ("localisation",)))
 
 
 def _of_scene(number: int, tasks: Iterable[str]) -> list[Case]:
-    scene = make_scene(number)
-    picture_id = f"scene {number} {sha256(scene.image.tobytes()).hexdigest()[:12]}"
+    return _cases(f"scene {number}", make_scene(number), tasks)
+
+
+def _training(number: int) -> Scene:
+    """A scene of a stream that the embedded model's own training did not read, and no test does."""
+    made = generate.scene(TRAIN_SEEDS[-1], number)
+    return Scene(made.image, made.ground, made.objects, tuple(questions(made)))
+
+
+def _cases(name: str, scene: Scene, tasks: Iterable[str]) -> list[Case]:
+    picture_id = f"{name} {sha256(scene.image.tobytes()).hexdigest()[:12]}"
 
     @cache
     def picture() -> Image:

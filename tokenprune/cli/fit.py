@@ -1,0 +1,189 @@
+"""`tokenprune fit`: learned parts of a recipe get weights for one model, from pictures and questions without answers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenprune.cli.model import open_model
+from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, RecipeArgument, Sets
+from tokenprune.cli.pictures import open_picture
+from tokenprune.cli.terminal import check_plot, console, print_json, progress
+from tokenprune.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from PIL.Image import Image
+
+    from tokenprune.fit.fit import Asked, Fitted
+
+NAME = "fit"
+EXAMPLES = (
+    "  tokenprune fit text-conditioned --output runs/mine             on scenes, for the embedded model",
+    "  tokenprune fit text-conditioned --model my-llava/ --data photos/ \\",
+    "                 --questions questions.txt --output runs/photos",
+    "  tokenprune run --recipe runs/mine/text-conditioned.yaml        what it gives",
+)
+SCENES = "scenes"
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One picture and a question about it."""
+
+    picture: Callable[[], Image]
+    question: str
+    picture_id: str
+
+
+def command(
+    recipe: RecipeArgument,
+    output: Annotated[
+        Path, typer.Option(help="Folder for weights, recipe, log and checkpoint; goes on if it holds this fit.")
+    ],
+    model: ModelOption = "embedded",
+    data: Annotated[
+        str, typer.Option(help="A folder of pictures, or 'scenes': generated ones.", metavar="DIR|scenes")
+    ] = SCENES,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Questions for a folder: a text file, each line asked about every picture, or JSON lines with image "
+            "and question.",
+            metavar="FILE",
+        ),
+    ] = None,
+    scenes: Annotated[int, typer.Option(min=2, help="Generated scenes, with --data scenes.", metavar="N")] = 2000,
+    aim: Annotated[
+        str, typer.Option(help="What the untouched model is asked for: 'attention', or 'logits' (slower).")
+    ] = "attention",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", metavar="N")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Questions in each step.", metavar="N")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything that chance decides.", metavar="N")] = 0,
+    sets: Sets = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    attention: AttentionOption = "sdpa",
+    save_plot: Annotated[
+        Path | None, typer.Option(help="Write a PNG of the losses; OUTPUT/loss.png when left out.", metavar="FILE.png")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Train the learned parts of a recipe on a frozen model, without answers: what the untouched model does is the aim.
+
+    Stop it at any time: the same command goes on. It writes the weights, and a recipe that names them with their digest;
+    that recipe runs wherever another does.
+    """
+    from tokenprune.recipe import load_recipe
+
+    check_plot(save_plot)
+    resolved = load_recipe(recipe, sets=sets or ())
+    pairs = _pairs(data, questions, scenes)
+    with progress(f"loading {model}"):
+        chat = open_model(model, dtype, device, attention)
+
+    from tokenprune.fit import Plan, fit
+    from tokenprune.plot.losses import plot_losses
+    from tokenprune.plot.style import save
+
+    plan = Plan(aim=aim, steps=steps, batch=batch, seed=seed)  # type: ignore[arg-type]  told by Plan itself
+    try:
+        with _bar(steps) as told:
+            fitted = fit(chat.model, chat.processor, resolved, pairs, output, plan=plan, progress=told)
+    except OSError as error:
+        raise InputError(f"--output: cannot write to {output}: {error.strerror or error}") from None
+    plot = save_plot or output / "loss.png"
+    save(plot_losses(fitted.losses, fitted.looks, title=f"{resolved.name}, {aim}"), plot)
+    facts = _facts(fitted, plot)
+    if json_:
+        print_json(facts)
+    else:
+        _show(facts)
+
+
+def _pairs(data: str, questions: Path | None, scenes: int) -> Sequence[Asked]:
+    """What is asked about what.
+
+    Raises:
+        InputError: no such folder or file, no pictures, or no questions.
+    """
+    if data == SCENES:
+        if questions is not None:
+            raise InputError("--questions goes with a folder of pictures; scenes bring their own")
+        from tokenprune.scenes.cases import training_cases
+
+        return training_cases(scenes)
+    folder = Path(data)
+    if not folder.is_dir():
+        raise InputError(f"--data: no such folder: {data} (or '{SCENES}')")
+    if questions is None:
+        raise InputError("--data DIR needs --questions: a text file, each line asked about every picture")
+    try:
+        lines = [line.strip() for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--questions: cannot read {questions}: {error}") from None
+    if not lines:
+        raise InputError(f"--questions: {questions} has no questions")
+    if questions.suffix == ".jsonl":
+        return [_row(folder, questions, number, line) for number, line in enumerate(lines, 1)]
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not found:
+        raise InputError(f"--data: no pictures in {data} (expected {', '.join(sorted(PICTURES))})")
+    return [_Pair(partial(open_picture, path, "--data"), line, str(path)) for path in found for line in lines]
+
+
+def _row(folder: Path, file: Path, number: int, line: str) -> _Pair:
+    """One line of a JSON-lines file."""
+    try:
+        row: Any = json.loads(line)
+        image, question = str(row["image"]), str(row["question"]).strip()
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f'{file}:{number}: error: expected {{"image": …, "question": …}}, got {line[:60]}') from None
+    if not (folder / image).is_file():
+        raise InputError(f"{file}:{number}: error: no picture {image} in {folder}")
+    return _Pair(partial(open_picture, folder / image, "--data"), question, image)
+
+
+def _bar(steps: int) -> Any:
+    """A progress bar that `fit` can tell; nothing is drawn where nobody watches."""
+    from contextlib import contextmanager
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    @contextmanager
+    def shown() -> Any:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console(stderr=True), disable=not console(stderr=True).is_terminal) as bar:
+            task = bar.add_task("fitting", total=steps)
+            yield lambda done, total, loss: bar.update(task, completed=done, description=f"loss {loss:.4f}")
+
+    return shown()
+
+
+def _facts(fitted: Fitted, plot: Path) -> dict[str, Any]:
+    return {
+        "recipe": str(fitted.recipe),
+        "weights": [str(path) for path in fitted.weights],
+        "steps": len(fitted.losses),
+        "best_step": fitted.best,
+        "held_out_loss": {"start": fitted.looks[0][1], "best": min(loss for _, loss in fitted.looks)},
+        "plot": str(plot),
+    }
+
+
+def _show(facts: dict[str, Any]) -> None:
+    screen = console()
+    losses = facts["held_out_loss"]
+    screen.print(
+        f"held-out loss {losses['start']:.4f} → [bold]{losses['best']:.4f}[/] at step {facts['best_step']} of {facts['steps']}"
+    )
+    screen.print(f"weights: {', '.join(facts['weights'])}", soft_wrap=True, markup=False)
+    screen.print(f"losses:  {facts['plot']}", soft_wrap=True, markup=False)
+    screen.print(f"[dim]next:[/] tokenprune eval {facts['recipe']} random uniform --keep 0.25", soft_wrap=True)
