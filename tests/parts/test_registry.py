@@ -79,7 +79,7 @@ def test_every_role_has_its_parts():
     assert registry.ROLES == ("raters", "scorer", "scheduler", "grouper", "sampler", "recycler", "rectifier")
     assert {role: list(registry.parts(role)) for role in registry.ROLES} == {
         "raters": ["above_mean", "all_text", "last_text"],
-        "scorer": ["attention", "constant", "density_peaks", "norm", "random", "raster"],
+        "scorer": ["attention", "constant", "density_peaks", "norm", "random", "raster", "text_conditioned"],
         "scheduler": ["fixed", "lattice", "pyramid", "rank_ratio", "solved", "table"],
         "grouper": ["frame", "image", "segment", "tile", "window"],
         "sampler": ["random", "top_k", "uniform", "union"],

@@ -1,4 +1,4 @@
-"""`tokenprune fit`: learned parts of a recipe get weights for one model, from pictures and questions without answers."""
+"""`tokenprune fit`: learned parts of a recipe get weights for one model; no answers are needed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -62,7 +62,8 @@ def command(
     ] = None,
     scenes: Annotated[int, typer.Option(min=2, help="Generated scenes, with --data scenes.", metavar="N")] = 2000,
     aim: Annotated[
-        str, typer.Option(help="What the untouched model is asked for: 'attention', or 'logits' (slower).")
+        Literal["attention", "logits"],
+        typer.Option(help="What the untouched model is asked for: where it looks, or what it says (slower)."),
     ] = "attention",
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", metavar="N")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Questions in each step.", metavar="N")] = 16,
@@ -78,8 +79,8 @@ def command(
 ) -> None:
     """Train the learned parts of a recipe on a frozen model, without answers: what the untouched model does is the aim.
 
-    Stop it at any time: the same command goes on. It writes the weights, and a recipe that names them with their digest;
-    that recipe runs wherever another does.
+    Stop it at any time: the same command goes on. It writes the weights, and a recipe that names them with their
+    digest; that recipe runs wherever another does.
     """
     from tokenprune.recipe import load_recipe
 
@@ -93,7 +94,7 @@ def command(
     from tokenprune.plot.losses import plot_losses
     from tokenprune.plot.style import save
 
-    plan = Plan(aim=aim, steps=steps, batch=batch, seed=seed)  # type: ignore[arg-type]  told by Plan itself
+    plan = Plan(aim=aim, steps=steps, batch=batch, seed=seed)
     try:
         with _bar(steps) as told:
             fitted = fit(chat.model, chat.processor, resolved, pairs, output, plan=plan, progress=told)
@@ -145,7 +146,8 @@ def _row(folder: Path, file: Path, number: int, line: str) -> _Pair:
         row: Any = json.loads(line)
         image, question = str(row["image"]), str(row["question"]).strip()
     except (ValueError, KeyError, TypeError):
-        raise InputError(f'{file}:{number}: error: expected {{"image": …, "question": …}}, got {line[:60]}') from None
+        expected = '{"image": …, "question": …}'
+        raise InputError(f"{file}:{number}: error: expected {expected}, got {line[:60]}") from None
     if not (folder / image).is_file():
         raise InputError(f"{file}:{number}: error: no picture {image} in {folder}")
     return _Pair(partial(open_picture, folder / image, "--data"), question, image)
@@ -180,10 +182,8 @@ def _facts(fitted: Fitted, plot: Path) -> dict[str, Any]:
 
 def _show(facts: dict[str, Any]) -> None:
     screen = console()
-    losses = facts["held_out_loss"]
-    screen.print(
-        f"held-out loss {losses['start']:.4f} → [bold]{losses['best']:.4f}[/] at step {facts['best_step']} of {facts['steps']}"
-    )
+    losses, steps = facts["held_out_loss"], f"step {facts['best_step']} of {facts['steps']}"
+    screen.print(f"held-out loss {losses['start']:.4f} → [bold]{losses['best']:.4f}[/] at {steps}")
     screen.print(f"weights: {', '.join(facts['weights'])}", soft_wrap=True, markup=False)
     screen.print(f"losses:  {facts['plot']}", soft_wrap=True, markup=False)
     screen.print(f"[dim]next:[/] tokenprune eval {facts['recipe']} random uniform --keep 0.25", soft_wrap=True)

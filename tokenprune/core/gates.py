@@ -67,4 +67,4 @@ def log_gate(gate: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def _straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    return hard + soft - soft.detach()
+    return hard + (soft - soft.detach())  # the bracket is exactly 0

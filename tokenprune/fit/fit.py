@@ -19,12 +19,12 @@ from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
+from tokenprune.fit.fresh import fresh_stages
 from tokenprune.fit.objectives import Objective, Prompts, objective
 from tokenprune.fit.plan import Plan
 from tokenprune.parts.learned import Learned
 from tokenprune.recipe import Recipe, load_recipe
 from tokenprune.recipe.weights import digest
-from tokenprune.stage import Stage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,7 +102,7 @@ class _Run:
     def __init__(self, chat: Chat, recipe: Recipe, data: Sequence[Asked], folder: Path, plan: Plan) -> None:
         self.recipe, self.folder, self.plan = recipe, folder, plan
         host = host_of(anatomy(chat.model))
-        self.stages = [_blank(stage.model_copy(), host, plan.seed) for stage in recipe.stages]
+        self.stages = fresh_stages(recipe, host, seed=plan.seed)
         self.parts: dict[str, Learned] = {
             f"{stage.name}-{part.role}": part
             for stage in self.stages
@@ -111,7 +111,7 @@ class _Run:
         }
         if not self.parts:
             raise RecipeError(f"{recipe.name}: no part of it learns; `tokenprune ls parts` says which do")
-        self.learner = nn.ModuleDict(self.parts).to(chat.model.device)
+        self.learner = nn.ModuleDict(self.parts).to(chat.model.device).requires_grad_(True)
         self.objective: Objective = objective(chat, self.stages, plan)
         self.train_on, self.held_out = _split(data, plan)
         self.optimiser = torch.optim.AdamW(self.learner.parameters(), lr=plan.rate, weight_decay=0.01)
@@ -228,20 +228,6 @@ class _Run:
 
     def _best_step(self) -> int:
         return min(self.looks, key=lambda look: look[1])[0]
-
-
-def _blank(spec: Any, host: Any, seed: int) -> Stage:
-    """The stage of a recipe with fresh parameters in its learned parts, whatever weights the recipe names."""
-    learned = {
-        role: part.model_copy(update={"weights": None})
-        for role, part in spec.parts.items()
-        if issubclass(part.part, Learned)
-    }
-    stage: Stage = spec.model_copy(update=learned).build()
-    for part in stage.parts:
-        if isinstance(part, Learned):
-            part.start(host, seed=seed)
-    return stage
 
 
 def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]:

@@ -22,6 +22,10 @@ Weights = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.safetenso
 lies beside the recipe, or comes with the package."""
 
 
+HEAD = "tokenprune"
+"""The entry in a file's head that says, as JSON, what the weights are of."""
+
+
 @dataclass(frozen=True)
 class Host:
     """The model that weights are made for: they fit no other width, and mean nothing in another family."""
@@ -52,12 +56,16 @@ class Learned(Part):
         """Make the parameters, with what training starts from."""
 
     def start(self, host: Host, *, seed: int) -> Self:
-        """Make the parameters for `host`, the same for the same seed; PyTorch's generator stays as it was."""
+        """Make the parameters for `host`, frozen, the same for the same seed; PyTorch's generator stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.make(host)
         self.host = host
-        return self
+        return self.requires_grad_(False)
+
+    def __repr__(self) -> str:
+        # Settings alone, as for every part: what the modules inside are follows from them.
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     def ready(self, tokens: Tokens) -> None:
         """Raise unless there are parameters, and for tokens of this width.
@@ -105,9 +113,10 @@ class Learned(Part):
             about: whatever else is worth knowing, such as the command that made them.
         """
         assert self.host is not None, "nothing to write"
-        told = {"part": self.title, "settings": json.dumps(self._hyper(), sort_keys=True), **about}
-        told |= {key: str(value) for key, value in asdict(self.host).items()}
-        return save({name: value.contiguous() for name, value in self.state_dict().items()}, metadata=told)
+        told = {"part": self.title, "settings": self._hyper(), **asdict(self.host), **about}
+        # One entry, as safetensors writes several in any order: the same weights must be the same bytes.
+        head = {HEAD: json.dumps(told, sort_keys=True)}
+        return save({name: value.contiguous() for name, value in self.state_dict().items()}, metadata=head)
 
     def read(self, path: Path) -> Self:
         """Make the parameters that a file of `to_bytes` holds.
@@ -117,25 +126,25 @@ class Learned(Part):
         """
         try:
             with safe_open(path, framework="pt") as file:
-                told = file.metadata() or {}
+                told = json.loads((file.metadata() or {}).get(HEAD, "{}"))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise RecipeError(f"{self.title}: {path} is no readable safetensors file: {error}") from None
         self._check_origin(told, path)
-        self.start(Host(told["family"], int(told["width"])), seed=0)
+        self.start(Host(told["family"], told["width"]), seed=0)
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
             raise RecipeError(f"{self.title}: {path} does not hold its parameters: {error}") from None
-        return self.requires_grad_(False)
+        return self
 
-    def _check_origin(self, told: dict[str, str], path: Path) -> None:
+    def _check_origin(self, told: dict[str, Any], path: Path) -> None:
         """Refuse a file of something else, by what its head says."""
         if not {"part", "settings", "family", "width"} <= told.keys():
             raise RecipeError(f"{self.title}: {path} was not written by tokenprune fit: it does not say what it is of")
         if told["part"] != self.title:
             raise RecipeError(f"{self.title}: {path} holds the weights of {told['part']}")
-        made, wanted = json.loads(told["settings"]), json.loads(json.dumps(self._hyper()))
+        made, wanted = told["settings"], json.loads(json.dumps(self._hyper()))
         differ = [f"{key}={made.get(key)!r}, not {wanted.get(key)!r}" for key in {**made, **wanted}
                   if made.get(key) != wanted.get(key)]  # fmt: skip
         if differ:

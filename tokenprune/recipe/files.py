@@ -17,6 +17,9 @@ from tokenprune.recipe.text.yaml_reader import MAX_BYTES, decode, read_yaml, tex
 
 MAX_EXTENDS = 16
 SUFFIXES = (".yaml", ".yml")
+LEARNED = "learned"
+GROUPS = ("baselines", LEARNED)
+"""Folders of recipes beside the methods."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,18 @@ def shipped() -> dict[str, Path]:
     folder = next((path for path in (package / "recipes", package.parent / "recipes") if path.is_dir()), None)
     if folder is None:
         return {}
-    found = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("baselines/*.yaml"))]
+    found = [path for group in ("", *GROUPS) for path in sorted((folder / group).glob("*.yaml"))]
     return {path.stem: path for path in found}
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package: the methods, then the baselines."""
-    return list(shipped())
+    """Names of the recipes that come with the package and run on any model: the methods, then the baselines."""
+    return [name for name, path in shipped().items() if path.parent.name != LEARNED]
+
+
+def list_learned_recipes() -> list[str]:
+    """Names of the recipes that come with the package and have to be fitted to a model first (`tokenprune fit`)."""
+    return [name for name, path in shipped().items() if path.parent.name == LEARNED]
 
 
 def recipe_path(name: str) -> Path:

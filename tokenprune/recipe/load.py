@@ -79,7 +79,7 @@ def _read(source: str | Path | Mapping[str, object] | Recipe) -> tuple[Draft, st
     if not isinstance(source, str | Path):
         raise TypeError(f"a recipe is a name, a path, a mapping or a Recipe, got {type(source).__name__}")
     path = find(source)
-    return load_file(path, str(path)), _name_from(path), path.resolve().parent
+    return load_file(path, str(path)), _name_from(path), path.absolute().parent
 
 
 def _finish(layer: Draft, name: str, variant: str | None, sets: Sequence[str], budget: Budget | None) -> Recipe:

@@ -1,0 +1,36 @@
+"""`tokenprune fit`: what it writes, what it reads, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def test_the_command_writes_what_it_says(cli: Callable[..., Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    told = cli("fit", "text-conditioned", "--output", out, "--scenes", 4, "--steps", 2, "--batch", 2, "--json")
+    facts = json.loads(told.out)
+    assert told.status == 0
+    assert all(Path(path).is_file() for path in [facts["recipe"], facts["plot"], *facts["weights"]])
+    assert facts["steps"] == 2
+    assert cli("show", facts["recipe"]).status == 0
+
+
+def test_the_command_reads_a_folder_of_pictures(cli: Callable[..., Any], tmp_path: Path, picture: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(3):
+        (photos / f"{number}.png").write_bytes(picture.read_bytes())
+    asked = tmp_path / "asked.txt"
+    asked.write_text("what is this ?\n\nwhere is it ?\n")
+    out = tmp_path / "run"
+    arguments = ["fit", "text-conditioned", "--data", photos, "--output", out, "--steps", 1, "--batch", 2]
+    assert cli(*arguments, "--questions", asked).status == 0
+    told = cli(*arguments)
+    assert (told.status, "needs --questions" in told.err) == (2, True)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"image": "0.png", "question": "what ?"}\n{"image": "9.png", "question": "what ?"}\n')
+    told = cli(*arguments, "--questions", rows)
+    assert told.status == 2 and "rows.jsonl:2: error: no picture 9.png" in told.err

@@ -1,0 +1,86 @@
+"""`fit`: it learns, leaves the model alone, goes on where it was stopped, and writes a recipe that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tokenprune as tp
+from tokenprune.errors import InputError, RecipeError
+from tokenprune.fit import Plan, fit
+from tokenprune.scenes import load_embedded
+from tokenprune.scenes.cases import training_cases
+from tokenprune.study.cases import Case
+
+
+@pytest.fixture(scope="module")
+def embedded() -> tuple[Any, Any]:
+    return load_embedded()
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    return training_cases(12)
+
+
+PLAN = Plan(steps=6, batch=4, patience=100)
+
+
+@pytest.mark.parametrize("aim", ["attention", "logits"])
+def test_it_learns_and_leaves_the_model_as_it_is(
+    aim: Any, embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path
+) -> None:
+    model, processor = embedded
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    fitted = fit(model, processor, "text-conditioned", cases, tmp_path, plan=Plan(aim=aim, steps=8, batch=4))
+    assert min(loss for _, loss in fitted.looks) < fitted.looks[0][1]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with tp.attach(model, fitted.recipe, keep=0.3) as attached:
+        inputs = processor(images=cases[0].picture(), text="<image> what ?", return_tensors="pt")
+        model(**inputs)
+    assert attached.report.vision_tokens[0].tolist() == [43] * 8
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(
+    embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path
+) -> None:
+    model, processor = embedded
+    whole = fit(model, processor, "text-conditioned", cases, tmp_path / "whole", plan=PLAN)
+
+    def stop(done: int, total: int, loss: float) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, processor, "text-conditioned", cases, tmp_path / "stopped", plan=PLAN, progress=stop)
+    resumed = fit(model, processor, "text-conditioned", cases, tmp_path / "stopped", plan=PLAN)
+    assert resumed.losses == whole.losses
+    assert resumed.weights[0].read_bytes() == whole.weights[0].read_bytes()
+
+
+def test_a_folder_of_another_fit_is_refused(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:
+    model, processor = embedded
+    short = Plan(steps=1, batch=2)
+    fit(model, processor, "text-conditioned", cases, tmp_path, plan=short)
+    with pytest.raises(InputError, match="holds another fit \\(plan differs\\)"):
+        fit(model, processor, "text-conditioned", cases, tmp_path, plan=Plan(steps=2, batch=2))
+    with pytest.raises(InputError, match="data differs"):
+        fit(model, processor, "text-conditioned", cases[:-1], tmp_path, plan=short)
+
+
+def test_what_cannot_be_fitted_is_told(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:
+    model, processor = embedded
+    with pytest.raises(RecipeError, match="fastv: no part of it learns"):
+        fit(model, processor, "fastv", cases, tmp_path / "a")
+    with pytest.raises(InputError, match="1 pictures are too few"):
+        fit(model, processor, "text-conditioned", cases[:1], tmp_path / "b")
+    with pytest.raises(InputError, match=r"aim: expected attention or logits, got 'logit'.*did you mean 'logits'"):
+        Plan(aim="logit")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="keep: expected two shares in order"):
+        Plan(keep=(0.5, 0.1))
