@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Batch, build, inputs, text_only_inputs, vision_mask
+from families import FAMILIES, Batch, Row, build, inputs, text_only_inputs, vision_mask
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, reference_stages, stage_results
 from reference import masked_reference, reference_logits
@@ -140,6 +140,23 @@ def test_places_are_those_of_the_whole_prompt(kind: str) -> None:
     assert (output.logits - reference[:, common]).abs().max() < TOLERANCE
     output, reference = asked(model, batch, KINDS[kind], logits_to_keep=4)
     assert (output.logits - reference[:, -4:]).abs().max() < TOLERANCE
+
+
+def test_padding_of_a_row_that_got_shorter_is_nobody_s_place() -> None:
+    """Rows of one length; the second begins with a picture, loses more, and is padded with what repeats its start."""
+    model = build("llava")
+    two = ((20, 20), (20, 20))
+    batch = inputs("llava", model, rows=[Row(before=32, after=7), Row(before=0, images=two, between=7, after=7)])
+    assert batch["attention_mask"].all()
+    first = recipe("first", stage(2, fixed(5), scorer="raster"))
+    mask = torch.zeros_like(batch["input_ids"], dtype=torch.bool)
+    mask[:, 0] = True
+    for places in (torch.tensor([0]), mask):
+        with (
+            tp.attach(model, first),
+            pytest.raises(InputError, match="place 0 of 64 is a vision token that"),
+        ):
+            logits_of(model, batch, logits_to_keep=places)
 
 
 def test_labels_of_kept_places_stand_beside_them() -> None:

@@ -62,3 +62,13 @@ def test_a_stage_computes_as_without_autocast(name: str) -> None:
             under = made(tokens, 40)
         for field in ("hidden", "origin", "mass"):
             assert torch.equal(getattr(under.tokens, field), getattr(plain.tokens, field)), field
+
+
+def test_a_layer_asked_early_projects_as_it_will() -> None:
+    """Its own keys, in its own autocast: the scorer of `layer: next` judges by what the layer then computes."""
+    model = build("llava", layers=3)
+    keys: list[torch.Tensor] = []
+    model.get_decoder().layers[1].self_attn.k_proj.register_forward_hook(lambda module, args, out: keys.append(out))
+    with tp.attach(model, BIASED), torch.autocast("cpu", torch.bfloat16):
+        logits_of(model, inputs("llava", model))
+    assert len(keys) == 2 and {key.dtype for key in keys} == {torch.bfloat16}
