@@ -197,7 +197,8 @@ def _look(
     axes = positions.shape[0] if positions.dim() == 3 else 1
     rows += list(positions.expand(axes, *vision.shape))
     table = torch.stack([row.to(vision.device, torch.int64) for row in rows]).flatten()
-    if sizes is not None:
+    away = sizes is not None and sizes.device.type != "cpu"  # processors leave them on the host
+    if sizes is not None and away:
         table = torch.cat([table, sizes.to(vision.device, torch.int64).flatten()])
     copied = transfer.download(table)
 
@@ -205,12 +206,13 @@ def _look(
         flat = copied().numpy()
         length = len(rows) * vision.numel()
         host = flat[:length].reshape(len(rows), *vision.shape)
+        known = None if sizes is None else flat[length:].reshape(tuple(sizes.shape)) if away else sizes.numpy()
         return _Seen(
             vision=host[0] > 0,
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
             positions=host[-axes:],
-            sizes=None if sizes is None else flat[length:].reshape(tuple(sizes.shape)),
+            sizes=known,
         )
 
     return seen
