@@ -129,15 +129,48 @@ def test_chunks_by_hand(family: str, kind: str) -> None:
     assert cache.get_seq_length() == len(vision) + 1 and attached.report.prefills == 1
 
 
+def test_the_last_chunk_has_labels_and_places_of_its_own() -> None:
+    model = build("llava")
+    batch = inputs("llava", model, rows=[Row()])
+    ids = batch["input_ids"]
+    first, last = {"input_ids": ids[:, :30], "pixel_values": batch["pixel_values"]}, ids[:, 30:]
+    mask = torch.zeros_like(last, dtype=torch.bool)
+    mask[0, [1, 3]] = True
+    with tp.attach(model, LATE) as attached, stage_results(attached) as results, torch.no_grad():
+        logits = model(**batch).logits
+        for asked, expected in (
+            ({"logits_to_keep": torch.tensor([1, -2])}, logits[:, [-4, -2]]),
+            ({"logits_to_keep": mask}, logits[0, [-4, -2]]),
+            ({"logits_to_keep": 99}, logits[:, -5:]),
+            ({"logits_to_keep": mask[0], "labels": last[:, [1, 3]]}, logits[:, [-4, -2]]),
+            ({"labels": last}, logits),
+            ({"labels": last, "shift_labels": torch.cat([last[:, 1:], last[:, :1]], 1)}, logits),
+        ):
+            cache = tf.DynamicCache(config=model.config.get_text_config())
+            with attached.prompt(ids.shape[1]):
+                model(**first, **{CACHE: cache})
+                output = model(input_ids=last, **{CACHE: cache}, **asked)
+            assert worst((output.logits,), (expected,)) < TOLERANCE
+            if "labels" in asked:
+                rows, follow = logits[:, -5:-1], last[:, 1:]
+                if "shift_labels" in asked:
+                    rows, follow = logits[:, -5:], asked["shift_labels"]
+                elif "logits_to_keep" in asked:
+                    rows, follow = logits[:, [-4]], last[:, [3]]
+                loss = torch.nn.functional.cross_entropy(rows.flatten(0, 1), follow.flatten())
+                assert abs(output.loss - loss) < TOLERANCE
+    assert len(results) == 7
+
+
 def test_a_chunk_of_a_prompt_that_never_ends_is_told() -> None:
     model = build("llava")
     batch = inputs("llava", model, rows=[Row()])
     ids, cache = batch["input_ids"], tf.DynamicCache(config=model.config.get_text_config())
     first = {"input_ids": ids[:, :30], "pixel_values": batch["pixel_values"]}
     with tp.attach(model, LATE) as attached, attached.prompt(ids.shape[1]):
+        with pytest.raises(InputError, match="a chunk that waits for the rest of its prompt has no logits"):
+            model(**first, labels=first["input_ids"], **{CACHE: cache})
         logits_of(model, first, **{CACHE: cache})
-        with pytest.raises(InputError, match="a prompt in chunks has no logits but those of its last"):
-            model(input_ids=ids[:, 30:], labels=ids[:, 30:], **{CACHE: cache})
         with pytest.raises(InputError, match=r"attention_mask of the last chunk: expected \[1, 35 or more\]"):
             model(input_ids=ids[:, 30:], attention_mask=torch.ones(1, 5), **{CACHE: cache})
         with pytest.raises(UnsupportedModelError, match="give every chunk the same cache"):

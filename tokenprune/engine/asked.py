@@ -57,10 +57,27 @@ class Asked:
                 keep = keep.nonzero()[:, 0]
             place = _within(keep.expand(hidden.shape[0], -1), length)
             return ops.take_rows(hidden, place if alive is None else _survivors(alive, place, length))
-        if self.keep and alive is not None:
+        if self.keep:
             last = torch.arange(max(0, length - self.keep), length, device=hidden.device)
-            _survivors(alive, last.expand(hidden.shape[0], -1), length)
+            if alive is not None:
+                _survivors(alive, last.expand(hidden.shape[0], -1), length)
+            return hidden[:, -self.keep :]
         return hidden
+
+    def behind(self, before: int, length: int) -> Asked:
+        """The same for a call of `length` tokens, as the last of a prompt of which `before` have come earlier."""
+        labels, keep, extra = self.labels, self.keep, dict(self.extra)
+        ignored = extra.get("ignore_index", IGNORED)
+        if isinstance(keep, Tensor):
+            places = keep.dtype != torch.bool
+            keep = _within(keep, length) + before if places else torch.nn.functional.pad(keep, (before, 0))
+        elif keep:
+            keep = min(keep, length)
+        elif labels is not None:  # what follows the earlier tokens is no part of this call's loss
+            labels = torch.nn.functional.pad(labels[:, 1:], (before + 1, 0), value=ignored)
+            if extra.get("shift_labels") is not None:
+                extra["shift_labels"] = torch.nn.functional.pad(extra["shift_labels"], (before, 0), value=ignored)
+        return Asked(labels, keep, extra)
 
     @property
     def flat(self) -> bool:

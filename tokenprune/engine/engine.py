@@ -178,14 +178,16 @@ class Engine:
         chunk = Chunk(kwargs, vision if self._vision is None else self._vision, self._pictures)
         past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
         waits = self.chunked and self.limit is not None and past + embeddings.shape[1] < self.limit
-        if (waits or held is not None) and self.asked is not None:
+        if waits and self.asked is not None:
             raise InputError(
-                "labels, or logits_to_keep of several places: a prompt in chunks has no logits but those of its last "
-                "forward, which are of the whole prompt; give them with a prompt in one piece"
+                "labels, or logits_to_keep of several places: a chunk that waits for the rest of its prompt has no "
+                "logits; ask for them with the last chunk"
             )
         if waits:
             self.waiting = chunk
             return True, kwargs
+        if held is not None and self.asked is not None:
+            self.asked = self.asked.behind(len(held), embeddings.shape[1])
         chunk = joined(chunk)
         self._vision, self._pictures = chunk.vision, chunk.pictures
         return False, dict(chunk.call)
