@@ -20,6 +20,7 @@ from matplotlib.patches import ConnectionPatch, FancyBboxPatch, Rectangle
 from matplotlib.typing import ColorType
 
 from tokenprune.builder import build
+from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.recyclers.base import Recycler
@@ -57,6 +58,8 @@ def scene() -> np.ndarray[Any, Any]:
 
 class ToyScorer(Scorer):
     """Stands in for attention: interest in the disc, a little in the square."""
+
+    reads = Needs(grid=True)
 
     def forward(self, tokens: Tokens, raters: torch.Tensor | None = None) -> torch.Tensor:
         y, x = ((tokens.cell[..., axis].float() + 0.5) / SIDE for axis in (1, 2))
