@@ -24,8 +24,6 @@ from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from tokenprune.study.audit.survey import Survey
 
 NAME = "audit"
@@ -78,7 +76,8 @@ def command(
     how many of the target's tokens were kept, and the accuracy by the third that the target lies in.
     """
     _check(scenes, images, question, model, save_plot)
-    folder = None if images is None else _pictures(images)
+    with progress("reading pictures"):
+        folder = None if images is None else _pictures(images)
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 
@@ -94,7 +93,9 @@ def command(
     many = len(folder) if folder is not None else scenes or 50
     with counter("auditing", many) as done:
         if folder is not None and question is not None:
-            survey = audit(chat, resolved, map(_open, folder), question, on_picture=done)
+            survey = audit(
+                chat, resolved, (open_picture(path, "--images") for path in folder), question, on_picture=done
+            )
         else:
             from tokenprune.scenes.cases import localisation_cases
 
@@ -130,7 +131,11 @@ def _check(scenes: int | None, images: Path | None, question: str | None, model:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name; other files are passed over."""
+    """The picture files of a folder, by name; other files are passed over.
+
+    Raises:
+        InputError: no such folder, no picture in it, or files that are none: all of them told, before a model is asked.
+    """
     if not folder.is_dir():
         raise InputError(f"--images: no such folder: {folder}")
     try:
@@ -139,19 +144,15 @@ def _pictures(folder: Path) -> list[Path]:
         raise InputError(f"--images: no permission to read {folder}") from None
     if not found:
         raise InputError(f"--images: no picture ({', '.join(SUFFIXES)}) in {folder}")
+    problems = []
+    for path in found:
+        try:
+            open_picture(path, "--images")
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
     return found
-
-
-def _open(path: Path) -> Image:
-    """A picture of the folder.
-
-    Raises:
-        InputError: the file is no picture.
-    """
-    try:
-        return open_picture(path)
-    except InputError as error:
-        raise InputError(str(error).replace("--image:", "--images:", 1)) from None
 
 
 def _draw(survey: Survey, path: Path, *, title: str) -> None:
