@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import struct
 import warnings
 from pathlib import Path
 
@@ -85,9 +86,44 @@ def test_ink_and_lab(tmp_path: Path) -> None:
     assert_looks_like(tmp_path / "lab.tif", COLOUR, 2)
 
 
-def test_ink_goes_through_its_profile_where_that_can_be_read(tmp_path: Path) -> None:
+def test_ink_goes_through_its_profile_where_that_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "ink.tif", icc_profile=b"nonsense")
     assert_looks_like(tmp_path / "ink.tif", np.full((4, 4, 3), (255, 0, 0)), 0)
+    wrong = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()  # of RGB: it cannot hold for ink
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "ink.tif", icc_profile=wrong)
+    assert_looks_like(tmp_path / "ink.tif", np.full((4, 4, 3), (255, 0, 0)), 0)
+
+    def press(picture: Image.Image, inks: object, screen: object, outputMode: str) -> Image.Image:
+        assert picture.mode == "CMYK" and isinstance(inks, ImageCms.ImageCmsProfile)
+        return Image.new(outputMode, picture.size, "maroon")
+
+    monkeypatch.setattr(ImageCms, "profileToProfile", press)  # profiles of presses cannot be shipped
+    assert_looks_like(tmp_path / "ink.tif", np.full((4, 4, 3), (128, 0, 0)), 0)
+
+
+def tiff(path: Path, width: int, data: bytes, *, bits: tuple[int, ...], extra: int | None = None) -> None:
+    """A TIFF file of one row that Pillow can read and not write."""
+    tags = [(256, 3, width), (257, 3, 1), (259, 3, 1), (262, 3, 1), (277, 3, len(bits)), (278, 3, 1)]
+    tags += [(258, 3, bits[0] if len(bits) == 1 else bits[0] | bits[1] << 16), (279, 4, len(data))]
+    tags += [] if extra is None else [(338, 3, extra)]
+    start = 8 + 2 + 12 * (len(tags) + 1) + 4
+    body = b"".join(
+        struct.pack("<HHII", tag, kind, len(bits) if tag == 258 else 1, value)
+        for tag, kind, value in sorted([*tags, (273, 4, start)])
+    )
+    path.write_bytes(struct.pack("<2sHIH", b"II", 42, 8, len(tags) + 1) + body + bytes(4) + data)
+
+
+def test_grey_of_twelve_bits(tmp_path: Path) -> None:
+    tiff(tmp_path / "x.tif", 2, bytes([0xFF, 0xF8, 0x00]), bits=(12,))  # 4095 and 2048
+    assert_looks_like(tmp_path / "x.tif", np.array([[255, 128]]), 0)
+
+
+def test_grey_that_is_multiplied_by_what_covers(tmp_path: Path) -> None:
+    tiff(tmp_path / "x.tif", 2, bytes([100, 255, 0, 0]), bits=(8, 8), extra=1)
+    with Image.open(tmp_path / "x.tif") as file:
+        assert file.mode == "La"
+    assert_looks_like(tmp_path / "x.tif", np.array([[100, 255]]), 0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBX", "YCbCr"])
