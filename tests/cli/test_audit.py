@@ -158,6 +158,16 @@ def test_all_broken_pictures_are_told_before_a_model_is_loaded(
     assert done.err == "error: " + "".join(told)
 
 
+def test_a_picture_that_the_processor_refuses_is_named_before_a_model_is_asked(
+    cli: CLI, folder: Path, qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenprune.families.chat.Chat.generate", lambda *_, **__: pytest.fail("asked"))
+    Image.new("L", (1200, 4)).save(folder / "z.png")
+    done = cli("audit", "fastv", "--images", folder, "--question", "where is the cat ?", "--model", qwen_folder)
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"error: --images: {folder / 'z.png'}: the model's processor refuses this input: ")
+
+
 def test_help_teaches(cli: CLI) -> None:
     done = cli("audit", "--help")
     assert done.status == 0 and "tokenprune audit feather" in done.out and "bias index" in " ".join(done.out.split())

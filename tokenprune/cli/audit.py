@@ -24,6 +24,7 @@ from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from tokenprune.families.chat import Chat
     from tokenprune.study.audit.survey import Survey
 
 NAME = "audit"
@@ -86,6 +87,8 @@ def command(
         raise InputError(f"recipe {resolved.name!r} has no stage: it keeps every token, so there is nothing to audit")
     with progress(f"loading {model}"):
         chat = open_model(model, dtype, device, "sdpa")
+    if folder is not None and question is not None:
+        _check_processor(chat, folder, question)
 
     from tokenprune.study.audit.survey import audit, audit_cases
 
@@ -130,8 +133,8 @@ def _check(scenes: int | None, images: Path | None, question: str | None, model:
     check_plot(save_plot)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name; other files are passed over.
+def _pictures(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The picture files of a folder, by name, with their sizes; other files are passed over.
 
     Raises:
         InputError: no such folder, no picture in it, or files that are none: all of them told, before a model is asked.
@@ -144,15 +147,24 @@ def _pictures(folder: Path) -> list[Path]:
         raise InputError(f"--images: no permission to read {folder}") from None
     if not found:
         raise InputError(f"--images: no picture ({', '.join(SUFFIXES)}) in {folder}")
-    problems = []
+    sizes, problems = {}, []
     for path in found:
         try:
-            open_picture(path, "--images")
+            sizes[path] = open_picture(path, "--images").size
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    return found
+    return sizes
+
+
+def _check_processor(chat: Chat, folder: dict[Path, tuple[int, int]], question: str) -> None:
+    """Show the processor a picture of each size, before a model is asked: its refusals go by shape."""
+    for path in {size: path for path, size in folder.items()}.values():
+        try:
+            chat.inputs([open_picture(path, "--images")], question)
+        except InputError as error:
+            raise InputError(f"--images: {path}: {error}") from None
 
 
 def _draw(survey: Survey, path: Path, *, title: str) -> None:
