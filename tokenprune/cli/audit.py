@@ -14,6 +14,7 @@ from tokenprune.cli.options import (
     DtypeOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -44,6 +45,7 @@ def command(
     keep: KeepOption = None,
     variant: Variant = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     scenes: Annotated[
         int | None, typer.Option(min=2, help="Held-out scenes to ask the embedded model about; 50 when left out.")
     ] = None,

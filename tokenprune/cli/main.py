@@ -14,7 +14,7 @@ import typer
 
 from tokenprune.cli import audit, bench, check, evaluate, fit, flops, ls, new, run, schema, show
 from tokenprune.cli.terminal import complain, note
-from tokenprune.errors import TokenPruneError, UnstatedCostWarning, did_you_mean
+from tokenprune.errors import PluginWarning, TokenPruneError, UnstatedCostWarning, did_you_mean
 
 MISTAKE = 2
 """Exit status for anything that the user can put right."""
@@ -79,7 +79,8 @@ def call(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that cannot show … must not end the program
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("once", UnstatedCostWarning)
+            for ours in (UnstatedCostWarning, PluginWarning):
+                warnings.simplefilter("once", ours)
             warnings.showwarning = _warn
             status = typer.main.get_command(app).main(
                 args=None if arguments is None else list(arguments), prog_name="tokenprune", standalone_mode=False
@@ -114,7 +115,7 @@ def _warn(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **named: Any
 ) -> None:
     """Ours in one line, without the place in the code; others as Python shows them."""
-    if issubclass(category, UnstatedCostWarning):
+    if issubclass(category, UnstatedCostWarning | PluginWarning):
         note(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

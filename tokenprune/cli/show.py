@@ -13,6 +13,7 @@ from tokenprune.cli.options import (
     FlopsOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -48,6 +49,7 @@ def command(
     final: FinalOption = None,
     flops: FlopsOption = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")
     ] = None,
