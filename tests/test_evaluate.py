@@ -241,10 +241,10 @@ def test_budgets_share_a_folder_and_never_mix(embedded: tuple[Any, Any], tmp_pat
 
 
 def test_foreign_results_file_is_refused_untouched(embedded: tuple[Any, Any], tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text("my notes\n")
+    (tmp_path / "results.jsonl").write_text("my notes\nare long")
     with pytest.raises(InputError, match=r"results\.jsonl:1: error: not a result"):
         evaluate(*embedded, scene_cases(1), [], output=tmp_path)
-    assert (tmp_path / "results.jsonl").read_text() == "my notes\n"
+    assert (tmp_path / "results.jsonl").read_text() == "my notes\nare long"
 
 
 def test_all_misfits_are_told_before_anything_runs(embedded: tuple[Any, Any], tmp_path: Path) -> None:

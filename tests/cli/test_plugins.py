@@ -110,9 +110,10 @@ def test_a_plug_in_that_fails_harms_only_recipes_that_name_it(
     named = cli("show", "mine.yaml")
     assert (named.status, named.out) == (2, "")
     assert named.err.splitlines()[0] == f"mine.yaml:4:42: error: stages.0.scorer: {told}"
-    listed = cli("ls", "parts")
+    listed = cli("ls", "parts", "--json")
     assert (listed.status, listed.err) == (0, f"note: {told}\n")
-    assert "norm" in listed.out and "left" not in listed.out
+    rows = {row["name"] for row in json.loads(listed.out)["parts"]}
+    assert "norm" in rows and "left" not in rows
 
 
 COMMANDS = (
