@@ -64,9 +64,24 @@ def test_a_full_disk_is_told_in_one_line(code: str, arguments: str, told: str, t
     lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
     assert done.returncode != 0
     assert len(lines) == 1 and lines[0].startswith(told.format(tmp_path)), done.stderr
-    assert not [
-        path for path in tmp_path.iterdir() if path.suffix in (".json", ".png") and path.name != "training.json"
-    ]
+    assert not {path.name for path in tmp_path.iterdir()} - {"o", "training.json", "training_log.jsonl"}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that nobody may write to")
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (CLI, "eval fastv --scenes 1 --seeds 1 --output /proc/o"),
+        (CLI, "schema --output /proc/s.json"),
+        (TRAINING, "/proc/o"),
+    ],
+    ids=["journal", "schema", "training"],
+)
+def test_a_folder_that_nobody_may_write_to_is_told_in_one_line(code: str, arguments: str) -> None:
+    done = started(f"import sys; {code}", *arguments.split(), stdout=subprocess.DEVNULL)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("note: ")]
+    assert done.returncode != 0
+    assert len(lines) == 1 and lines[0].startswith("error: ") and "/proc" in lines[0], done.stderr
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
