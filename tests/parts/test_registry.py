@@ -162,7 +162,8 @@ def test_parts_that_recipes_could_not_use_are_refused(install, name, value, mess
         listed = {each: registry.parts(each) for each in (*registry.ROLES, role)}
     assert len(warned) == 1
     ours = "attention" if kind == "attention" else "norm"
-    assert list(listed["scorer"]) == ["attention", "constant", "density_peaks", "norm", "random", "raster"]
+    assert {"attention", "norm"} <= set(listed["scorer"])
+    assert all(part.__module__.startswith("tokenprune.parts.") for part in listed[role].values())
     assert registry.get("scorer", ours).__module__.startswith("tokenprune.parts.")
     if kind != "attention":
         with pytest.raises(RecipeError, match=message):
