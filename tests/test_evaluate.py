@@ -218,6 +218,14 @@ def test_killed_run_goes_on_and_loses_nothing(
     assert len(calls) == 5 + batches - 4  # all there: nothing runs again
 
 
+def test_all_that_it_takes_is_at_the_front_door(embedded: tuple[Any, Any]) -> None:
+    conditions = tp.make_conditions(["fastv"], [tp.Budget("keep", 0.5)], baselines=False)
+    cases = tp.scene_cases(1, tasks=("ground",))
+    asked = tp.Case(cases[0].picture, "mine", cases[0].question, cases[0].answer)
+    told = [tp.evaluate(*embedded, given, conditions) for given in (cases, [asked])]
+    assert [o.answers for o in told[0].outcomes] == [o.answers for o in told[1].outcomes]
+
+
 def test_results_of_another_model_or_question_are_not_taken(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     cases = scene_cases(1, tasks=("ground",))
     evaluate(*embedded, cases, [], output=tmp_path)
@@ -241,10 +249,10 @@ def test_budgets_share_a_folder_and_never_mix(embedded: tuple[Any, Any], tmp_pat
 
 
 def test_foreign_results_file_is_refused_untouched(embedded: tuple[Any, Any], tmp_path: Path) -> None:
-    (tmp_path / "results.jsonl").write_text("my notes\n")
+    (tmp_path / "results.jsonl").write_text("my notes\nare long")
     with pytest.raises(InputError, match=r"results\.jsonl:1: error: not a result"):
         evaluate(*embedded, scene_cases(1), [], output=tmp_path)
-    assert (tmp_path / "results.jsonl").read_text() == "my notes\n"
+    assert (tmp_path / "results.jsonl").read_text() == "my notes\nare long"
 
 
 def test_all_misfits_are_told_before_anything_runs(embedded: tuple[Any, Any], tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ sys.meta_path.insert(0, Block())
 def test_parts_and_recipes_work_without_transformers() -> None:
     code = BLOCK.format(blocked={"transformers", "matplotlib", "typer"}) + (
         "import torch, tokenprune as tp\n"
-        "for name in tp.__all__:\n"
-        "    if name not in {'attach', 'Attached', 'audit', 'bench', 'evaluate', 'plot_kept'}: getattr(tp, name)\n"
+        "studies = {'audit', 'bench', 'evaluate', 'make_conditions', 'plot_kept', 'scene_cases'}\n"
+        "for name in {*tp.__all__} - studies - {'attach', 'Attached'}: getattr(tp, name)\n"
         "pipeline = tp.build(tp.load_recipe('uniform', keep=16))\n"
         "tokens = tp.Tokens.from_hidden(torch.randn(2, 64, 8), text=torch.randn(2, 5, 8))\n"
         "reduced = pipeline['after_vision'](tokens)\n"

@@ -48,16 +48,20 @@ if TYPE_CHECKING:
     from tokenprune.recipe import list_recipes as list_recipes
     from tokenprune.recipe import load_recipe as load_recipe
     from tokenprune.registry import part as part
+    from tokenprune.scenes.cases import scene_cases as scene_cases
     from tokenprune.stage import Stage as Stage
     from tokenprune.study.audit import audit as audit
     from tokenprune.study.bench import bench as bench
+    from tokenprune.study.cases import Case as Case
     from tokenprune.study.evaluate import evaluate as evaluate
+    from tokenprune.study.evaluate import make_conditions as make_conditions
 
 _HOMES = {
     "Attached": "engine.attach",
     "Attention": "core.tokens",
     "Budget": "budget",
     "BudgetError": "errors",
+    "Case": "study.cases",
     "Grouper": "parts.groupers.base",
     "Groups": "core.groups",
     "InputError": "errors",
@@ -92,10 +96,12 @@ _HOMES = {
     "list_recipes": "recipe",
     "load": "families.load",
     "load_recipe": "recipe",
+    "make_conditions": "study.evaluate",
     "merge": "core.merge",
     "no_products": "parts.work",
     "part": "registry",
     "plot_kept": "plot.kept",
+    "scene_cases": "scenes.cases",
     "unmerge": "core.merge",
 }
 __all__ = sorted(_HOMES)

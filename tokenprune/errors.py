@@ -29,6 +29,10 @@ class UnstatedCostWarning(UserWarning):
     """A budget of multiply-adds is solved for a recipe with a part that does not state its own."""
 
 
+class PluginWarning(UserWarning):
+    """An installed package brings parts that cannot be used; recipes that name none of them are not harmed."""
+
+
 class UnsupportedModelError(TokenPruneError):
     """The model, its cache or the way it is called is not supported."""
 

@@ -1,6 +1,6 @@
 """The parts that recipes can name: role, name, class. Ours are found in `tokenprune.parts`, others by entry points.
 
-A package adds a part in its own pyproject.toml, as ``role.name``; nothing is imported before a recipe asks:
+A package adds a part in its own pyproject.toml, as ``role.name``; it is imported when a recipe names that part:
 
     [project.entry-points."tokenprune.parts"]
     "scorer.mine" = "my_package.scorers:MineScorer"
@@ -11,16 +11,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
 from pydantic import ValidationError
 
-from tokenprune.errors import InputError, RecipeError, did_you_mean
+from tokenprune.errors import InputError, PluginWarning, RecipeError, did_you_mean
 from tokenprune.parts.part import Part, settings_model
+from tokenprune.parts.part_file import parts_of
 
 GROUP = "tokenprune.parts"
 
@@ -38,35 +43,88 @@ ROLES = tuple(_FOLDERS)
 """The roles of a stage, in the order in which they act."""
 
 
-@cache
-def parts(role: str) -> Mapping[str, type[Part]]:
-    """Every part of `role` by its registered name, in alphabetical order.
+_TRIED: ContextVar[Mapping[tuple[str, str], type[Part]]] = ContextVar("tried", default=MappingProxyType({}))
+"""Parts of the files that `trying` has read, by role and name."""
+
+
+def names(role: str) -> tuple[str, ...]:
+    """The names that recipes may give to a part of `role`, in alphabetical order; no plug-in is imported for them.
 
     Raises:
-        RecipeError: an unknown role; or a part that cannot be used: of the wrong kind, a name that is taken, a
-            constructor that recipes cannot call.
+        RecipeError: an unknown role.
     """
     if role not in _FOLDERS:
         raise RecipeError(f"unknown role {role!r}{did_you_mean(role, ROLES)}; expected one of: {', '.join(ROLES)}")
-    found: dict[str, type[Part]] = {}
-    for part in _shipped(f"tokenprune.parts.{_FOLDERS[role]}"):
-        _add(found, role, part, where=f"{part.__module__}.{part.__name__}")
-    for entry in entry_points(group=GROUP):
-        if entry.name.startswith(f"{role}."):
-            _add(found, role, _load(entry, role), where=f"entry point {entry.name!r} = {entry.value!r}")
-    return MappingProxyType(dict(sorted(found.items())))
+    tried = (name for kind, name in _TRIED.get() if kind == role)
+    theirs = (entry.name.partition(".")[2] for entry in _declared() if entry.name.startswith(f"{role}."))
+    return tuple(sorted({*_shipped(role), *theirs, *tried}))
 
 
 def get(role: str, name: str) -> type[Part]:
-    """The part called `name`.
+    """The part called `name`; a plug-in is imported when a recipe names its part, and not before.
 
     Raises:
-        RecipeError: no such part; the known names and the nearest one are told.
+        RecipeError: no such part, and the known names and the nearest one are told; or a plug-in's that cannot be
+            used: it fails on import, is of the wrong kind, shares its name, or recipes cannot call its constructor.
     """
-    known = parts(role)
+    known = names(role)
     if name not in known:
         raise RecipeError(f"unknown {role} {name!r}{did_you_mean(name, known)}; expected one of: {', '.join(known)}")
-    return known[name]
+    if (role, name) in _TRIED.get():
+        return _TRIED.get()[role, name]
+    if name in _shipped(role):
+        return _shipped(role)[name]
+    found, *more = (entry for entry in _declared() if entry.name == f"{role}.{name}")
+    if more:
+        told = " and ".join(f"{entry.value!r}" for entry in (found, *more))
+        raise RecipeError(f"two packages bring a {role} {name!r}: {told}; uninstall one of them")
+    loaded = _loaded(found, role)
+    if isinstance(loaded, str):
+        raise RecipeError(loaded)
+    return loaded
+
+
+def parts(role: str) -> Mapping[str, type[Part]]:
+    """Every part of `role` by its registered name, in alphabetical order; of plug-ins that fail it warns once.
+
+    Raises:
+        RecipeError: an unknown role.
+    """
+    found: dict[str, type[Part]] = {}
+    for name in names(role):
+        try:
+            found[name] = get(role, name)
+        except RecipeError as error:
+            _warn_once(str(error))
+    for entry in _declared():
+        kind, _, name = entry.name.partition(".")
+        if kind == role and name in _shipped(role):
+            ours = _shipped(role)[name]
+            taken = f"there is a {role} {name!r} already, {ours.__module__}.{ours.__name__}"
+            _warn_once(f"{_where(entry)} is left out: {taken}")
+    return MappingProxyType(found)
+
+
+@contextmanager
+def trying(files: Sequence[Path]) -> Iterator[None]:
+    """While the block runs, recipes may name the parts that these Python files define.
+
+    Raises:
+        InputError: a file that cannot be read, fails, or defines no part.
+        RecipeError: a part that recipes cannot use, or whose name is taken.
+    """
+    with ExitStack() as stack:
+        for file in files:
+            tried = dict(_TRIED.get())
+            for made in stack.enter_context(parts_of(file)):
+                where = f"--plugin: {file}: {made.__name__}"
+                role, name = str(getattr(made, "role", None)), made.name()
+                if name in names(role) or (role, name) in tried:
+                    raise RecipeError(f"{where}: there is a {role} {name!r} already; choose another name")
+                check_constructor(made, where)
+                tried[role, name] = made
+            stack.callback(_TRIED.reset, _TRIED.set(MappingProxyType(tried)))
+        yield
 
 
 def part(role: str, name: str, /, **settings: Any) -> Part:
@@ -93,38 +151,58 @@ def part(role: str, name: str, /, **settings: Any) -> Part:
     return made(**settings)
 
 
-def _add(found: dict[str, type[Part]], role: str, part: type[Part], where: str) -> None:
-    name = part.name()
-    if name in found:
-        raise RecipeError(
-            f"{where}: there is a {role} {name!r} already, {found[name].__module__}.{found[name].__name__}"
-        )
-    check_constructor(part, where)
-    found[name] = part
-
-
-def _shipped(folder: str) -> Iterator[type[Part]]:
-    """The parts that the files of a folder define; what they import from each other is skipped."""
+@cache
+def _shipped(role: str) -> Mapping[str, type[Part]]:
+    """The parts that the files of a role's folder define; what they import from each other is skipped."""
+    folder = f"tokenprune.parts.{_FOLDERS[role]}"
     package = importlib.import_module(folder)
+    found: dict[str, type[Part]] = {}
     for file in pkgutil.iter_modules(package.__path__, f"{folder}."):
         module = importlib.import_module(file.name)
         own = [c for c in vars(module).values() if inspect.isclass(c) and c.__module__ == module.__name__]
-        yield from (part for part in own if issubclass(part, Part) and not inspect.isabstract(part))
+        for part in own:
+            if issubclass(part, Part) and not inspect.isabstract(part):
+                check_constructor(part, f"{part.__module__}.{part.__name__}")
+                found[part.name()] = part
+    return MappingProxyType(found)
 
 
-def _load(entry: EntryPoint, role: str) -> type[Part]:
-    where = f"entry point {entry.name!r} = {entry.value!r}"
+@cache
+def _declared() -> tuple[EntryPoint, ...]:
+    """What installed packages declare; this reads their metadata and imports none of them."""
+    return tuple(entry_points(group=GROUP))
+
+
+def _where(entry: EntryPoint) -> str:
+    return f"entry point {entry.name!r} = {entry.value!r}"
+
+
+@cache
+def _loaded(entry: EntryPoint, role: str) -> type[Part] | str:
+    """A plug-in's part, or why it cannot be used."""
     try:
         part: Any = entry.load()
-    except Exception as error:
-        raise RecipeError(f"{where} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        own = ", ".join(sorted(other.name for other in _declared() if other.module == entry.module))
+        reason = (str(error).strip() or "no message").splitlines()[0]
+        return f"plug-in {entry.module!r} ({own}) cannot be loaded: {type(error).__name__}: {reason}"
+    where = _where(entry)
     if not (inspect.isclass(part) and issubclass(part, Part)) or inspect.isabstract(part):
-        raise RecipeError(f"{where}: expected a concrete subclass of tokenprune's Part, got {part!r}")
+        return f"{where}: expected a concrete subclass of tokenprune's Part, got {part!r}"
     if getattr(part, "role", None) != role:
-        raise RecipeError(f"{where}: its role is {getattr(part, 'role', None)!r}, expected {role!r}")
+        return f"{where}: its role is {getattr(part, 'role', None)!r}, expected {role!r}"
     if entry.name != f"{role}.{part.name()}":
-        raise RecipeError(f"{where}: expected the entry point's name to be '{role}.{part.name()}'")
+        return f"{where}: expected the entry point's name to be '{role}.{part.name()}'"
+    try:
+        check_constructor(part, where)
+    except RecipeError as error:
+        return str(error)
     return part
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, PluginWarning, stacklevel=3)
 
 
 def check_constructor(part: type[Part], where: str) -> None:

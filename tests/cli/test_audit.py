@@ -146,6 +146,28 @@ def test_mistakes_are_told_in_a_line(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_all_broken_pictures_are_told_before_a_model_is_loaded(
+    cli: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenprune.cli.audit.open_model", lambda *_: pytest.fail("loaded"))
+    for name in ("y.png", "z.png"):
+        (folder / name).write_bytes(b"no picture")
+    done = cli("audit", "fastv", "--images", folder, "--question", "where is the circle ?")
+    assert (done.status, done.out) == (2, "")
+    told = [f"--images: {folder / name} is not a picture that Pillow can read\n" for name in ("y.png", "z.png")]
+    assert done.err == "error: " + "".join(told)
+
+
+def test_a_picture_that_the_processor_refuses_is_named_before_a_model_is_asked(
+    cli: CLI, folder: Path, qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenprune.families.chat.Chat.generate", lambda *_, **__: pytest.fail("asked"))
+    Image.new("L", (1200, 4)).save(folder / "z.png")
+    done = cli("audit", "fastv", "--images", folder, "--question", "where is the cat ?", "--model", qwen_folder)
+    assert (done.status, done.out, done.err.count("\n")) == (2, "", 1)
+    assert done.err.startswith(f"error: --images: {folder / 'z.png'}: the model's processor refuses this input: ")
+
+
 def test_help_teaches(cli: CLI) -> None:
     done = cli("audit", "--help")
     assert done.status == 0 and "tokenprune audit feather" in done.out and "bias index" in " ".join(done.out.split())

@@ -158,3 +158,12 @@ def test_schema(tmp_path: Path, cli: Callable[..., Any]) -> None:
 def test_no_command_shows_help(cli: Callable[..., Any]) -> None:
     assert cli().out == cli("--help").out
     assert cli("--version").out.startswith("tokenprune ")
+
+
+def test_show_proposes_only_what_is_not_refused(cli: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "tower.yaml"
+    path.write_text("version: 1\nbudget: {keep: 0.5}\nstages:\n  - {place: {in_vision: {block: 1}}, scorer: norm}\n")
+    told, ran = cli("show", path), cli("run", "--recipe", path)
+    assert told.status == 0 and ran.status == 2
+    assert "tokenprune run" not in told.out and "(tokenprune.build), not yet on a model" in told.out
+    assert "next: tokenprune run --recipe fastv; " in cli("show", "fastv").out

@@ -184,6 +184,41 @@ def test_all_bad_lines_are_told_at_once(cli: Callable[..., Any], album: Path, tm
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize("packed", ["--packed", "--no-packed"])
+def test_what_only_the_processor_knows_is_told_before_a_model_is_asked(
+    packed: str, cli: Callable[..., Any], album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenprune.study.evaluate.sweep.ask", lambda *_, **__: pytest.fail("asked"))
+    good = {"image": "a.png", "question": "is there a red circle ?", "answer": "yes"}
+    marked = [{**good, "question": f"what is {token} ?"} for token in ("<image>", "</s>", "<pad>")]
+    file = questions(tmp_path, good, marked[0], "", *marked[1:])
+    output = tmp_path / "o"
+    outcome = cli("eval", "fastv", "--keep", 36, "--images", album, "--questions", file, "--output", output, packed)
+    assert (outcome.status, outcome.out) == (2, "")
+    assert [line for line in outcome.err.splitlines() if "error: " in line] == [
+        f"{file}:2: error: the question contains '<image>', which this model takes for an image; reword it",
+        f"{file}:4: error: the question contains '</s>', which this model takes for no text; reword it",
+        f"{file}:5: error: the question contains '<pad>', which this model takes for no text; reword it",
+    ]
+    assert not output.exists()
+
+
+def test_pictures_that_the_processor_refuses_are_told_by_line(
+    cli: Callable[..., Any], album: Path, tmp_path: Path, qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokenprune.study.evaluate.sweep.ask", lambda *_, **__: pytest.fail("asked"))
+    for name in ("long.png", "longer.png"):
+        Image.new("L", (1200, 4)).save(album / name)
+    rows = [{"image": name, "question": "where is the cat", "answer": "left"} for name in ("a.png", "long.png")]
+    file = questions(tmp_path, *rows, {**rows[1], "image": "longer.png"})
+    outcome = cli("eval", "fastv", "--keep", 4, "--images", album, "--questions", file, "--model", qwen_folder)
+    assert (outcome.status, outcome.out) == (2, "")
+    refused = "error: the model's processor refuses this input: absolute aspect ratio must be smaller than 200"
+    lines = [line for line in outcome.err.splitlines() if "error: " in line]
+    assert len(lines) == 2
+    assert all(line.startswith(f"{file}:{number}: {refused}") for line, number in zip(lines, (2, 3), strict=True))
+
+
 def test_csv_lines_are_counted_as_editors_do(album: Path, tmp_path: Path) -> None:
     file = questions(
         tmp_path, "image,question,answer", 'a.png,"two', 'lines",yes', "", "a.png,short", "b.png,q,", name="q.csv"

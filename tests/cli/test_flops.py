@@ -151,13 +151,13 @@ def theirs(scorer: type[NormScorer], monkeypatch: pytest.MonkeyPatch, folder: Pa
     entry = EntryPoint(name=f"scorer.{name}", value=f"theirs:{scorer.__name__}", group=registry.GROUP)
     monkeypatch.setattr(EntryPoint, "load", lambda self: scorer)
     monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
-    registry.parts.cache_clear()
+    registry._declared.cache_clear()
     path = folder / "mine.yaml"
     path.write_text(f"version: 1\nbudget: {{keep: 0.5}}\nstages:\n  - {{place: after_vision, scorer: {name}}}\n")
     try:
         yield path
     finally:
-        registry.parts.cache_clear()
+        registry._declared.cache_clear()
 
 
 def test_verify_finds_a_part_that_says_something_wrong(

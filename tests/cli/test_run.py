@@ -11,8 +11,6 @@ import pytest
 from PIL import Image
 
 from tokenprune.cli import ask
-from tokenprune.cli.pictures import open_picture
-from tokenprune.errors import InputError
 from tokenprune.recipe import load_recipe
 from tokenprune.scenes import samples
 
@@ -140,24 +138,3 @@ def test_recipe_that_does_not_fit_the_model_is_told(tmp_path: Path, cli: Callabl
     assert "99" in outcome.err
     assert outcome.err.count("\n") == 1
     assert not plot.exists()
-
-
-def test_pictures_are_opened_as_people_see_them(tmp_path: Path) -> None:
-    image = Image.new("RGB", (30, 20), "red")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg").size == (20, 30)
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert open_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
-    Image.new("I;16", (4, 4)).save(tmp_path / "deep.png")
-    assert open_picture(tmp_path / "deep.png").mode == "RGB"
-    Image.new("P", (4, 4)).save(tmp_path / "moving.gif", save_all=True, append_images=[Image.new("P", (4, 4), 1)])
-    assert open_picture(tmp_path / "moving.gif").mode == "RGB"
-
-
-def test_truncated_picture_is_told(tmp_path: Path) -> None:
-    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-400])
-    with pytest.raises(InputError, match=r"^--image: .*/cut\.jpg is damaged: image file is truncated"):
-        open_picture(tmp_path / "cut.jpg")

@@ -336,9 +336,16 @@ UNDECLARED = {
 @pytest.mark.parametrize("how", UNDECLARED)
 def test_undeclared_reads_do_not_get_through(how: str) -> None:
     tokens = Tokens.from_hidden(torch.randn(1, 16, 4), signals={"keys": torch.randn(1, 16, 4)})
-    expected = KeyError if how == "recorded" else InputError
-    with pytest.raises(expected, match="keys" if how == "recorded" else "does not declare it"):
+    told = "reads the signal 'keys', but declares none; state it in" if how == "recorded" else "does not declare it"
+    with pytest.raises(InputError, match=told):
         stage(scorer=ForeignScorer(UNDECLARED[how]))(tokens)
+
+
+def test_a_declared_signal_that_nothing_has_recorded_is_told() -> None:
+    seen = Tokens.from_hidden(torch.randn(1, 16, 4)).signals.seen_by(frozenset({"keys"}), "scorer 'foreign'")
+    with pytest.raises(InputError, match="scorer 'foreign' reads the signal 'keys', which nothing has recorded here"):
+        seen.recorded["keys"]
+    assert seen.get("keys") is None and list(seen.recorded) == []
 
 
 def test_undeclared_attention_is_told_inside_groups_too() -> None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from tokenprune import registry
-from tokenprune.errors import RecipeError
+from tokenprune.errors import PluginWarning, RecipeError
 from tokenprune.parts.part import Part
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.base import Scorer
@@ -69,10 +69,15 @@ def install(monkeypatch):
         if loaded is not None:
             monkeypatch.setattr(EntryPoint, "load", lambda self: loaded)
         monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == registry.GROUP else [])
-        registry.parts.cache_clear()
+        forget()
+
+    def forget() -> None:
+        for kept in (registry._declared, registry._loaded, registry._warn_once):
+            kept.cache_clear()
 
     yield declare
-    registry.parts.cache_clear()
+    monkeypatch.undo()
+    forget()
 
 
 def test_every_role_has_its_parts():
@@ -145,14 +150,33 @@ def test_a_third_partys_part_is_found_where_it_belongs(install):
         (
             "scorer.missing",
             "Missing",
-            "entry point 'scorer.missing' = 'theirs:Missing' cannot be loaded: ModuleNotFound",
+            r"plug-in 'theirs' \(scorer.missing\) cannot be loaded: ModuleNotFound",
         ),
     ],
 )
 def test_parts_that_recipes_could_not_use_are_refused(install, name, value, message):
+    """Where they are named; where parts are listed they are left out, and one warning says so."""
     install(name, value)
-    with pytest.raises(RecipeError, match=message):
-        registry.parts(name.split(".")[0])
+    role, _, kind = name.partition(".")
+    with pytest.warns(PluginWarning, match=message) as warned:
+        listed = {each: registry.parts(each) for each in (*registry.ROLES, role)}
+    assert len(warned) == 1
+    ours = "attention" if kind == "attention" else "norm"
+    assert {"attention", "norm"} <= set(listed["scorer"])
+    assert all(part.__module__.startswith("tokenprune.parts.") for part in listed[role].values())
+    assert registry.get("scorer", ours).__module__.startswith("tokenprune.parts.")
+    if kind != "attention":
+        with pytest.raises(RecipeError, match=message):
+            registry.get(role, kind)
+
+
+def test_two_packages_with_a_part_of_one_name_harm_only_who_names_it(install, monkeypatch):
+    install("scorer.mine", "MineScorer")
+    twice = [EntryPoint("scorer.mine", f"{owner}:MineScorer", registry.GROUP) for owner in ("theirs", "others")]
+    monkeypatch.setattr(registry, "_declared", lambda: tuple(twice))
+    with pytest.raises(RecipeError, match="two packages bring a scorer 'mine': 'theirs:MineScorer' and 'others:Mi"):
+        registry.get("scorer", "mine")
+    assert registry.get("scorer", "norm").name() == "norm"
 
 
 def test_names_come_from_class_names():

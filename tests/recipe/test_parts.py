@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 from torch import Tensor
 
+from tokenprune import registry
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.parts.part import Part
 from tokenprune.parts.recyclers.base import Recycler
 from tokenprune.parts.samplers.base import Sampler
-from tokenprune.recipe import describe_part, load_recipe, part_models
+from tokenprune.recipe import describe_part, load_recipe
 from tokenprune.recipe.part_models import part_model
 from tokenprune.recipe.text.type_text import type_text
 from tokenprune.registry import ROLES, check_constructor, parts
@@ -62,13 +63,11 @@ class ManySampler(Fake):
 
 
 @pytest.fixture
-def many(monkeypatch: pytest.MonkeyPatch) -> None:
+def many() -> Iterator[None]:
     """A registry with the sampler ``many`` in it."""
-
-    def more(role: str) -> Mapping[str, type[Part]]:
-        return {**parts(role), **({"many": ManySampler} if role == "sampler" else {})}
-
-    monkeypatch.setattr(part_models, "parts", more)
+    tried = registry._TRIED.set({("sampler", "many"): ManySampler})
+    yield
+    registry._TRIED.reset(tried)
 
 
 def recipe(**settings: object) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import tokenprune.recipe as recipes
 folder = Path(sys.argv[1]).resolve()
 allowed = (f"{folder}/", *(f"{recipes.recipe_path(name).parent}/" for name in ("none", "fastv")))
 recipes.load_recipe("sparsevlm").build_stages()  # everything that parts import is imported now
+recipes.json_schema()  # and what describes our own parts is made
 seen = []
 HARMLESS = {"os.listdir", "os.scandir", "glob.glob", "pathlib.Path.glob", "pathlib.Path.rglob", "builtins.id",
             "object.__getattr__", "object.__setattr__", "sys._getframe"}

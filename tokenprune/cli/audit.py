@@ -14,6 +14,7 @@ from tokenprune.cli.options import (
     DtypeOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -24,8 +25,7 @@ from tokenprune.cli.terminal import check_plot, counter, print_json, progress
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from tokenprune.families.chat import Chat
     from tokenprune.study.audit.survey import Survey
 
 NAME = "audit"
@@ -45,6 +45,7 @@ def command(
     keep: KeepOption = None,
     variant: Variant = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     scenes: Annotated[
         int | None, typer.Option(min=2, help="Held-out scenes to ask the embedded model about; 50 when left out.")
     ] = None,
@@ -78,7 +79,8 @@ def command(
     how many of the target's tokens were kept, and the accuracy by the third that the target lies in.
     """
     _check(scenes, images, question, model, save_plot)
-    folder = None if images is None else _pictures(images)
+    with progress("reading pictures"):
+        folder = None if images is None else _pictures(images)
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 
@@ -87,6 +89,8 @@ def command(
         raise InputError(f"recipe {resolved.name!r} has no stage: it keeps every token, so there is nothing to audit")
     with progress(f"loading {model}"):
         chat = open_model(model, dtype, device, "sdpa")
+    if folder is not None and question is not None:
+        _check_processor(chat, folder, question)
 
     from tokenprune.study.audit.survey import audit, audit_cases
 
@@ -94,7 +98,9 @@ def command(
     many = len(folder) if folder is not None else scenes or 50
     with counter("auditing", many) as done:
         if folder is not None and question is not None:
-            survey = audit(chat, resolved, map(_open, folder), question, on_picture=done)
+            survey = audit(
+                chat, resolved, (open_picture(path, "--images") for path in folder), question, on_picture=done
+            )
         else:
             from tokenprune.scenes.cases import localisation_cases
 
@@ -129,8 +135,12 @@ def _check(scenes: int | None, images: Path | None, question: str | None, model:
     check_plot(save_plot)
 
 
-def _pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder, by name; other files are passed over."""
+def _pictures(folder: Path) -> dict[Path, tuple[int, int]]:
+    """The picture files of a folder, by name, with their sizes; other files are passed over.
+
+    Raises:
+        InputError: no such folder, no picture in it, or files that are none: all of them told, before a model is asked.
+    """
     if not folder.is_dir():
         raise InputError(f"--images: no such folder: {folder}")
     try:
@@ -139,19 +149,24 @@ def _pictures(folder: Path) -> list[Path]:
         raise InputError(f"--images: no permission to read {folder}") from None
     if not found:
         raise InputError(f"--images: no picture ({', '.join(SUFFIXES)}) in {folder}")
-    return found
+    sizes, problems = {}, []
+    for path in found:
+        try:
+            sizes[path] = open_picture(path, "--images").size
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n".join(problems))
+    return sizes
 
 
-def _open(path: Path) -> Image:
-    """A picture of the folder.
-
-    Raises:
-        InputError: the file is no picture.
-    """
-    try:
-        return open_picture(path)
-    except InputError as error:
-        raise InputError(str(error).replace("--image:", "--images:", 1)) from None
+def _check_processor(chat: Chat, folder: dict[Path, tuple[int, int]], question: str) -> None:
+    """Show the processor a picture of each size, before a model is asked: its refusals go by shape."""
+    for path in {size: path for path, size in folder.items()}.values():
+        try:
+            chat.inputs([open_picture(path, "--images")], question)
+        except InputError as error:
+            raise InputError(f"--images: {path}: {error}") from None
 
 
 def _draw(survey: Survey, path: Path, *, title: str) -> None:

@@ -17,6 +17,7 @@ from tokenprune.cli.options import (
     FlopsOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -47,6 +48,7 @@ def command(
     final: FinalOption = None,
     flops: FlopsOption = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     model: Annotated[
         str,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tokenprune.cli.options import Plugins
 from tokenprune.cli.terminal import complain, print_json, progress
 from tokenprune.errors import TokenPruneError
 
@@ -23,6 +24,7 @@ EXAMPLES = (
 
 def command(
     files: Annotated[list[str], typer.Argument(help="Recipe files.", metavar="FILE...")],
+    plugin: Plugins = None,
     style: Annotated[
         Literal["text", "json", "github"], typer.Option("--format", help="github: annotations of a workflow run.")
     ] = "text",

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from tokenprune.cli.model import open_model
-from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, Sets, amount, share
+from tokenprune.cli.options import (
+    AttentionOption,
+    DeviceOption,
+    DtypeOption,
+    Json,
+    ModelOption,
+    Plugins,
+    Sets,
+    amount,
+    share,
+)
 from tokenprune.cli.terminal import check_folder, check_plot, console, counter, note, print_json, progress, write_text
 from tokenprune.errors import InputError, did_you_mean
 
@@ -60,6 +70,7 @@ def command(
         typer.Option(help="The same budgets, as shares of the untouched prefill's multiply-adds.", metavar="SHARE"),
     ] = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     scenes: Annotated[
         int | None, typer.Option(min=1, help=f"Generated pictures to ask about, {SCENES} by default.", metavar="N")
     ] = None,

@@ -15,6 +15,7 @@ from tokenprune.cli.options import (
     FlopsOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -61,6 +62,7 @@ def command(
     final: FinalOption = None,
     flops: FlopsOption = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens; one usual picture when left out.", metavar="N")
     ] = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenprune.cli.options import Plugins
 from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError, did_you_mean
 
@@ -24,6 +25,7 @@ def command(
     what: Annotated[str, typer.Argument(help="recipes, parts, models; or a pattern for recipes.")] = "recipes",
     pattern: Annotated[str | None, typer.Argument(help="Only names that match, such as 'sparse*'.")] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Same as `ls parts`.")] = False,
+    plugin: Plugins = None,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")] = False,
 ) -> None:
     """List recipes, the parts that they are made of, or the model families that they work on."""

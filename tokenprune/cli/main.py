@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import re
@@ -14,13 +15,15 @@ import typer
 
 from tokenprune.cli import audit, bench, check, evaluate, fit, flops, ls, new, run, schema, show
 from tokenprune.cli.terminal import complain, note
-from tokenprune.errors import TokenPruneError, UnstatedCostWarning, did_you_mean
+from tokenprune.errors import PluginWarning, TokenPruneError, UnstatedCostWarning, did_you_mean
 
 MISTAKE = 2
 """Exit status for anything that the user can put right."""
 INTERRUPTED = 130
 FAILED = 1
 """Nothing that the user did wrong: no memory left, or nobody reads stdout any more."""
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What the system says where nothing can be written: a full disk, a quota, a folder that is read-only."""
 
 _CHOICE = re.compile(r"Invalid value for '(?P<option>--[\w-]+)': .*?'(?P<given>.*)' is not one of (?P<choices>'.+')")
 """What typer says of a value that is none of an option's choices."""
@@ -79,7 +82,8 @@ def call(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that cannot show … must not end the program
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("once", UnstatedCostWarning)
+            for ours in (UnstatedCostWarning, PluginWarning):
+                warnings.simplefilter("once", ours)
             warnings.showwarning = _warn
             status = typer.main.get_command(app).main(
                 args=None if arguments is None else list(arguments), prog_name="tokenprune", standalone_mode=False
@@ -95,7 +99,13 @@ def call(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`head`, a closed pager) has enough. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return FAILED
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        complain(f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        _drop_output()
         return FAILED
     except Exception as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's; it may not even be imported
@@ -103,6 +113,11 @@ def call(arguments: Sequence[str] | None = None) -> int:
         complain("the device ran out of memory; try --dtype bfloat16, smaller or fewer pictures, or --device cpu")
         return FAILED
     return status if isinstance(status, int) else 0
+
+
+def _drop_output() -> None:
+    """Send what stdout still holds nowhere, or Python would fail on it once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> NoReturn:
@@ -114,7 +129,7 @@ def _warn(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *more: Any, **named: Any
 ) -> None:
     """Ours in one line, without the place in the code; others as Python shows them."""
-    if issubclass(category, UnstatedCostWarning):
+    if issubclass(category, UnstatedCostWarning | PluginWarning):
         note(str(message))
     else:
         sys.stderr.write(warnings.formatwarning(message, category, filename, lineno))

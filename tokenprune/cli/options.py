@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from tokenprune.errors import BudgetError, InputError
+
+
+def _try_parts(context: typer.Context, files: list[Path] | None) -> list[Path] | None:
+    """Let recipes name the parts of these files until the command ends."""
+    if files:
+        from tokenprune.registry import trying
+
+        context.with_resource(trying(files))
+    return files
+
 
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe by name (see `tokenprune ls`) or by path.")]
 Variant = Annotated[
@@ -36,6 +47,15 @@ Sets = Annotated[
     list[str] | None,
     typer.Option(
         "--set", help="Change the recipe first: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"
+    ),
+]
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin",
+        callback=_try_parts,
+        help="Python file with parts of your own, which recipes may name in this run. It is executed. Repeatable.",
+        metavar="FILE.py",
     ),
 ]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")]

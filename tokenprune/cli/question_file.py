@@ -49,7 +49,8 @@ def read_cases(file: Path, images: Path) -> list[Case]:
             continue
         task, difficulty = (str(row.get(name) or "").strip() for name in ("task", "difficulty"))
         picture = partial(open_picture, path, "--images")
-        cases.append(Case(picture, f"{image} {digests[image]}", question, answer, task or "all", difficulty))
+        shown = f"{image} {digests[image]}"
+        cases.append(Case(picture, shown, question, answer, task or "all", difficulty, where=f"{file}:{number}"))
     if problems:
         raise InputError("\n".join(problems))
     if not cases:

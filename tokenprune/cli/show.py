@@ -13,6 +13,7 @@ from tokenprune.cli.options import (
     FlopsOption,
     Json,
     KeepOption,
+    Plugins,
     RecipeArgument,
     Sets,
     Variant,
@@ -48,6 +49,7 @@ def command(
     final: FinalOption = None,
     flops: FlopsOption = None,
     sets: Sets = None,
+    plugin: Plugins = None,
     tokens: Annotated[
         int | None, typer.Option(min=1, help="Vision tokens of an image; 576 when left out.", metavar="N")
     ] = None,
@@ -191,7 +193,10 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
     screen.print()
     screen.print(_tokens(facts))
     _meanings(facts)
-    screen.print(f"[dim]next:[/] tokenprune run --recipe {asked}; tokenprune show {asked} --yaml", soft_wrap=True)
+    run = f"tokenprune run --recipe {asked}"
+    if any(stage.place.kind == "in_vision" for stage in recipe.stages):
+        run = "stages inside a vision tower run on tensors of your own (tokenprune.build), not yet on a model"
+    screen.print(f"[dim]next:[/] {run}; tokenprune show {asked} --yaml", soft_wrap=True)
 
 
 def _parts(recipe: Recipe) -> RenderableType:

@@ -40,6 +40,26 @@ class Signal:
     """``[B, M]`` int64, ascending: which original vision token each row belongs to. None: row i is original token i."""
 
 
+class Seen(dict[str, Signal]):
+    """The signals that one part may read; asked for another one, it says what the part has to declare."""
+
+    declared: frozenset[str] = frozenset()
+    reader: str = ""
+
+    def __missing__(self, name: str) -> Signal:
+        if name in self.declared:
+            raise InputError(f"{self.reader} reads the signal {name!r}, which nothing has recorded here")
+        raise _undeclared(name, self.declared, self.reader)
+
+
+def _undeclared(name: str, declared: frozenset[str], reader: str) -> InputError:
+    known = ", ".join(sorted(declared)) or "none"
+    return InputError(
+        f"{reader} reads the signal {name!r}, but declares {known}{did_you_mean(name, declared)}; "
+        "state it in `reads = Needs(...)`"
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Signals:
     """Signals by name, as one part may read them."""
@@ -57,11 +77,7 @@ class Signals:
             InputError: the part does not declare that it reads it.
         """
         if self.declared is not None and name not in self.declared:
-            known = ", ".join(sorted(self.declared)) or "none"
-            raise InputError(
-                f"{self.reader} reads the signal {name!r}, but declares {known}{did_you_mean(name, self.declared)}; "
-                "state it in `reads = Needs(...)`"
-            )
+            raise _undeclared(name, self.declared, self.reader)
         return self.recorded.get(name)
 
     def adding(self, more: Mapping[str, Signal]) -> Signals:
@@ -75,7 +91,9 @@ class Signals:
 
     def seen_by(self, declared: frozenset[str], reader: str) -> Signals:
         """The same for a part that has declared these names."""
-        return Signals({name: self.recorded[name] for name in self.recorded if name in declared}, declared, reader)
+        seen = Seen({name: self.recorded[name] for name in self.recorded if name in declared})
+        seen.declared, seen.reader = declared, reader
+        return Signals(seen, declared, reader)
 
 
 class Unreadable:

@@ -45,11 +45,14 @@ class Chat:
         """The prompt that asks `question` about `images` pictures: by chat template, or as the family does without one.
 
         Raises:
-            InputError: the question contains the placeholder that stands for an image.
+            InputError: the question contains the placeholder of an image, or another token that is no text.
         """
         marker = getattr(self.processor, "image_token", None)
         if marker and marker in question:
             raise InputError(f"the question contains {marker!r}, which this model takes for an image; reword it")
+        for token in getattr(self.tokenizer, "all_special_tokens", ()):
+            if token in question:
+                raise InputError(f"the question contains {token!r}, which this model takes for no text; reword it")
         if getattr(self.processor, "chat_template", None):
             content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
             talk = [{"role": "user", "content": content}]
@@ -65,15 +68,21 @@ class Chat:
             images: of each prompt.
             texts: from `prompt`.
             padding_side: where shorter prompts are padded; on the left for `generate`.
+
+        Raises:
+            InputError: the processor refuses a picture or a prompt, such as a picture that is far longer than wide.
         """
-        made = self.processor(
-            images=[list(own) for own in images],
-            text=list(texts),
-            return_tensors="pt",
-            padding=True,
-            padding_side=padding_side,
-            **self.token_arguments(texts),
-        )
+        try:
+            made = self.processor(
+                images=[list(own) for own in images],
+                text=list(texts),
+                return_tensors="pt",
+                padding=True,
+                padding_side=padding_side,
+                **self.token_arguments(texts),
+            )
+        except ValueError as error:
+            raise InputError(f"the model's processor refuses this input: {str(error).splitlines()[0]}") from error
         return to_model(made, self.model)
 
     def batch(self, images: Sequence[Sequence[Picture]], questions: Sequence[str]) -> dict[str, Tensor]:

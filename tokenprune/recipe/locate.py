@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenprune.errors import did_you_mean
-from tokenprune.recipe.part_models import part_models
+from tokenprune.recipe.part_models import model_called
 from tokenprune.recipe.schema import BUDGETS, Recipe, StageSpec
 from tokenprune.recipe.text.node import KeyPath, Node, dotted, follow, got
 from tokenprune.recipe.text.problems import Problem
@@ -64,7 +64,7 @@ def _home(path: KeyPath, root: Node) -> tuple[type[BaseModel] | None, KeyPath]:
     if len(path) < 3 or path[2] not in ROLES:
         return StageSpec, path[2:]
     kind = follow(root, (*path[:3], "type"))[0].value
-    return part_models(str(path[2])).get(str(kind)), path[3:]
+    return model_called(str(path[2]), str(kind)), path[3:]
 
 
 def _keys(path: KeyPath, root: Node) -> list[str]:

@@ -16,7 +16,7 @@ from tokenprune.errors import RecipeError, TokenPruneError, did_you_mean
 from tokenprune.parts.part import Part
 from tokenprune.recipe.part_help import describe_part
 from tokenprune.recipe.text.node import got
-from tokenprune.registry import parts
+from tokenprune.registry import get, names, parts
 
 MAX_INTEGER = 2**31 - 1
 """The largest number that a part may be given where its constructor states no limit."""
@@ -79,18 +79,22 @@ def make_part(role: str, value: object) -> PartSpec:
     if isinstance(value, PartSpec) and value.role == role:
         return value
     data = {"type": value} if isinstance(value, str) else value
-    models = part_models(role)
+    known = names(role)
     if not isinstance(data, dict):
         refuse(((), f"should be the name of a part, or a mapping with a `type` (got {got(data)})"))
     if "type" not in data:
-        refuse(((), f"needs a `type:`; known: {', '.join(models)}"))
+        refuse(((), f"needs a `type:`; known: {', '.join(known)}"))
     name = data["type"]
     if not isinstance(name, str):
-        refuse((("type",), f"`type` should be the name of a part (got {got(name)}); known: {', '.join(models)}"))
-    if name not in models:
-        refuse((("type",), f"no such part {got(name)}{did_you_mean(name, models)}; known: {', '.join(models)}"))
+        refuse((("type",), f"`type` should be the name of a part (got {got(name)}); known: {', '.join(known)}"))
+    if name not in known:
+        refuse((("type",), f"no such part {got(name)}{did_you_mean(name, known)}; known: {', '.join(known)}"))
+    try:
+        model = part_model(get(role, name), name)
+    except RecipeError as error:  # of a plug-in
+        refuse((("type",), str(error)))
     # As JSON, because there a list may stand for a tuple even when everything else is strict.
-    spec = models[name].model_validate_json(json.dumps(data))
+    spec = model.model_validate_json(json.dumps(data))
     try:
         spec.build()  # settings may contradict each other in ways that only the constructor knows
     except TokenPruneError as error:
@@ -108,8 +112,16 @@ def refuse(*problems: tuple[tuple[str | int, ...], str]) -> NoReturn:
 
 
 def part_models(role: str) -> dict[str, type[PartSpec]]:
-    """Name to model, of every part that is registered for `role` now."""
+    """Name to model, of every part that can be used for `role` now; plug-ins are imported for it."""
     return {name: part_model(part, name) for name, part in parts(role).items()}
+
+
+def model_called(role: str, name: str) -> type[PartSpec] | None:
+    """The model of the part of that name; None where there is none that can be used."""
+    try:
+        return part_model(get(role, name), name)
+    except RecipeError:
+        return None
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,12 +34,18 @@ def load_embedded(folder: Path | None = None) -> tuple[LlavaForConditionalGenera
 
 
 def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write weights (bfloat16), configuration and processor of `model` to `folder`; `model` stays as it is."""
+    """Write weights (bfloat16), configuration and processor of `model` to `folder`; `model` stays as it is.
+
+    Each file takes its place whole, when all of them have been written.
+    """
     import torch
 
     from tokenprune.scenes.world.vocabulary import build_processor
 
-    copy.deepcopy(model).cpu().to(torch.bfloat16).eval().save_pretrained(folder)
-    build_processor().save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner only, and packages keep that
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".tokenprune-", dir=folder.parent) as made:
+        copy.deepcopy(model).cpu().to(torch.bfloat16).eval().save_pretrained(made)
+        build_processor().save_pretrained(made)
+        for file in Path(made).iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner only, and packages keep that
+            file.replace(folder / file.name)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from tokenprune.core.files import whole_file
 from tokenprune.engine.attach import attach
 from tokenprune.scenes.answering import answer
 from tokenprune.scenes.embedded import load_embedded
@@ -65,7 +66,8 @@ def _demonstrates(
 
 def _draw(item: Scene, question: Question, number: int, folder: Path) -> dict[str, Any]:
     name = f"{number}-{question.task}.png"
-    Image.fromarray(item.render(SIDE)).save(folder / name, optimize=True)
+    with whole_file(folder / name) as file:
+        Image.fromarray(item.render(SIDE)).save(file, format="PNG", optimize=True)
     box = [round(value / UNITS, 4) for value in question.box] if question.box else None
     return {
         "file": name,
@@ -90,7 +92,8 @@ def make(folder: Path) -> list[dict[str, Any]]:
             item, question = _first(task, photographic, item.index + 1)
         start = item.index + 1
         entries.append(_draw(item, question, number, folder))
-    (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    with whole_file(folder / "samples.json") as file:
+        file.write(f"{json.dumps(entries, indent=1)}\n".encode())
     return entries
 
 

@@ -46,6 +46,8 @@ class Case:
     """Where the thing asked for is; None where no single thing is asked for, or nobody knows."""
     rank: int = 0
     """Place of its task in tables, lowest first; tasks of equal rank stand in the order of their first questions."""
+    where: str = ""
+    """Where it is written, as ``FILE:LINE``, for messages about it; empty where it is in no file."""
 
     @property
     def key(self) -> str:

@@ -11,14 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import shutil
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, fields
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
+from tokenprune.core.files import whole_file
 from tokenprune.scenes.embedded import export
 from tokenprune.scenes.training.log import Log
 from tokenprune.scenes.training.phases import PHASES
@@ -43,16 +49,17 @@ def seconds_per_step(seed: int, precision: str, device: torch.device) -> float:
     return total / sum(phase.steps for phase in PHASES)
 
 
-def save(trainer: Trainer, path: Path) -> None:
+def save(trainer: Trainer, path: Path, log: Log | None = None) -> None:
     """Write a checkpoint so that a run killed meanwhile keeps the previous one."""
-    partial = path.with_suffix(".partial")
-    torch.save(trainer.state_dict(), partial)
-    os.replace(partial, path)
+    made = BytesIO()  # torch words a full disk as a fault of its own
+    torch.save({**trainer.state_dict(), "log": None if log is None else log.state_dict()}, made)
+    with whole_file(path) as file:
+        file.write(made.getbuffer())
 
 
-def run(trainer: Trainer, out: Path) -> None:
-    """Train to the end of the plan, with a checkpoint every minute."""
-    log, saved = Log(out / "training_log.jsonl", trainer), time.monotonic()
+def run(trainer: Trainer, out: Path, logged: Mapping[str, Any] | None = None) -> None:
+    """Train to the end of the plan, with a checkpoint every minute; `logged` is the log's state in the last one."""
+    log, saved = Log(out / "training_log.jsonl", trainer, logged), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         while trainer.phase_number < len(PHASES):
@@ -65,10 +72,10 @@ def run(trainer: Trainer, out: Path) -> None:
                 log.add(trainer, rate, parts, right)
                 progress.advance(bar)
                 if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                    save(trainer, out / "checkpoint.pt")
+                    save(trainer, out / "checkpoint.pt", log)
                     saved = time.monotonic()
             trainer.next_phase()
-            save(trainer, out / "checkpoint.pt")
+            save(trainer, out / "checkpoint.pt", log)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -93,7 +100,18 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    try:
+        _train(options, device)
+    except OSError as error:
+        sys.exit(f"error: cannot use {error.filename or options.out}: {error.strerror or error}")
+    except SafetensorError as error:
+        sys.exit(f"error: cannot write the weights to {options.out}: {error}")
+
+
+def _train(options: argparse.Namespace, device: torch.device) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
+    for left in options.out.glob(".tokenprune-*"):  # of a run that was killed while it wrote
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     plan_file, checkpoint = options.out / "training.json", options.out / "checkpoint.pt"
     if plan_file.exists():
         stored = json.loads(plan_file.read_text())
@@ -103,12 +121,16 @@ def main(arguments: list[str] | None = None) -> None:
         if options.minutes:
             steps = round(options.minutes * 60 / seconds_per_step(options.seed, options.precision, device))
         plan = make_plan(options.seed, options.precision, options.text, steps, options.positions)
-        plan_file.write_text(json.dumps({**asdict(plan), "stages": [asdict(s) for s in PHASES]}, indent=1) + "\n")
-    trainer = Trainer(plan, device)
+        with whole_file(plan_file) as file:
+            told = {**asdict(plan), "stages": [asdict(s) for s in PHASES]}
+            file.write(f"{json.dumps(told, indent=1)}\n".encode())
+    trainer, logged = Trainer(plan, device), None
     if checkpoint.exists():
-        trainer.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True))
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        trainer.load_state_dict(state)
+        logged = state.get("log")  # none in checkpoints of version 0.1.0
     if not options.export:
-        run(trainer, options.out)
+        run(trainer, options.out, logged)
     export(trainer.model, options.out / "embedded")
 
 

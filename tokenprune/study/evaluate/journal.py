@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tokenprune.core.files import append_line, cut_broken_line, whole_lines
 from tokenprune.errors import InputError
 
 NAME = "results.jsonl"
@@ -61,26 +61,24 @@ class Journal:
         return self._done.get(key)
 
     def add(self, key: str, label: str, batch: Batch) -> None:
-        """Remember a batch; with a folder it is on disk when this returns."""
+        """Remember a batch; with a folder it is on disk when this returns.
+
+        Raises:
+            InputError: it cannot be written, such as to a full disk; what was done before is kept.
+        """
         if self._path is not None:
-            line = json.dumps({"key": key, "condition": label, **asdict(batch)}, ensure_ascii=False)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                append_line(self._path, json.dumps({"key": key, "condition": label, **asdict(batch)}))
+            except OSError as error:
+                raise InputError(f"--output: cannot write {self._path}: {error.strerror or error}") from None
         self._done[key] = batch
 
     def _read(self, path: Path) -> None:
-        if not path.exists():
-            return
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
+        for number, line in enumerate(whole_lines(path), start=1):
             try:
                 fields = json.loads(line)
                 key, _ = fields.pop("key"), fields.pop("condition")
                 self._done[key] = Batch(**fields)
             except (ValueError, TypeError, KeyError, AttributeError):
                 raise InputError(f"{path}:{number}: error: not a result of `tokenprune eval`; move the file") from None
-        if whole < len(data):
-            os.truncate(path, whole)
+        cut_broken_line(path)

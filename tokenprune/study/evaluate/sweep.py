@@ -52,12 +52,14 @@ def evaluate(
     Raises:
         UnsupportedModelError: `packed`, and the model cannot be asked so; the message says why.
         TokenPruneError: a condition does not fit the model, all of them told at once; nothing has been generated then.
-        InputError: no cases, a case twice, or an output folder that cannot be used.
+        InputError: no cases, a case twice, a question or a picture that the processor refuses (all of them told, each
+            with its place), or an output folder that cannot be used.
     """
     _check_cases(cases, batch_size)
     conditions = [UNTOUCHED, *(c for c in conditions if c.kind != "untouched")]
     _check_fit(model, conditions)
     chat, meter = Chat("", model, processor), Meter(model)
+    _check_processor(chat, cases)
     asker: Asker = PackedAsker(chat) if packed else GenerateAsker(chat)
     batches = list(asker.batches(cases, batch_size))
     journal = Journal(output)
@@ -122,6 +124,27 @@ def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
         if case.key in seen:
             raise InputError(f"asked twice about {case.picture_id}: {case.question!r}")
         seen.add(case.key)
+
+
+def _check_processor(chat: Chat, cases: Sequence[Case]) -> None:
+    """Make every prompt, and show the processor a picture of each size: what it refuses ends nothing half-way."""
+    problems: list[str] = []
+    pictures: set[str] = set()
+    taken: set[tuple[int, int]] = set()
+    for case in cases:
+        try:
+            prompt = chat.prompt(case.question, 1)
+            if case.picture_id in pictures:
+                continue
+            pictures.add(case.picture_id)
+            picture = case.picture()
+            if picture.size not in taken:
+                chat.process([[picture]], [prompt])
+                taken.add(picture.size)
+        except InputError as error:
+            problems.append(f"{case.where or case.picture_id}: error: {error}")
+    if problems:
+        raise InputError("\n".join(problems))
 
 
 def _check_fit(model: Any, conditions: Sequence[Condition]) -> None:
