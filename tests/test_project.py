@@ -56,14 +56,14 @@ def test_wheel_holds_every_file_of_the_package(wheel: set[str]) -> None:
 
 
 def test_wheel_holds_nothing_else(wheel: set[str]) -> None:
-    assert {name.split("/")[0] for name in wheel} == {"tokenprune", f"tokenprune-{version('tokenprune')}.dist-info"}
+    assert {name.split("/")[0] for name in wheel} == {"tokenprune", f"tokenprune_vlm-{version('tokenprune-vlm')}.dist-info"}
 
 
 def test_one_version_everywhere() -> None:
     import tokenprune
 
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert tokenprune.__version__ == version("tokenprune") == declared
+    assert tokenprune.__version__ == version("tokenprune-vlm") == declared
     assert f"## {declared}" in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -78,8 +78,10 @@ def versions() -> dict[str, str]:
     """Versions of all that has a say in the result."""
     from importlib.metadata import version
 
-    names = ("tokenprune", "torch", "transformers")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    from tokenprune import __version__
+
+    found = {name: version(name) for name in ("torch", "transformers")}
+    return {"python": platform.python_version(), "tokenprune": __version__, **found}
 
 
 def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) -> None:

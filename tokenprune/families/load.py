@@ -62,6 +62,13 @@ def read_config(name: str, *, also: Sequence[str] = ()) -> Any:
     return _config(_source(name, also))
 
 
+def processor_of(name: str) -> Any:
+    """The processor of a model, without its weights; arguments and errors as in `load`."""
+    quiet()
+    source = _source(name)
+    return _processor(source, _config(source))
+
+
 def dtype_named(name: str | None) -> torch.dtype | None:
     """The dtype of that name; None stays None.
 
