@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenprune.answers import Answer as Answer
+    from tokenprune.answers import ask as ask
+    from tokenprune.answers import load as load
     from tokenprune.budget import Budget as Budget
     from tokenprune.builder import build as build
     from tokenprune.core.attention import attention_from_qk as attention_from_qk
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     from tokenprune.errors import TokenPruneError as TokenPruneError
     from tokenprune.errors import UnsupportedModelError as UnsupportedModelError
     from tokenprune.families.ledger import ledger as ledger
-    from tokenprune.families.load import load as load
     from tokenprune.parts.groupers.base import Grouper as Grouper
     from tokenprune.parts.part import Part as Part
     from tokenprune.parts.raters.base import RaterSelector as RaterSelector
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from tokenprune.study.evaluate import make_conditions as make_conditions
 
 _HOMES = {
+    "Answer": "answers",
     "Attached": "engine.attach",
     "Attention": "core.tokens",
     "Budget": "budget",
@@ -86,6 +89,7 @@ _HOMES = {
     "Tokens": "core.tokens",
     "UnsupportedModelError": "errors",
     "Work": "parts.work",
+    "ask": "answers",
     "attach": "engine.attach",
     "attention_from_qk": "core.attention",
     "audit": "study.audit",
@@ -94,7 +98,7 @@ _HOMES = {
     "evaluate": "study.evaluate",
     "ledger": "families.ledger",
     "list_recipes": "recipe",
-    "load": "families.load",
+    "load": "answers",
     "load_recipe": "recipe",
     "make_conditions": "study.evaluate",
     "merge": "core.merge",

@@ -149,7 +149,7 @@ def test_mistakes_are_told_in_a_line(
 def test_all_broken_pictures_are_told_before_a_model_is_loaded(
     cli: CLI, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenprune.cli.audit.open_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("tokenprune.answers.load", lambda *_, **__: pytest.fail("loaded"))
     for name in ("y.png", "z.png"):
         (folder / name).write_bytes(b"no picture")
     done = cli("audit", "fastv", "--images", folder, "--question", "where is the circle ?")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tokenprune.cli import doctor
+from tokenprune.engine import doctor
 from tokenprune.recipe import list_recipes
 
 
@@ -53,7 +53,7 @@ def test_an_unsupported_model_is_no_success(cli: Callable[..., Any], tmp_path: P
 
 
 def test_a_version_that_was_never_tried_is_a_conflict(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "requires", lambda name: ["torch>=99", "nosuchthing>=1", 'extra-only>=1; extra == "x"'])
+    monkeypatch.setattr(doctor, "_requirements", lambda: ["torch>=99", "nosuchthing>=1", 'extra-only>=1; extra == "x"'])
     told = cli("doctor", "--json")
     found = json.loads(told.out)["conflicts"]
     assert told.status == 1

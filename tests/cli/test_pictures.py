@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from tokenprune.cli.pictures import open_picture
+from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
 GREY = np.linspace(0, 255, 24 * 32).reshape(24, 32).astype(np.uint8)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.model import open_model
 from tokenprune.cli.options import (
     DeviceOption,
     DtypeOption,
@@ -20,8 +19,8 @@ from tokenprune.cli.options import (
     Variant,
     amount,
 )
-from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_plot, counter, print_json, progress
+from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +87,9 @@ def command(
     if not resolved.stages:
         raise InputError(f"recipe {resolved.name!r} has no stage: it keeps every token, so there is nothing to audit")
     with progress(f"loading {model}"):
-        chat = open_model(model, dtype, device, "sdpa")
+        from tokenprune.answers import load
+
+        chat = load(model, dtype=dtype, device=device)
     if folder is not None and question is not None:
         _check_processor(chat, folder, question)
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tokenprune.cli.model import open_model
 from tokenprune.cli.options import (
     AttentionOption,
     AverageOption,
@@ -150,7 +149,9 @@ def _network(
 
     scaled = layers is not None or width is not None
     if model not in PRESETS and not scaled:
-        return open_model(model, dtype, device, attention).model
+        from tokenprune.answers import load
+
+        return load(model, dtype=dtype, device=device, attention=attention).model
     if model == "embedded":
         raise InputError("--layers and --width give random weights; the embedded model is tiny and has its own")
     from tokenprune.families.sketch import sketch_config, sketch_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated, Any
 
 import typer
@@ -18,13 +17,14 @@ EXAMPLES = (
     "  tokenprune doctor my-llava/",
     "  tokenprune doctor --json            to paste into a bug report",
 )
-PACKAGES = ("torch", "transformers", "numpy", "pillow", "torchvision", "flash-attn", "accelerate", "peft")
-"""Whose version decides what works; the first two are the ones that most faults come from."""
 
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="'embedded', a published shape, a folder or a hub id; weights are not read.", metavar="[MODEL]")
+        str | None,
+        typer.Argument(
+            help="'embedded', a published shape, a folder or a hub id; weights are not read.", metavar="[MODEL]"
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
@@ -33,12 +33,10 @@ def command(
     Paste its output into a bug report. Ends with status 1 if something that it found stands in the way.
     """
     with progress("looking around"):
-        facts: dict[str, Any] = {
-            "versions": _versions(),
-            "attention": _attention(),
-            "devices": _devices(),
-            "conflicts": _conflicts(),
-        }
+        from tokenprune.engine.doctor import machine
+
+        facts = machine()
+        facts["versions"] = {"tokenprune": __version__, **facts["versions"]}
     if model is not None:
         with progress(f"trying every recipe on the shape of {model}"):
             facts["model"] = _model(model)
@@ -50,108 +48,16 @@ def command(
         raise typer.Exit(1)
 
 
-def _versions() -> dict[str, str | None]:
-    import platform
-
-    found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "tokenprune": __version__,
-    }
-    return found | {name: _installed(name) for name in PACKAGES}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _attention() -> dict[str, bool]:
-    """Attention implementations of transformers, and whether a model can be loaded with them here."""
-    from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
-
-    return {
-        "sdpa": True,
-        "eager": True,
-        "flex_attention": bool(is_torch_flex_attn_available()),
-        "flash_attention_2": bool(is_flash_attn_2_available()),
-    }
-
-
-def _devices() -> list[dict[str, Any]]:
-    import torch
-
-    from tokenprune.families.sketch import free_memory
-
-    cpu = torch.device("cpu")
-    found: list[dict[str, Any]] = [
-        {"name": "cpu", "about": f"{torch.get_num_threads()} threads", "free_bytes": free_memory(cpu)}
-    ]
-    if torch.accelerator.is_available():
-        kind = str(torch.accelerator.current_accelerator())
-        for index in range(torch.accelerator.device_count()):
-            where = torch.device(kind, index)
-            about = torch.cuda.get_device_name(index) if kind == "cuda" else kind
-            found.append({"name": str(where), "about": about, "free_bytes": free_memory(where)})
-    return found
-
-
-def _conflicts() -> list[str]:
-    """What is installed in versions that were never tried, or that do not go together."""
-    from packaging.requirements import Requirement
-
-    found = []
-    for text in requires("tokenprune-vlm") or ():
-        wanted = Requirement(text)
-        if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
-            continue
-        got = _installed(wanted.name)
-        if got is None:
-            found.append(f"{wanted.name} is not installed; tokenprune needs {wanted.specifier}")
-        elif not wanted.specifier.contains(got, prereleases=True):
-            found.append(f"{wanted.name} {got} is installed; tokenprune was tested with {wanted.specifier}")
-    if _installed("torchvision") is not None:
-        try:
-            import torchvision  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
-        except (ImportError, RuntimeError, OSError) as error:
-            found.append(f"torchvision does not go with torch {_installed('torch')}: {str(error).splitlines()[0]}")
-    return found
-
-
 def _model(name: str) -> dict[str, Any]:
     """Whether the model's family is supported, and what each recipe says of it."""
-    import torch
-    from transformers import AutoModelForImageTextToText
-
-    from tokenprune.engine.attach import attach
-    from tokenprune.families.catalogue import adapter_of
+    from tokenprune.engine.doctor import runs
     from tokenprune.families.sketch import sketch_config
-    from tokenprune.recipe import list_recipes
 
-    told: dict[str, Any] = {"name": name}
     try:
         config = _embedded() if name == "embedded" else sketch_config(name)
-        adapter = adapter_of(config, asker="doctor")
+        return {"name": name, "supported": True, **runs(config), "processor": _processor(name)}
     except UnsupportedModelError as error:
-        return told | {"supported": False, "reason": str(error)}
-    told |= {
-        "supported": True,
-        "model_type": adapter.family,
-        "family": adapter.title,
-        "layers": config.get_text_config().num_hidden_layers,
-        "processor": _processor(name),
-    }
-    with torch.device("meta"):  # no weights: hooks are mounted on the shape alone
-        network = AutoModelForImageTextToText.from_config(config)
-    refused: dict[str, str] = {}
-    for recipe in list_recipes():
-        try:
-            attach(network, recipe).detach()
-        except TokenPruneError as error:
-            refused[recipe] = str(error).removeprefix(f"{recipe}: ")
-    return told | {"runs": [recipe for recipe in list_recipes() if recipe not in refused], "refused": refused}
+        return {"name": name, "supported": False, "reason": str(error)}
 
 
 def _embedded() -> Any:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tokenprune.cli.model import open_model
 from tokenprune.cli.options import (
     AttentionOption,
     DeviceOption,
@@ -151,9 +150,10 @@ def command(
     if difficulty and not any(case.difficulty for case in cases):
         raise InputError("--difficulty: none of these questions says how difficult it is")
     with progress(f"loading {model}"):
+        from tokenprune.answers import load
         from tokenprune.study.evaluate import evaluate
 
-        chat = open_model(model, dtype, device, attention)
+        chat = load(model, dtype=dtype, device=device, attention=attention)
     if not budgets:
         note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
     if questions is not None:

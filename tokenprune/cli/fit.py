@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokenprune.cli.model import open_model
 from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, RecipeArgument, Sets
-from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_plot, console, print_json, progress
+from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +87,9 @@ def command(
     resolved = load_recipe(recipe, sets=sets or ())
     pairs = _pairs(data, questions, scenes)
     with progress(f"loading {model}"):
-        chat = open_model(model, dtype, device, attention)
+        from tokenprune.answers import load
+
+        chat = load(model, dtype=dtype, device=device, attention=attention)
 
     from tokenprune.fit import Plan, fit
     from tokenprune.plot.losses import plot_losses

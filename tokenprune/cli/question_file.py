@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.cli.pictures import open_picture
+from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:

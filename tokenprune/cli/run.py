@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.model import open_model
 from tokenprune.cli.options import (
     AttentionOption,
     AverageOption,
@@ -23,8 +22,8 @@ from tokenprune.cli.options import (
     Variant,
     budgets_of,
 )
-from tokenprune.cli.pictures import open_picture
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
+from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +83,9 @@ def command(
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
     paths, pictures, asked, answer = _subject(image or [], pictures, question)
     with progress(f"loading {model}"):
-        chat = open_model(model, dtype, device, attention)
+        from tokenprune.answers import load
+
+        chat = load(model, dtype=dtype, device=device, attention=attention)
     inputs = chat.inputs(pictures, asked)
     unknown = chat.unknown_words(asked)
     if unknown:

@@ -291,8 +291,8 @@ def _check_sight(seen: Tensor, vision: Tensor, text: Tensor) -> None:
     row, column = blind.nonzero()[0].tolist()
     raise InputError(
         f"attention_from_qk: the text token at {int(text[row, column])} of sample {row} sees no vision token (the "
-        f"first stands at {int(vision[row][there[row]][0])}), so it cannot rate them; name text tokens behind the image, or, "
-        "where the layer's tokens see each other both ways, pass causal=False"
+        f"first stands at {int(vision[row][there[row]][0])}), so it cannot rate them; name text tokens behind the "
+        "image, or, where the layer's tokens see each other both ways, pass causal=False"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,10 @@ class Chat:
     """As the user gave it: ``embedded``, a folder or a hub id."""
     model: Any
     processor: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        """``model, processor = chat``."""
+        return iter((self.model, self.processor))
 
     @property
     def tokenizer(self) -> Any:

@@ -1,0 +1,115 @@
+"""`load` and `ask`: a model with its processor by name, and an answer about pictures with what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenprune.core.pictures import open_picture
+from tokenprune.core.report import Report
+from tokenprune.errors import InputError
+from tokenprune.families import load as from_name
+from tokenprune.families.chat import Chat
+
+if TYPE_CHECKING:
+    from tokenprune.families.chat import Picture
+    from tokenprune.families.load import Kernel
+    from tokenprune.recipe import Recipe
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, and what ran to get it."""
+
+    text: str
+    report: Report | None
+    """Vision tokens that entered each layer, and those that each stage kept; None where no recipe was asked for."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def load(
+    name: str = EMBEDDED, *, dtype: str | None = None, device: str | None = None, attention: Kernel = "sdpa"
+) -> Chat:
+    """A model and its processor, as the command line loads them: ``model, processor = tp.load("embedded")``.
+
+    Only what pictures need is loaded: torchvision, which some processors ask for because of videos, is not.
+
+    Args:
+        name: ``embedded`` for the tiny model that comes with the package, a folder, or a hub id (``owner/name``).
+        dtype: ``float32``, ``bfloat16`` or ``float16``; float32 on a CPU, and for the embedded model, and the
+            checkpoint's own elsewhere when left out.
+        device: as in `torch.device`; the CPU for the embedded model and a GPU, if there is one, for others when left
+            out.
+        attention: ``sdpa`` or ``eager``.
+
+    Raises:
+        InputError: no such model, dtype or device.
+        UnsupportedModelError: a model of no supported family, told before its weights are read.
+    """
+    if name != EMBEDDED:
+        return from_name.load(name, dtype=dtype, device=device, attention=attention, also=(EMBEDDED,))
+    import torch
+
+    from tokenprune.scenes import load_embedded
+
+    kind, where = from_name.dtype_named(dtype) or torch.float32, from_name.device_named(device or "cpu")
+    from_name.quiet()
+    network, processor = load_embedded()
+    network.set_attn_implementation(attention)
+    return Chat(name, network.to(where, kind), processor)
+
+
+def ask(
+    model: Any,
+    processor: Any,
+    pictures: Picture | str | PathLike[str] | Sequence[Picture | str | PathLike[str]],
+    question: str,
+    recipe: str | Path | Mapping[str, Any] | Recipe | None = "sparsevlm",
+    *,
+    max_new_tokens: int = 64,
+    keep: float | None = None,
+    average: float | None = None,
+    final: float | None = None,
+    flops: float | None = None,
+) -> Answer:
+    """Ask a model about pictures, with fewer vision tokens.
+
+        model, processor = tp.load("llava-hf/llava-1.5-7b-hf")
+        answer = tp.ask(model, processor, "cat.jpg", "What is on the table?", "fastv", keep=0.25)
+        print(answer, answer.report)
+
+    Args:
+        model: a supported model with nothing attached; left as it was.
+        processor: that speaks to it.
+        pictures: one or several, as files, Pillow images or arrays ``[H, W, 3]``.
+        question: about them.
+        recipe: a recipe's name, path, dict or `Recipe`; None asks with all vision tokens.
+        max_new_tokens: longest answer.
+        keep: budget that replaces the recipe's, as in `attach`; so `average`, `final` and `flops`.
+
+    Raises:
+        InputError: no question, or a file that is no picture.
+        RecipeError, BudgetError, UnsupportedModelError: as in `attach`.
+    """
+    from tokenprune.engine.attach import attach  # brings transformers, which this module's names do not need
+
+    if not question.strip():
+        raise InputError("ask: the question is empty")
+    given = [pictures] if isinstance(pictures, str | PathLike) or not isinstance(pictures, Sequence) else pictures
+    shown = [open_picture(Path(each), "pictures") if isinstance(each, str | PathLike) else each for each in given]
+    chat = Chat("", model, processor)
+    inputs = chat.inputs(shown, question)
+    if recipe is None:
+        if any(value is not None for value in (keep, average, final, flops)):
+            raise InputError("ask: a budget needs a recipe")
+        return Answer(chat.text(chat.generate(inputs, max_new_tokens)[0]), None)
+    with attach(model, recipe, keep=keep, average=average, final=final, flops=flops) as attached:
+        (ids,) = chat.generate(inputs, max_new_tokens)
+    return Answer(chat.text(ids), attached.report)
