@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
@@ -105,7 +106,7 @@ def _conflicts() -> list[str]:
             found.append(f"{wanted.name} {got} is installed; tokenprune was tested with {wanted.specifier}")
     if _installed("torchvision") is not None:
         try:
-            import torchvision  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401
+            import_module("torchvision")
         except (ImportError, RuntimeError, OSError) as error:
             found.append(f"torchvision does not go with torch {_installed('torch')}: {str(error).splitlines()[0]}")
     return found
