@@ -33,6 +33,7 @@ class LeftScorer(tp.Scorer):
     """
 
     multiply_adds = tp.no_products
+    reads = tp.Needs(grid=True)
 
     def __init__(self, *, power: Annotated[float, Field(gt=0)] = 1.0) -> None:
         super().__init__()
