@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from families import vision_mask
 from reference import Stage, generate_logits, masked_reference
-from torch import Tensor
+from torch import Tensor, nn
 
 import tokenprune as tp
 from tokenprune.core.report import Report
@@ -70,3 +70,11 @@ def worst(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> float:
 @torch.no_grad()
 def logits_of(model: Any, batch: Mapping[str, Any], **options: Any) -> Tensor:
     return model(**batch, **options).logits
+
+
+def snapshot(model: nn.Module) -> list[tuple[str, Any]]:
+    """Names of everything an instance carries, and its numbers of hooks."""
+    hooks = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
+    return [
+        (name, sorted(vars(module)), [len(getattr(module, h)) for h in hooks]) for name, module in model.named_modules()
+    ]

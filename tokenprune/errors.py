@@ -33,6 +33,10 @@ class PluginWarning(UserWarning):
     """An installed package brings parts that cannot be used; recipes that name none of them are not harmed."""
 
 
+class UnprunedWarning(UserWarning):
+    """A forward ran as if nothing were attached, because nothing told where its vision tokens stand."""
+
+
 class UnsupportedModelError(TokenPruneError):
     """The model, its cache or the way it is called is not supported."""
 

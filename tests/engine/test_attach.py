@@ -12,7 +12,7 @@ import torch
 import transformers as tf
 from families import CACHE, FAMILIES, IMAGE, Row, build, inputs, row_inputs, text_only_inputs
 from kinds import ATTENTION, IDENTITY, KINDS, fixed, recipe, stage
-from pruned import logits_of
+from pruned import logits_of, snapshot
 from reference import generate_logits
 from torch import nn
 from transformers.generation.continuous_batching import PagedAttentionCache
@@ -68,14 +68,6 @@ def test_detach_leaves_no_trace(family: str) -> None:
     plain, again = generate_logits(untouched, batch), generate_logits(model, batch)
     assert not bit_equal(plain[1], pruned[1])
     assert torch.equal(plain[0], again[0]) and bit_equal(plain[1], again[1])
-
-
-def snapshot(model: nn.Module) -> list[tuple[str, Any]]:
-    """Names of everything an instance carries, and its numbers of hooks."""
-    hooks = ("_forward_pre_hooks", "_forward_hooks", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs")
-    return [
-        (name, sorted(vars(module)), [len(getattr(module, h)) for h in hooks]) for name, module in model.named_modules()
-    ]
 
 
 def test_an_exception_inside_the_block_detaches() -> None:

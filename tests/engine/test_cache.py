@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from kinds import KINDS, fixed, recipe, stage
 from pruned import logits_of
 
 import tokenprune as tp
+from tokenprune.errors import InputError, UnsupportedModelError
 
 THREE = recipe(
     "three", stage(1, fixed(12), scorer="random"), stage(3, fixed(8), scorer="norm"), stage(5, fixed(3), scorer="norm")
@@ -132,3 +134,98 @@ def test_a_cache_goes_by_its_earlier_name_too() -> None:
         with tp.attach(model, KINDS["attention"], compile={"backend": "eager"}):
             results.append((hidden, model.generate(**batch, max_new_tokens=3, **{name: tf.DynamicCache()})))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+# --------------------------------------------------------------------------------- a cache that outlives its recipe
+
+
+def shortened(model: Any, batch: Any, kind: Any, asked: Any = THREE) -> Any:
+    """A cache that a recipe, attached no more, has shortened."""
+    room = {"max_cache_len": batch["input_ids"].shape[1] + 8} if kind is tf.StaticCache else {}
+    cache = kind(config=model.config.get_text_config(), **room)
+    with torch.no_grad(), tp.attach(model, asked):
+        model(**batch, **{CACHE: cache})
+    return cache
+
+
+def following(batch: Any, tokens: int) -> dict[str, torch.Tensor]:
+    mask = torch.nn.functional.pad(batch["attention_mask"], (0, tokens), value=1)
+    return {"input_ids": torch.full((len(mask), tokens), 7), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("kind", [tf.DynamicCache, tf.StaticCache])
+def test_a_cache_says_so_when_its_recipe_is_gone(kind: Any, tokens: int) -> None:
+    model, other = build("llava", layers=6), build("llava", layers=6)
+    batch = inputs("llava", model)
+    later = following(batch, tokens)
+    gone = r"recipe 'three' \(\w+\) has shortened, and that recipe is not attached to the model that now reads it"
+    with pytest.raises(UnsupportedModelError, match=gone):
+        logits_of(model, later, **{CACHE: shortened(model, batch, kind)})
+    with pytest.raises(UnsupportedModelError, match=gone):
+        logits_of(model, later, **{CACHE: copy.deepcopy(shortened(model, batch, kind))})
+    with tp.attach(other, THREE), pytest.raises(UnsupportedModelError, match=gone):
+        logits_of(model, later, **{CACHE: shortened(model, batch, kind)})
+    half = recipe("half", stage(4, fixed(0.5), scorer="random"))
+    message = r"'three' \(\w+\) has shortened, but 'half' \(\w+\) is attached; attach the first one"
+    cache = shortened(model, batch, kind)
+    with tp.attach(model, half), pytest.raises(UnsupportedModelError, match=message):
+        logits_of(model, later, **{CACHE: cache})
+    assert logits_of(model, batch, **{CACHE: reset(cache)}).shape[1] == batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("kind", [tf.DynamicCache, tf.StaticCache])
+def test_the_same_recipe_goes_on_where_it_was_detached(kind: Any) -> None:
+    model, other = build("llava", layers=6), build("llava", layers=6)
+    batch = inputs("llava", model)
+    later = following(batch, 3)
+    room = {"max_cache_len": batch["input_ids"].shape[1] + 8} if kind is tf.StaticCache else {}
+    with tp.attach(model, THREE):
+        cache = kind(config=model.config.get_text_config(), **room)
+        logits_of(model, batch, **{CACHE: cache})
+        expected = logits_of(model, later, **{CACHE: cache})
+    for owner in (model, other):
+        cache = shortened(model, batch, kind)
+        with tp.attach(owner, THREE):
+            assert torch.equal(logits_of(owner, later, **{CACHE: cache}), expected)
+
+
+@pytest.mark.parametrize("kind", [tf.DynamicCache, tf.StaticCache])
+def test_crop_into_a_shortened_picture_is_refused(kind: Any) -> None:
+    model = build("llava", layers=6)
+    batch = inputs("llava", model, rows=[Row(after=7)])
+    cache = shortened(model, batch, kind)
+    with pytest.raises(InputError, match=r"crop to 27 tokens reaches into pictures that recipe 'three' \(\w+\) has"):
+        cache.crop(-8)
+    shortened(model, batch, kind).crop(-7)
+
+
+def test_a_static_cache_may_be_reset_twice() -> None:
+    model = build("llava", layers=6)
+    batch = inputs("llava", model, rows=[Row()])
+    cache = shortened(model, batch, tf.StaticCache)
+    room = batch["input_ids"].shape[1] + 8
+    for _ in range(3):
+        cache.reset()
+        assert [(layer.get_max_length(), layer.max_cache_len) for layer in cache.layers] == [(room, room)] * 6
+        assert [layer.get_mask_sizes(1) for layer in cache.layers] == [(room, 0)] * 6
+    plain = logits_of(model, batch)
+    assert torch.equal(logits_of(model, batch, **{CACHE: cache}), plain)
+    with tp.attach(model, THREE):  # in buffers of full size
+        assert torch.equal(logits_of(model, batch, **{CACHE: reset(reset(cache))}), logits_of(model, batch))
+
+
+def test_a_compiled_stage_before_layer_0_is_exact_on_a_static_cache() -> None:
+    """The buffers are smaller before anything has been removed, and masks must be sized all the same."""
+    model = build("llava", layers=2, attention="eager")
+    batch = inputs("llava", model)
+    asked = KINDS["after_vision"]
+    room = batch["input_ids"].shape[1] + 8
+    results = []
+    for how in ({}, {"compile": {"backend": "eager"}}):
+        cache = tf.StaticCache(config=model.config.get_text_config(), max_cache_len=room)
+        with torch.no_grad(), tp.attach(model, asked, **how):
+            logits = [model(**each, **{CACHE: cache}).logits[:, -1] for each in (batch, following(batch, 1))]
+        results.append(torch.stack(logits))
+    torch.compiler.reset()
+    assert (results[0] - results[1]).abs().max() < 1e-5

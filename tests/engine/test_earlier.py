@@ -104,7 +104,7 @@ def test_nothing_is_recorded_where_nobody_reads() -> None:
         assert attached.engine.taps.layers_read == {2}
         with torch.no_grad():
             model(**inputs("llava", model))
-        assert not attached.engine.taps.hidden
+        assert not attached.engine.now.hidden
 
 
 def test_what_no_hook_can_give_is_refused_by_name() -> None:

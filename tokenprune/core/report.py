@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -97,7 +98,8 @@ class Graphs:
 class Report:
     """What the stages of an attached recipe did in the last forward that brought vision tokens.
 
-    Every attribute that tells a result raises `NotFiredError` as long as no such forward has run.
+    A thread is told of its own forwards; one that has run none, of the last that any thread ran. Every attribute that
+    tells a result raises `NotFiredError` as long as no such forward has run.
     """
 
     recipe: str
@@ -108,70 +110,85 @@ class Report:
     """Stages of the recipe."""
     graphs: Graphs | None = None
     """Counts of compiled code; None where nothing is compiled."""
-    prefills: int = 0
-    """Forwards so far that brought vision tokens. Without a cache, generation makes one a token."""
-    _total: tuple[int, ...] = ()
-    _grids: tuple[tuple[Grid, ...], ...] = ()
-    _unrated: tuple[int, ...] = ()
-    _stages: list[StageReport] = field(default_factory=list)
-    _complete: bool = False
+    _threads: _Threads = field(default_factory=lambda: _Threads())
+    _latest: _Run = field(default_factory=lambda: _Run())
+
+    @property
+    def _run(self) -> _Run:
+        """What is told: of the calling thread, or of the last one that ran, where this one has run nothing."""
+        return self._threads.own or self._latest
+
+    def _own(self) -> _Run:
+        """What the calling thread fills in."""
+        if self._threads.own is None:
+            self._threads.own = _Run()
+        self._latest = self._threads.own
+        return self._latest
+
+    @property
+    def prefills(self) -> int:
+        """Forwards of this thread so far that brought vision tokens. Without a cache, generation makes one a token."""
+        return self._run.prefills
 
     def begin(self, total: tuple[int, ...], grids: tuple[tuple[Grid, ...], ...], unrated: tuple[int, ...] = ()) -> None:
         """A forward with vision tokens starts."""
-        self._total, self._grids, self._unrated = total, grids, unrated
-        self._stages, self._complete = [], False
+        run = self._own()
+        run.total, run.grids, run.unrated, run.stages = total, grids, unrated, []
+        run.complete, run.unseen = False, ""
 
     def finish(self, ran: list[StageReport]) -> None:
         """The forward is over, and these stages ran; raise `NotFiredError` unless they are all of the recipe."""
-        self._stages = ran
-        if len(self._stages) != self.expected:
-            fired = ", ".join(stage.name for stage in self._stages) or "none"
+        run = self._own()
+        run.stages = ran
+        if len(ran) != self.expected:
+            fired = ", ".join(stage.name for stage in ran) or "none"
             raise NotFiredError(
                 f"recipe {self.recipe!r}: {self.expected} stages were attached, but only these ran: {fired}. "
                 "Was the model compiled before attach, or are its layers called in another way?"
             )
-        self.prefills += 1
-        self._complete = True
+        run.prefills += 1
+        run.complete = True
+
+    def forget(self, unseen: str) -> None:
+        """A forward has run in which nobody could tell vision tokens, for the reason `unseen`."""
+        run = self._own()
+        run.complete, run.unseen = False, unseen
 
     def select(self, rows: Sequence[int]) -> None:
         """Turn the samples of the last forward into `rows` of them, as a batch that is repeated after its prefill."""
-        self._need()
-        self._total = tuple(self._total[row] for row in rows)
-        self._grids = tuple(self._grids[row] for row in rows)
-        self._unrated = tuple(number for number, row in enumerate(rows) if row in self._unrated)
-        self._stages = [stage.select(rows) for stage in self._stages]
+        run = self._need()
+        run.total = tuple(run.total[row] for row in rows)
+        run.grids = tuple(run.grids[row] for row in rows)
+        run.unrated = tuple(number for number, row in enumerate(rows) if row in run.unrated)
+        run.stages = [stage.select(rows) for stage in run.stages]
 
     @property
     def total(self) -> tuple[int, ...]:
         """Original vision tokens of each sample."""
-        self._need()
-        return self._total
+        return self._need().total
 
     @property
     def grids(self) -> tuple[tuple[Grid, ...], ...]:
         """Per sample the (T, H, W) of each image, in vision tokens; an `UnknownGrid` where nothing tells."""
-        self._need()
-        return self._grids
+        return self._need().grids
 
     @property
     def unrated(self) -> tuple[int, ...]:
         """Samples that have no text token behind their first image, in a recipe with raters: in each, the last token of
         the prompt was the only rater."""
-        self._need()
-        return self._unrated
+        return self._need().unrated
 
     @property
     def stages(self) -> tuple[StageReport, ...]:
         """One entry a stage, in order."""
-        self._need()
-        return tuple(self._stages)
+        return tuple(self._need().stages)
 
     @property
     def vision_tokens(self) -> Tensor:
         """``[B, layers]`` int64: vision tokens that entered each decoder layer."""
-        self._need()
-        counts = torch.tensor(self._total).unsqueeze(1).repeat(1, self.layers)
-        for stage in self._stages:
+        run = self._need()
+        counts = torch.tensor(run.total).unsqueeze(1).repeat(1, self.layers)
+        for stage in run.stages:
             counts[:, stage.layer or 0 :] = torch.tensor(stage.sizes).unsqueeze(1)
         return counts
 
@@ -198,8 +215,10 @@ class Report:
         }
 
     def __str__(self) -> str:
-        if not self._complete:
-            return f"recipe {self.recipe} ({self.fingerprint}): no image has come through, so nothing was reduced"
+        run = self._run
+        if not run.complete:
+            reason = run.unseen or "no image has come through"
+            return f"recipe {self.recipe} ({self.fingerprint}): {reason}, so nothing was reduced"
         counts = self.vision_tokens
         seconds = self.seconds
         spent = "" if math.isnan(seconds) else f", time of the method {1000 * seconds:.1f} ms"
@@ -208,10 +227,10 @@ class Report:
             lines.append(
                 "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
             )
-        for row, total in enumerate(self._total):
-            rated = ", no text behind the picture: its last token rated" if row in self._unrated else ""
+        for row, total in enumerate(run.total):
+            rated = ", no text behind the picture: its last token rated" if row in run.unrated else ""
             lines.append(f"sample {row}: {total} vision tokens{rated}")
-            for stage in self._stages:
+            for stage in run.stages:
                 merged = int((stage.merged[row] >= 0).sum())
                 kept = stage.sizes[row] - merged
                 tail = f" + {merged} merged" if merged else ""
@@ -221,12 +240,39 @@ class Report:
             lines.append(f"  average over {self.layers} layers {mean:.1f}{share}, final {int(counts[row, -1])}")
         return "\n".join(lines)
 
-    def _need(self) -> None:
-        if not self._complete:
-            raise NotFiredError(
-                f"recipe {self.recipe!r} is attached, but no forward with vision tokens has completed: "
-                "nothing to report"
-            )
+    def _need(self) -> _Run:
+        run = self._run
+        if not run.complete:
+            reason = run.unseen or "no forward with vision tokens has completed"
+            raise NotFiredError(f"recipe {self.recipe!r} is attached, but {reason}: nothing to report")
+        return run
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy tells what this thread is told."""
+        return {**vars(self), "_threads": None, "_latest": self._run}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _threads=_Threads())
+
+
+@dataclass(eq=False)
+class _Run:
+    """The last forward with vision tokens of one thread."""
+
+    prefills: int = 0
+    total: tuple[int, ...] = ()
+    grids: tuple[tuple[Grid, ...], ...] = ()
+    unrated: tuple[int, ...] = ()
+    stages: list[StageReport] = field(default_factory=list)
+    complete: bool = False
+    unseen: str = ""
+    """Why nothing is known of a later forward."""
+
+
+class _Threads(threading.local):
+    """What each thread has run."""
+
+    own: _Run | None = None
 
 
 def without(left: Tensor, merged: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tokenprune.budget import Prices
 from tokenprune.core.report import Graphs, Report
@@ -23,9 +22,11 @@ from tokenprune.engine.cache import cache_in
 from tokenprune.engine.chunks import wait
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
+from tokenprune.engine.hooks import forget_compiled
+from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.weights import check_weights
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.anatomy import Anatomy, Pictures, anatomy, pictures_in
+from tokenprune.families.anatomy import Anatomy, anatomy, pictures_in
 from tokenprune.families.shape import model_shape
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, load_recipe
@@ -53,21 +54,21 @@ class Attached:
             self.report.graphs = Graphs()
             self.engine.buckets = BUCKETS
             self._compiled = Compiled(self.engine, self.report.graphs, compile)
-        self._handles: list[Any] = []
-        self._generate: Any = None
+        self._handles: list[Handle] = []
 
     def _mount(self) -> None:
         model: Any = self.anatomy.model
         self.engine.mount()
         if self._compiled is not None:
             self._compiled.mount()
-        asking = model.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
-        self._handles = [asking, model.register_forward_hook(self._answer, always_call=True)]
+        asking = pre_hook(model, self._ask, prepend=True)
+        waiting = shadow(self.anatomy.text, "forward", self._or_wait(self.anatomy.text.forward))
+        self._handles = [waiting, asking, post_hook(model, self._answer, always_call=True)]
         if hasattr(model, "generate"):
             # An instance attribute shadows the method: only generate() itself knows where the prompt ends.
             original = model.generate
-            self._generate = model.__dict__.get("generate")
-            model.generate = lambda *args, **kwargs: self._run_generate(original, args, kwargs)
+            run = lambda *args, **kwargs: self._run_generate(original, args, kwargs)  # noqa: E731
+            self._handles.append(shadow(model, "generate", run))
 
     def detach(self) -> None:
         """Take the recipe off: the model is bit-identical to one that never had it. Safe to call twice."""
@@ -79,10 +80,26 @@ class Attached:
         if self._compiled is not None:
             self._compiled.unmount()
         self.engine.unmount()
-        self.anatomy.model.__dict__.pop("generate", None)
-        if self._generate is not None:
-            self.anatomy.model.generate = self._generate
-        _forget_compiled()
+        forget_compiled()
+
+    @contextmanager
+    def vision_at(self, mask: Tensor) -> Iterator[None]:
+        """Say where vision tokens stand in prompts that come as embeddings with the pictures merged in already.
+
+            with attached.vision_at(mask):
+                model.generate(inputs_embeds=embeddings)
+
+        It holds for calls of this thread, of the model or of its language model alone, without `input_ids`.
+
+        Args:
+            mask: ``[B, L]`` bool, as long as the embeddings, True on vision tokens; without True for a prompt of text.
+        """
+        now = self.engine.now
+        before, now.told = now.told, mask
+        try:
+            yield
+        finally:
+            now.told = before
 
     def __enter__(self) -> Attached:
         return self
@@ -98,31 +115,33 @@ class Attached:
 
     def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Keep back what the call asks of places in its prompt; `_answer` gives it."""
-        self.engine.asked = None
+        self.engine.now.asked = None
         if not self.engine.pipeline.stages:
             return None
-        self.engine.asked, kwargs = asked_of(model, kwargs)
-        return None if self.engine.asked is None else (args, kwargs)
+        self.engine.now.asked, kwargs = asked_of(model, kwargs)
+        return None if self.engine.now.asked is None else (args, kwargs)
 
     def _answer(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        asked, self.engine.asked = self.engine.asked, None
+        asked, self.engine.now.asked = self.engine.now.asked, None
         return None if asked is None or output is None else answer(asked, model, output)
 
     def _run_generate(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = kwargs.get("generation_config") or self.anatomy.model.generation_config
         if self._compiled is not None:
             kwargs = _with_static_cache(config, kwargs)
+        now = self.engine.now
+        before = now.limit, now.pictures
         prompt = _prompt(args, kwargs)
         length = _prompt_length(prompt, kwargs)
         chunked = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None
         waits = chunked and length is not None and self.engine.pipeline.stages and self._shows(prompt)
-        self.engine.limit = length
-        self.engine.pictures = pictures_in(self.anatomy.adapter, kwargs)
+        now.limit = length
+        now.pictures = pictures_in(self.anatomy.adapter, kwargs)
         try:
             with self._waiting() if waits else nullcontext():
                 return original(*args, **kwargs)
         finally:
-            self.engine.limit, self.engine.pictures = None, Pictures()
+            now.limit, now.pictures = before
 
     def _shows(self, prompt: Sequence[torch.Tensor]) -> bool:
         """Whether a prompt of ids ``[B, L]`` or embeddings ``[B, L, D]`` has vision tokens."""
@@ -147,30 +166,33 @@ class Attached:
         Args:
             length: tokens of the prompt, those that the cache held before included.
         """
-        self.engine.limit = length
+        now = self.engine.now
+        before, now.limit = now.limit, length
         try:
             with self._waiting() if self.engine.pipeline.stages else nullcontext():
                 yield
         finally:
-            self.engine.limit = None
+            now.limit = before
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Let chunks wait for the prompt's last token (engine/chunks.py): the text model is called but does not run."""
-        engine, text = self.engine, self.anatomy.text
-        before, forward = text.__dict__.get("forward"), text.forward
-
-        def forward_or_wait(*args: Any, **kwargs: Any) -> Any:
-            return forward(*args, **kwargs) if engine.waiting is None else wait(self.anatomy, engine.waiting)
-
-        engine.chunked, text.forward = True, forward_or_wait
+        """Let chunks of this thread's prompt wait for its last token (engine/chunks.py)."""
+        now = self.engine.now
+        before, now.chunked = now.chunked, True
         try:
             yield
         finally:
-            engine.chunked = False
-            del text.forward
-            if before is not None:
-                text.forward = before
+            now.chunked = before
+
+    def _or_wait(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """The text model's `forward`, which does not run for a chunk that waits."""
+        engine = self.engine
+
+        def forward_or_wait(*args: Any, **kwargs: Any) -> Any:
+            waiting = engine.now.waiting
+            return forward(*args, **kwargs) if waiting is None else wait(self.anatomy, waiting)
+
+        return forward_or_wait
 
 
 def attach(
@@ -222,7 +244,7 @@ def attach(
             )
     options = compile if isinstance(compile, Mapping) else {} if compile else None
     attached = Attached(parts, loaded, options)
-    _forget_compiled()
+    forget_compiled()
     attached._mount()
     return attached
 
@@ -270,9 +292,3 @@ def _prompt_length(prompt: Sequence[torch.Tensor], kwargs: dict[str, Any]) -> in
     past = 0 if cache is None else int(cache.get_seq_length())
     longest = max(lengths)
     return longest if longest > past else past + longest
-
-
-def _forget_compiled() -> None:
-    """Drop compiled code: torch.compile does not notice hooks that come or go later (pytorch/pytorch#117758)."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

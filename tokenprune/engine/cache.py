@@ -7,7 +7,7 @@ and a pruned layer only gathers rows and columns from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
 
-from tokenprune.errors import UnsupportedModelError
+from tokenprune.errors import InputError, UnsupportedModelError
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,39 @@ class Slots:
         return Slots(self.origin[:, :-cut], valid, length, self.shift, bias)
 
 
+class Owner:
+    """The attached recipe that has shortened a cache; no other forward can read what is left there.
+
+    Args:
+        recipe: its name.
+        fingerprint: what it does.
+        running: whether a forward under the recipe is on its way in the calling thread; None: it has been left behind
+            in another process.
+    """
+
+    def __init__(self, recipe: str, fingerprint: str, running: Callable[[], bool] | None) -> None:
+        self.recipe = recipe
+        self.fingerprint = fingerprint
+        self.running = running
+
+    def check(self) -> None:
+        """Raise `UnsupportedModelError` unless a forward under this recipe asks."""
+        if self.running is None or not self.running():
+            raise UnsupportedModelError(
+                f"cache: it holds a prompt that recipe {self} has shortened, and that recipe is not attached "
+                "to the model that now reads it; attach it again, or start with an empty cache"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.recipe!r} ({self.fingerprint})"
+
+    def __deepcopy__(self, memo: Any) -> Owner:
+        return self  # a copied cache belongs to the same recipe
+
+    def __reduce__(self) -> Any:
+        return Owner, (self.recipe, self.fingerprint, None)
+
+
 class VirtualLength(CacheLayerMixin):
     """Mixin of a cache layer whose reported length exceeds what it stores by `removed`.
 
@@ -66,6 +99,7 @@ class VirtualLength(CacheLayerMixin):
 
     removed: int
     slots: Slots | None
+    owner: Owner
     held: Sized | None = None
     """Tokens of a prompt in chunks that wait for its last one (engine/chunks.py); they count as stored."""
 
@@ -75,8 +109,15 @@ class VirtualLength(CacheLayerMixin):
                 f"cache: it holds back {len(self.held)} tokens of a prompt in chunks, whose recipe was detached before "
                 "the last chunk came; start the prompt anew"
             )
+        if self.slots is not None:
+            self.owner.check()
         updated: tuple[Tensor, Tensor] = super().update(*args, **kwargs)
         return updated
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if self.slots is not None:
+            _check_crop(self.slots, int(self.get_seq_length()) - abs(tokens_to_remove), self.owner)
+        super().crop(tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -192,13 +233,21 @@ def different_slots(cache: Cache | None) -> list[Slots]:
     return found
 
 
-def written_keys(layer: CacheLayer | None, length: int) -> Tensor | None:
-    """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward of `length` tokens, as its attention
-    reads them; None without a cache, or from a static one, whose buffer has them anywhere."""
+def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor | None:
+    """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward, as its attention reads them.
+
+    None without a cache; from a static one, whose buffer has them anywhere; and where something else has shortened the
+    cache since, so that nobody knows which keys are left.
+
+    Args:
+        layer: of the cache.
+        stored: tokens that stood in it before this forward.
+        length: tokens of this forward.
+    """
     if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
         return None
     keys: Tensor = layer.keys
-    return keys[:, :, keys.shape[2] - length :]
+    return keys[:, :, stored:] if keys.shape[2] == stored + length else None
 
 
 def check_cache(cache: Any | None) -> None:
@@ -212,13 +261,34 @@ def check_cache(cache: Any | None) -> None:
             )
 
 
-def virtualise(layer: CacheLayer | None) -> None:
+def virtualise(layer: CacheLayer | None, owner: Owner | None = None) -> None:
     """Let this one cache layer report the untouched length (its own class is swapped, transformers is not touched)."""
-    if layer is not None and not isinstance(layer, VirtualLength):
+    if layer is None:
+        return
+    if not isinstance(layer, VirtualLength):
         layer.__class__ = _VIRTUAL[type(layer)]
         layer.removed, layer.slots = 0, None
         if isinstance(layer, VirtualStaticLayer):
             layer.shrunk = 0
+    if owner is not None:
+        layer.owner = owner
+
+
+def adopt(cache: Any | None, owner: Owner) -> None:
+    """Let `owner` go on with a cache that an earlier attachment of the same recipe has shortened.
+
+    Raises:
+        UnsupportedModelError: another recipe has.
+    """
+    for layer in getattr(cache, "layers", ()):
+        if slots_of(layer) is None or layer.owner is owner:
+            continue
+        if layer.owner.fingerprint != owner.fingerprint:
+            raise UnsupportedModelError(
+                f"cache: it holds a prompt that recipe {layer.owner} has shortened, but {owner} is attached; "
+                "attach the first one, or start with an empty cache"
+            )
+        layer.owner = owner
 
 
 def allocate(layer: CacheLayer | None, removed: int, like: Tensor) -> None:
@@ -234,6 +304,19 @@ def allocate(layer: CacheLayer | None, removed: int, like: Tensor) -> None:
         # Its own, from the host, would wait for the device in each layer.
         layer.cumulative_length = torch.zeros((), dtype=torch.int64, device=like.device)
         layer.lazy_initialization(like, like)
+
+
+def _check_crop(slots: Slots, length: int, owner: Owner) -> None:
+    """Raise `InputError` if cutting back to `length` would take other tokens off than those at the end."""
+    cut = slots.tail - length
+    if cut <= 0:
+        return
+    last = torch.arange(length, slots.tail, device=slots.origin.device)
+    if length < 0 or cut > slots.origin.shape[1] or not bool((slots.origin[:, -cut:] == last).all()):
+        raise InputError(
+            f"cache: crop to {length} tokens reaches into pictures that recipe {owner} has shortened; "
+            "start with an empty cache"
+        )
 
 
 def _shrink(layer: StaticLayer, removed: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
 from inspect import signature
+from threading import RLock
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from tokenprune.core.report import Graphs
 from tokenprune.engine.cache import Slots, allocate, cache_in, layer_of, virtualise
 from tokenprune.engine.engine import Engine
+from tokenprune.engine.traces import Handle, shadow
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
 
 BUCKETS = 16
@@ -61,28 +63,36 @@ class Compiled:
         self._once = _unrecorded(self._options)
         self._seen: set[Hashable] = set()
         self._text: Any = engine.anatomy.text
-        self._layers: Any = engine.anatomy.layers
         self._tower: Any = engine.anatomy.adapter.tower(engine.anatomy.base)
-        self._given: list[tuple[Any, Any]] = []
+        self._handles: list[Handle] = []
+        self._lock = RLock()
+        """Held for one run of the text model or the tower. torch.compile's own state, the counts of graphs and the
+        layers' `forward` are the process's, not a thread's; decode steps of other threads come in between."""
+        self._single: list[tuple[Any, Any]] = []
+        """Each decoder layer and its compiled forward."""
 
     def mount(self) -> None:
         """Let the text model run through `run`. An attribute of this one module stands before the class's forward."""
-        self._given = [
-            (module, module.__dict__.get("forward")) for module in (self._text, self._tower) if module is not None
-        ]
         self._plain = self._text.forward
         self._prefill = torch.compile(self._plain, **self._once)
         self._step = torch.compile(self._plain, **self._options)
-        self._single: list[Any] = []
-        self._text.forward = self.run
+        self._handles = [shadow(self._text, "forward", self._locked(self.run))]
         if self._tower is not None:
             self._seeing = torch.compile(self._tower.forward, **self._once)
-            self._tower.forward = self.see
+            self._handles.append(shadow(self._tower, "forward", self._locked(self.see)))
 
     def unmount(self) -> None:
         """Put back what was there."""
-        for module, given in self._given:
-            _restore(module, given)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _locked(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            with self._lock:
+                return run(*args, **kwargs)
+
+        return locked
 
     def see(self, *args: Any, **kwargs: Any) -> Any:
         """The vision tower's forward."""
@@ -115,37 +125,36 @@ class Compiled:
         """
         store = layer_of(cache, index)
         if index >= self.engine.first:
-            virtualise(store)
-        attention: Any = self._layers[index].self_attn
+            virtualise(store, self.engine.owner)
+        attention: Any = self.engine.anatomy.layers[index].self_attn
         heads = self._text.config.num_key_value_heads
         allocate(store, removed, like.new_empty(like.shape[0], heads, 0, attention.head_dim))
 
     def _layer_by_layer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A prefill in which each layer is a graph: hooks run between them, and may look at the data."""
-        given = [layer.__dict__.get("forward") for layer in self._layers]
-        if not self._single:
-            self._single = [torch.compile(layer.forward, **self._once) for layer in self._layers]
+        layers = self.engine.anatomy.layers
+        if [at for at, _ in self._single] != list(layers):
+            self._single = [(layer, torch.compile(layer.forward, **self._once)) for layer in layers]
+        handles = [shadow(layer, "forward", self._one_layer(index)) for index, layer in enumerate(layers)]
         try:
-            for index, layer in enumerate(self._layers):
-                layer.forward = self._one_layer(index)
             return self._plain(*args, **kwargs)
         finally:
-            for layer, before in zip(self._layers, given, strict=True):
-                _restore(layer, before)
+            for handle in handles:
+                handle.remove()
 
     def _one_layer(self, index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
             self._prepare(cache_in(kwargs), index, 0, hidden)
             signature = ("layer", index, tuple(hidden.shape), *_described(kwargs, index))
-            return self._call(self._single[index], signature, args, kwargs)
+            return self._call(self._single[index][1], signature, args, kwargs)
 
         return forward
 
     def _call(self, compiled: Callable[..., Any], signature: tuple[Hashable, ...], args: Any, kwargs: Any) -> Any:
         module = self._tower if signature[0] == "tower" else self._text
         signature = (*signature, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        limit = SHAPES * len(self._layers)
+        limit = SHAPES * self.engine.depth
         known = signature in self._seen
         before = _counted()
         try:
@@ -202,13 +211,6 @@ def _unrecorded(options: Mapping[str, Any]) -> dict[str, Any]:
     if "triton.cudagraphs" in (once.get("options") or {}):
         once["options"] = {**once["options"], "triton.cudagraphs": False}
     return once
-
-
-def _restore(module: Any, given: Any) -> None:
-    """Take the attribute ``forward`` off an instance, or put back the one that somebody else had put there."""
-    module.__dict__.pop("forward", None)
-    if given is not None:
-        module.forward = given
 
 
 def _counted() -> tuple[int, int]:

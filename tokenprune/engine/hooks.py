@@ -1,50 +1,102 @@
-"""Pre-hooks on decoder layers, removed while decoding needs no change of arguments.
+"""Hooks on modules that the model may exchange meanwhile, and those of the decoder layers, which come and go.
 
-Thirty hooks that return at once cost several per cent of a decode step, which is bound by the host.
+Thirty hooks that return at once cost several per cent of a decode step, which is bound by the host. So the layers' are
+removed while decoding needs no change of arguments, unless the forward of another thread needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Sequence
 
-Hook = Callable[..., Any]
-"""As `register_forward_pre_hook` takes it, with keyword arguments."""
+import torch
+from torch import nn
+
+from tokenprune.engine.state import State, Threads
+from tokenprune.engine.traces import Handle
+
+Spot = tuple[nn.Module, Callable[[nn.Module], Handle]]
+"""A module, and what puts a hook on it."""
 
 
-class LayerHooks:
-    """Pre-hooks on `layers` from the second one on, and whatever else is mounted with them.
+class Hooks:
+    """Hooks that can be put up and taken off together.
 
     Args:
-        layers: the decoder layers.
-        hooks: of each layer that has one. The first layer's runs in any case, called by its owner.
-        also: mounts other hooks beside them, and returns their handles.
+        spots: where they belong in the model as it now is; always as many, in the same order.
     """
 
-    def __init__(self, layers: Any, hooks: Mapping[int, Hook], also: Callable[[], list[Any]]) -> None:
-        self.layers = layers
-        self.hooks = hooks
-        self.also = also
-        self.mounted = False
-        """A plain bool, since torch.compile cannot trace a look at handles."""
-        self._handles: list[Any] = []
+    def __init__(self, spots: Callable[[], Sequence[Spot]]) -> None:
+        self.spots = spots
+        self._on: list[tuple[nn.Module, Handle]] = []
 
     def mount(self) -> None:
-        """Put them there, if they are not: before all others, which then see what the layer will."""
-        if self.mounted:
-            return
-        self.mounted = True
-        self._handles = self.also()
-        for index, hook in self.hooks.items():
-            if index:
-                handle = self.layers[index].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
-                self._handles.append(handle)
+        """Put them up."""
+        self._on = [(module, hook(module)) for module, hook in self.spots()]
 
     def unmount(self) -> None:
-        """Take them off. Not while one of them runs."""
-        if not self.mounted:
-            return
-        self.mounted = False
-        for handle in self._handles:
+        """Take them off."""
+        for _, handle in self._on:
             handle.remove()
-        self._handles = []
+        self._on = []
+
+    def follow(self) -> bool:
+        """Move hooks of modules that have left the model to those in their place; True if any have."""
+        moved = False
+        if not self._on:
+            return moved
+        for number, ((before, handle), (module, hook)) in enumerate(zip(self._on, self.spots(), strict=True)):
+            if module is not before:
+                handle.remove()
+                self._on[number] = module, hook(module)
+                moved = True
+        return moved
+
+
+class LayerHooks(Hooks):
+    """Hooks that are there while some thread's forward needs them.
+
+    While hooks come or go, another thread may be about to call them, and has looked up only half of what it should know
+    of them. So they must take a call without keyword arguments, and leave such a forward alone: it does not need them.
+
+    Args:
+        spots: as in `Hooks`.
+        threads: whose forwards.
+    """
+
+    def __init__(self, spots: Callable[[], Sequence[Spot]], threads: Threads) -> None:
+        super().__init__(spots)
+        self.threads = threads
+        self.mounted = False
+        """A plain bool, since torch.compile cannot trace a look at handles."""
+
+    def need(self, state: State) -> None:
+        """The forward of `state` needs them, until it ends: put them there, if they are not."""
+        state.needs_hooks = True
+        if self.mounted and torch.compiler.is_compiling():
+            return  # a lock cannot be traced; compiled forwards keep them for ever
+        with self.threads.lock:
+            self.mount()
+
+    def spare(self, state: State) -> None:
+        """The forward of `state` does not need them: take them off, if no other thread's does. Not while one runs."""
+        state.needs_hooks = False
+        if self.mounted:
+            with self.threads.lock:
+                if not self.threads.others_need_hooks():
+                    self.unmount()
+
+    def mount(self) -> None:
+        if not self.mounted:
+            super().mount()
+            self.mounted = True
+
+    def unmount(self) -> None:
+        self.mounted = False
+        super().unmount()
+
+
+def forget_compiled() -> None:
+    """Drop compiled code: torch.compile does not notice hooks that come or go later (pytorch/pytorch#117758)."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

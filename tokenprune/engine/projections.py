@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class LayerInput:
     """``[B, T]`` index in this sequence of the text tokens that may rate."""
     tokens: Tokens
     """The vision tokens in this sequence."""
+    entered: Tensor | None = None
+    """``[B, L, D]`` that entered the layer's attention: the very tensor that the layer itself projects."""
     queries: Tensor | None = None
     """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them; of all tokens, ``[B, L,
     H·d]``, where `all_queries` is set."""
@@ -58,6 +60,14 @@ class LayerInput:
     def length(self) -> int:
         """L."""
         return self.rope[0].shape[-2]
+
+    def projects(self, args: Sequence[Any]) -> bool:
+        """Whether a projection called with `args` runs for the layer itself, which has not stated its input.
+
+        Other hooks project rows of their own through the same modules (KV-cache compressors do). A call with the tensor
+        that the attention was given has the layer's result, whoever made it.
+        """
+        return self.hidden is None and bool(args) and args[0] is self.entered
 
 
 def rotary(attention: nn.Module) -> Turn:
@@ -102,8 +112,8 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
         keys = attention.k_proj(norm(source.hidden))
     elif source.queries is None or source.keys is None:
         raise UnsupportedModelError(
-            f"{type(source.layer).__name__} ran without calling its q_proj and k_proj (a fused kernel?): "
-            "the attention of raters cannot be read"
+            f"{type(source.layer).__name__} ran without calling its q_proj and k_proj on what entered its attention (a "
+            "fused kernel? a later hook that changes it?): the attention of raters cannot be read"
         )
     else:
         queries = source.queries
@@ -115,7 +125,7 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
     if rope:
         q = source.turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
-        written = None if source.keys is None else written_keys(source.store, source.length)
+        written = None if source.keys is None else written_keys(source.store, source.stored, source.length)
         k = source.turn(k, source.rope) if written is None or written.device != k.device else written
     return q, k
 

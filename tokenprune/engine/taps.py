@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,8 +17,11 @@ from tokenprune.core.tokens import Attention
 from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
+from tokenprune.engine.hooks import Spot
 from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
 from tokenprune.engine.prompt import Prefill
+from tokenprune.engine.state import Threads
+from tokenprune.engine.traces import post_hook, pre_hook
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy
 from tokenprune.pipeline import Pipeline
@@ -43,25 +48,23 @@ class Taps:
     Args:
         anatomy: the model's modules.
         pipeline: its stages say what they read.
+        threads: whose forwards they belong to.
 
     Raises:
         UnsupportedModelError: a layer without the projections, or a stage that reads a layer before layer 0, or a
             signal of the vision tower.
     """
 
-    def __init__(self, anatomy: Anatomy, pipeline: Pipeline) -> None:
-        self.layers: Any = anatomy.layers
+    def __init__(self, anatomy: Anatomy, pipeline: Pipeline, threads: Threads) -> None:
+        self.anatomy = anatomy
+        self.threads = threads
         self.previous: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are tapped while they run."""
         self.next: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are computed early, before they run."""
         self.earlier: dict[int, int] = {}
         """Layer index to the last layer before which a stage reads the hidden states that entered it."""
-        self.inputs: dict[int, LayerInput] = {}
-        """Of the present forward: what entered the layers of `previous` that ran last."""
-        self.hidden: dict[int, Signal] = {}
-        """Of the present forward: the vision tokens' hidden states that entered the layers of `earlier`."""
-        for stage, layer in zip(pipeline, pipeline.layers(len(self.layers)), strict=True):
+        for stage, layer in zip(pipeline, pipeline.layers(len(anatomy.layers)), strict=True):
             _check_reads(stage, layer)
             if "next" in stage.reads.attention:
                 self.next[layer] = self._turn(layer)
@@ -69,34 +72,58 @@ class Taps:
                 self.previous[layer - 1] = self._turn(layer - 1)
             for back in stage.reads.earlier:
                 self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
+        self._bound = self._attentions()
 
     def _turn(self, layer: int) -> Turn:
-        check_attention(self.layers[layer])
-        return rotary(self.layers[layer].self_attn)
+        found: Any = self.anatomy.layers[layer]
+        check_attention(found)
+        return rotary(found.self_attn)
+
+    def _attentions(self) -> list[nn.Module | None]:
+        return [getattr(self.anatomy.layers[index], "self_attn", None) for index in (*self.previous, *self.next)]
+
+    def follow(self) -> None:
+        """Look at the layers again, which may have been exchanged since the last prefill.
+
+        Raises:
+            UnsupportedModelError: one that has no projections now.
+        """
+        present = self._attentions()
+        changed = not all(map(is_, present, self._bound))
+        for turns in (self.previous, self.next):
+            for index in turns:
+                if changed:
+                    turns[index] = self._turn(index)
+                check_attention(self.anatomy.layers[index])
+        self._bound = present
 
     @property
     def layers_read(self) -> set[int]:
         """Layers whose input a stage reads once they run."""
         return {*self.previous, *self.earlier}
 
-    def clear(self) -> None:
-        """Forget what belongs to a forward that is over."""
-        self.inputs.clear()
-        self.hidden.clear()
-
-    def mount(self) -> list[Any]:
-        """Add the hooks; returns their handles."""
-        handles = []
+    def spots(self) -> list[Spot]:
+        """Where hooks belong, and which, in the layers that the model has now."""
+        found: list[Spot] = []
         for index in self.previous:
-            attention = self.layers[index].self_attn
-            handles.append(attention.q_proj.register_forward_hook(self._query_hook(index)))
-            handles.append(attention.k_proj.register_forward_hook(self._key_hook(index)))
-        return handles
+            attention: Any = self.anatomy.layers[index].self_attn
+            found.append((attention, partial(pre_hook, hook=self._entry_hook(index))))
+            found.append((attention.q_proj, partial(post_hook, hook=self._query_hook(index))))
+            found.append((attention.k_proj, partial(post_hook, hook=self._key_hook(index))))
+        return found
+
+    def _entry_hook(self, index: int) -> Callable[..., None]:
+        def before_attention(module: nn.Module, args: Any, kwargs: Mapping[str, Any] | None = None) -> None:
+            source = self.threads.now.inputs.get(index)
+            if source is not None and kwargs is not None:
+                source.entered = args[0] if args else kwargs.get("hidden_states")
+
+        return before_attention
 
     def _query_hook(self, index: int) -> Callable[..., None]:
         def after_queries(module: nn.Module, args: Any, output: Tensor) -> None:
-            source = self.inputs.get(index)
-            if source is not None and source.hidden is None:
+            source = self.threads.now.inputs.get(index)
+            if source is not None and source.projects(args):
                 # A layer under gradient checkpointing runs again in the backward pass, when nobody listens: autograd
                 # must not record anything here that it would miss there.
                 source.queries = output if output.requires_grad else take(output, source.text, 1)
@@ -106,8 +133,8 @@ class Taps:
 
     def _key_hook(self, index: int) -> Callable[..., None]:
         def after_keys(module: nn.Module, args: Any, output: Tensor) -> None:
-            source = self.inputs.get(index)
-            if source is not None and source.hidden is None:
+            source = self.threads.now.inputs.get(index)
+            if source is not None and source.projects(args):
                 source.keys = output
 
         return after_keys
@@ -119,30 +146,32 @@ class Taps:
             call: the layer, behind the stages at its place.
             elsewhere: it runs where its projections cannot be tapped (engine/packed), so its input is kept whole.
         """
-        self.inputs.clear()
-        for index in [index for index in self.hidden if self.earlier[index] <= call.index]:
-            del self.hidden[index]
+        now, layers = self.threads.now, self.anatomy.layers
+        now.inputs.clear()
+        for index in [index for index in now.hidden if self.earlier[index] <= call.index]:
+            del now.hidden[index]
         if call.index in self.previous:
-            self.inputs[call.index] = _input(call, self.layers, self.previous, call.hidden if elsewhere else None)
+            now.inputs[call.index] = _input(call, layers, self.previous, call.hidden if elsewhere else None)
         if call.index in self.earlier:
             tokens = call.prefill.prompt.tokens
             valid = tokens.valid_if_padded
             origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
-            self.hidden[call.index] = Signal(ops.take_rows(call.hidden, tokens.slot), valid, origin)
+            now.hidden[call.index] = Signal(ops.take_rows(call.hidden, tokens.slot), valid, origin)
 
     def attention(self, stage: Stage, call: LayerCall) -> Attention | None:
         """The attention that `stage` before that layer may ask for; None where its parts read none."""
         if not stage.reads.attention:
             return None
-        sources = {"previous": self.inputs.get(call.index - 1)}
+        sources = {"previous": self.threads.now.inputs.get(call.index - 1)}
         if "next" in stage.reads.attention:
-            sources["next"] = _input(call, self.layers, self.next, call.hidden)
+            sources["next"] = _input(call, self.anatomy.layers, self.next, call.hidden)
         most = None if stage.raters is None else stage.raters.most
         return rater_attention(sources, call.prefill.prompt.tokens, most)
 
     def signals(self, stage: Stage, call: LayerCall) -> dict[str, Signal]:
         """The hidden states of earlier layers that `stage` before that layer reads, by the name of the signal."""
-        return {earlier_signal(back): self.hidden[call.index - back] for back in stage.reads.earlier}
+        hidden = self.threads.now.hidden
+        return {earlier_signal(back): hidden[call.index - back] for back in stage.reads.earlier}
 
 
 def _check_reads(stage: Stage, layer: int) -> None:

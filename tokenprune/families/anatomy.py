@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import Adapter
-from tokenprune.families.catalogue import adapter_of
+from tokenprune.families.catalogue import adapter_of, adapters
+from tokenprune.families.wrappers import base_model, text_model, unwrapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +23,16 @@ class Anatomy:
 
     adapter: Adapter
     model: nn.Module
-    """What the user holds."""
+    """What the user holds, or what that is wrapped around."""
     base: Any
     """Merges vision tokens into the text embeddings; its forward takes `input_ids`."""
     text: Any
     """The language model: `layers`, `rotary_emb`."""
+
+    @property
+    def current(self) -> bool:
+        """Whether `text` is still the language model that `model` calls."""
+        return text_model(self.model) is self.text
 
     @property
     def layers(self) -> Sequence[nn.Module]:
@@ -54,11 +60,12 @@ class Anatomy:
 
 
 def anatomy(model: nn.Module) -> Anatomy:
-    """Find the parts of `model`.
+    """Find the parts of `model`; what is wrapped around it (PEFT, DDP, torch.compile) is looked through.
 
     Raises:
-        UnsupportedModelError: a family that nobody adapted, or a model without a decoder.
+        UnsupportedModelError: a family that nobody adapted, a model without a decoder, or a wrapper of several models.
     """
+    model = unwrapped(model, adapters())
     adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
@@ -66,7 +73,8 @@ def anatomy(model: nn.Module) -> Anatomy:
         raise UnsupportedModelError(
             f"attach: {adapter.family} with {', '.join(sorted(kinds))} layers is not supported yet"
         )
-    return Anatomy(adapter, model, model.base_model, model.get_decoder())  # type: ignore[operator]
+    text = text_model(model)
+    return Anatomy(adapter, model, base_model(model, text), text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -119,7 +119,7 @@ class LogitsObjective:
         with torch.no_grad():
             teacher = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
         with attach(self._chat.model, Pipeline(self._stages, depth=self._depth, name="fit")) as attached:
-            attached.engine.limit = length  # answers are no part of the question
+            attached.engine.now.limit = length  # answers are no part of the question
             student = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
         apart = functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
         return (apart * told).sum() / told.sum()

@@ -39,8 +39,13 @@ class _Run:
         self.next = self.width + prompt.lengths
         """``[Q]`` position id of the token that comes next."""
 
-    def _text(self, embedded: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Final hidden states ``[B, n, D]`` of the whole text model, behind what its cache holds."""
+    def _text(self, embedded: Tensor, mask: Tensor, positions: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Final hidden states ``[B, n, D]`` of the whole text model, behind what its cache holds; without `ids` of text
+        alone."""
+        if ids is None:
+            self.engine.begin_text_only()
+        else:
+            self.engine.begin(ids)
         output = self.parts.text(
             inputs_embeds=embedded,
             attention_mask=mask,
@@ -96,8 +101,7 @@ class Together(_Run):
     def prefill(self) -> Tensor:
         """Logits ``[Q, vocabulary]`` of the first token of each answer."""
         prompt, owner = self.prompt, self.prompt.owner
-        self.engine.begin(prompt.prefix_ids)
-        self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first)
+        self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first, prompt.prefix_ids)
         self.report.select(owner.tolist())
         numbers = self._rows(self.number[:, None].expand_as(self.real), NOBODY)
         place = torch.arange(prompt.text_ids.shape[1], device=self.device).expand_as(self.real)
@@ -167,6 +171,7 @@ class Apart(_Run):
         of_prefix = self._arguments(prefix, self.first, self.cache)
         of_text = self._arguments(text, self.later, self.cache, past=self.width)
         of_rows = self._arguments(embedded, positions, above)
+        self.engine.begin_text_only()
         for index, layer in enumerate(self.parts.layers[:shared]):
             if index == shared - 1:
                 entered = torch.cat([prefix[owner], text], dim=1)
