@@ -17,6 +17,7 @@ from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
+from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers import greedy
@@ -56,6 +57,7 @@ WITH_ARGUMENTS: list[Part] = [
     greedy.SuppressSampler(threshold=0.1),
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
+    BipartiteRecycler(share=0.4, add=False),
 ]
 DEFAULTS = [
     part() if not issubclass(part, Learned) else part().start(Host("", strategies.WIDTH), seed=0)

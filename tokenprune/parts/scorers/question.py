@@ -26,7 +26,7 @@ class QuestionScorer(Scorer):
             few tokens: the fifth of lowest entropy of softmax(100 · cosine) over the picture, weighted by
             softmax(-entropy / 0.01) (EADP).
         sign: ``like`` keeps what resembles the question; ``unlike`` negates, as published code does in CLIP's space.
-        overall: share of the mean word that is mixed into the score; higher looks at the question as a whole (EADP: 0.5).
+        overall: share of the mean word in the score; higher looks more at the whole question (EADP: 0.5).
     """
 
     reads = Needs(question=True)
@@ -58,7 +58,7 @@ class QuestionScorer(Scorer):
         scores = {
             "mean": lambda: mean,
             "last": lambda: _weighted(alike, _last(real)),
-            "max": lambda: alike.masked_fill(~real.unsqueeze(-1), -1.0).amax(1),
+            "max": lambda: alike.masked_fill(~real.unsqueeze(-1), -1.0).amax(1).where(real.any(1, keepdim=True), 0.0),
             "focused": lambda: _weighted(alike, focus(alike, real, tokens.valid)),
         }[self.words]()
         return tokens.only_valid(torch.lerp(scores, mean, self.overall) if self.overall else scores)
