@@ -17,8 +17,8 @@ class PoolRecycler(Recycler):
     """Averages every survivor with the dropped tokens of its picture that lie nearest to it.
 
     Behind the sampler ``uniform`` this is average pooling to a coarser grid, of any count. Of survivors equally
-    near the last takes the token: `uniform` puts them behind the middle of even blocks. A picture without survivors loses
-    its tokens.
+    near the last takes the token: `uniform` puts them behind the middle of even blocks. A picture without survivors
+    loses its tokens.
     """
 
     reads = Needs(grid=True)
