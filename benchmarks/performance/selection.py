@@ -1,6 +1,6 @@
-"""How long greedy selection takes, from similarities on: `python benchmarks/performance/selection.py [--device cuda]`.
+"""How long greedy selection takes, from similarities on: `python benchmarks/performance/selection.py [--device cuda] [--threads 1]`.
 
-Writes selection.json beside this file: the median of seven runs for 2880 tokens of which 320 are kept, on two threads.
+Writes selection.json beside this file: the median of seven runs for 2880 tokens of which 320 are kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ N, K, WIDTH, RUNS = 2880, 320, 1024, 7
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    device = torch.device(parser.parse_args().device)
-    torch.set_num_threads(2)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    device = torch.device(given.device)
+    torch.set_num_threads(given.threads)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, N, 64, generator=generator) @ torch.randn(64, WIDTH, generator=generator)
     x = (x + torch.randn(1, N, WIDTH, generator=generator)).to(device)
@@ -40,6 +42,7 @@ def main() -> None:
     seconds = {"similarities": timed(lambda: gram.cosines(x), device)}
     for name, gain in gains.items():
         seconds[name] = timed(lambda gain=gain: greedy.greedy(gain(), [K]), device)
+        print(f"{name}: {seconds[name]:.3f} s", flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     path = Path(__file__).with_name("selection.json")
     known = json.loads(path.read_text()) if path.exists() else {}
