@@ -1,4 +1,4 @@
-"""How long greedy selection takes, from similarities on: `python benchmarks/performance/selection.py [--device cuda] [--threads 1]`.
+"""How long greedy selection takes, from similarities on: `python benchmarks/performance/selection.py [--threads 1]`.
 
 Writes selection.json beside this file: the median of seven runs for 2880 tokens of which 320 are kept.
 """
