@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import plain
 from numpy.typing import NDArray
+from parts import after_vision
 
 Array = NDArray[np.float64]
 
@@ -144,10 +145,19 @@ GOLDEN = (
     # SparseVLM as in the paper, and its first release: the rank of the attention decides.
     Golden("sparsevlm", (3, 7, 16), None, None),
     Golden("sparsevlm-v1", (3, 7, 16, 20), None, None, renumbers=True),
+    # After vision, by features and question.
+    Golden("divprune", (0,), (56,), 56.0, reference=after_vision.divprune),
+    Golden("otprune", (0,), (56,), 56.0, reference=after_vision.otprune),
+    Golden("mmtok", (0,), (63,), 63.0, reference=after_vision.mmtok),
+    Golden("mmtok", (0,), (64,), 64.0, variant="qwen", keep=64),
+    Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
+    Golden("eadp", (0,), (63,), 63.0, reference=after_vision.eadp),
+    Golden("eadp", (0,), (64,), 64.0, variant="qwen", keep=64),
     # Baselines.
     Golden("last", (0,), (191,), 191.0, reference=by_position),
     Golden("last", (0,), (48,), 48.0, keep=48, reference=by_position),
     Golden("none", (), (), 576.0),
+    Golden("pool", (0,), (144,), 144.0),
     Golden("random", (0,), (191,), 191.0),
     Golden("random", (0,), (64,), 64.0, keep=64),
     Golden("uniform", (0,), (191,), 191.0),

@@ -17,8 +17,10 @@ from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
+from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.samplers import greedy
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, TableScheduler
@@ -27,6 +29,7 @@ from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.baseline import RandomScorer
 from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
+from tokenprune.parts.scorers.question import QuestionScorer
 
 WITH_ARGUMENTS: list[Part] = [
     *(registry.get("raters", "above_mean")(threshold=t) for t in ("at_least", "above")),
@@ -34,6 +37,8 @@ WITH_ARGUMENTS: list[Part] = [
     AttentionScorer(heads=2),
     RandomScorer(seed=7),
     NormScorer(order="low"),
+    QuestionScorer(words="focused", overall=0.5),
+    *(QuestionScorer(words=words, sign="unlike") for words in ("last", "max")),
     DensityPeaksScorer(neighbours=2),
     FixedScheduler(keep=3),
     FixedScheduler(keep=0.5),
@@ -46,8 +51,13 @@ WITH_ARGUMENTS: list[Part] = [
     RandomSampler(seed=3),
     UniformSampler(stride=2, offset=1),
     UnionSampler(stride=2),
+    greedy.FacilityLocationSampler(weight_on="covered", similarity="shifted"),
+    greedy.FacilityLocationSampler(weight_on="candidate", power=2.0),
+    greedy.DeterminantSampler(kernel="quadratic"),
+    greedy.SuppressSampler(threshold=0.1),
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
+    BipartiteRecycler(share=0.4, add=False),
 ]
 DEFAULTS = [
     part() if not issubclass(part, Learned) else part().start(Host("", strategies.WIDTH), seed=0)

@@ -46,3 +46,15 @@ def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
     scale = ours.unsqueeze(-1) + theirs.unsqueeze(-2)
     squares = torch.sub(scale, dots, alpha=2)
     return torch.where(squares > scale * _EQUAL, squares, 0.0).sqrt().float()
+
+
+def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Cosine similarities ``[B, R, C]`` between rows of `x` ``[B, R, D]`` and `y` ``[B, C, D]`` (None: `x`), float32.
+
+    Rows of length 0 are like nothing, themselves included. Summed in float64 as in `distances`, so that equal rows are
+    alike to all others, in any batch.
+    """
+    wide = torch.float32 if x.device.type == "mps" else torch.float64
+    unit = torch.nn.functional.normalize(x.to(wide), dim=-1)
+    other = unit if y is None else torch.nn.functional.normalize(y.to(wide), dim=-1)
+    return (unit @ other.mT).float()

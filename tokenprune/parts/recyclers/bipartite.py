@@ -1,0 +1,80 @@
+"""Recycling by bipartite matching: some of the dropped tokens stay and take in the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokenprune.budget.rule import plain_fraction
+from tokenprune.core import gram, ops, transfer
+from tokenprune.core.merge import Merge
+from tokenprune.core.tokens import Count, Tokens
+from tokenprune.parts.limits import Share
+from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.work import Work
+
+
+class BipartiteRecycler(Recycler):
+    """Splits the dropped tokens in two and merges one side into the other (VisionZip's contextual tokens).
+
+    Targets are evenly spread over the dropped tokens in raster order; every other dropped token joins the target that
+    it is most like, by cosine of hidden states. A target becomes itself plus the mean of what joins it, as in the
+    released code, or the plain mean of all.
+
+    VisionZip takes every s-th dropped token from the first on, s rounded down, which leaves a tail at the bottom of the
+    picture without targets; here they reach to its end. It compares the tower's keys; here the projected features.
+
+    Args:
+        share: share of the dropped tokens that become targets, rounded down, at least one; higher
+            leaves more merged tokens.
+        add: true adds the mean of those that join (about twice as long as a token); false takes the mean of all.
+    """
+
+    def __init__(self, *, share: Share = 0.02, add: bool = True) -> None:
+        super().__init__()
+        self.share = share
+        self.add = add
+        self.check()
+        self._ratio = plain_fraction(share)
+
+    def added(self, dropped: int) -> int:
+        return min(dropped, max(1, self._ratio.numerator * dropped // self._ratio.denominator))
+
+    def multiply_adds(self, work: Work) -> int:
+        """Cosines of dropped tokens and targets, and the sums."""
+        return 2 * work.dropped * self.added(work.dropped) * work.width
+
+    def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
+        counts = tokens.counts(count)
+        dropped = tuple(size - k for size, k in zip(tokens.sizes, counts, strict=True))
+        anchors = tuple(self.added(p) for p in dropped)
+        if not any(anchors):
+            return None
+        n = tokens.valid.shape[1]
+        gone = tokens.valid & ~ops.mask_of(kept, n, padded=ops.ragged(counts))
+        want = transfer.ints(anchors, gone.device)
+        source, target = ops.places(gone, dropped), ops.places(ops.evenly(gone, want), anchors)
+        x = tokens.hidden.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else tokens.hidden
+        alike = gram.cosines(ops.take_rows(x, source.clamp(min=0)), ops.take_rows(x, target.clamp(min=0)))
+        alike = alike.masked_fill((target < 0).unsqueeze(1), -torch.inf)  # [B, P, A]
+        itself = (source.unsqueeze(2) == target.unsqueeze(1)) & (target >= 0).unsqueeze(1)
+        number = torch.arange(target.shape[1], device=target.device)
+        joins = torch.where(itself.any(2), itself.int().argmax(2), alike.argmax(2))
+        member = (joins.unsqueeze(1) == number.unsqueeze(-1)) & (
+            (source >= 0).unsqueeze(1) & (target >= 0).unsqueeze(2)
+        )
+        weight = member.float()
+        if self.add:
+            others = weight.sum(-1, keepdim=True) - 1
+            weight = weight / others.clamp(min=1)
+            weight = weight.masked_fill(itself.mT, 1.0)
+        return Merge(
+            source=source,
+            target=target,
+            weight=weight,
+            hard=not self.add,
+            anchors=anchors,
+            mean=not self.add,
+            source_counts=dropped,
+            share=member.float(),
+        )
