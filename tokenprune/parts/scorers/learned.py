@@ -57,10 +57,12 @@ class TextConditionedScorer(Learned, Scorer):
             asked = tokens.question
             words = self.query(self.text_norm(asked.embeddings.float()))
             match = torch.einsum("bnd, btd -> bnt", self.key(seen), words) / self.dim**0.5
-            if asked.padded:
-                match = match.masked_fill(~asked.valid[:, None], torch.finfo(match.dtype).min)
             # A soft maximum: every word gets a gradient, and one that matches is enough.
-            scores = scores + match.logsumexp(-1)
+            if not asked.padded:
+                scores = scores + match.logsumexp(-1)
+            else:
+                best = match.masked_fill(~asked.valid[:, None], torch.finfo(match.dtype).min).logsumexp(-1)
+                scores = scores + best.where(asked.valid.any(1)[:, None], 0.0)  # a sample without words
         return tokens.only_valid(scores)
 
     def multiply_adds(self, work: Work) -> int:
