@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune.core.attention import RaterAttention, attention_from_qk
-from tokenprune.core.signals import Question
+from tokenprune.core.signals import Question, Signal, Signals
 from tokenprune.core.tokens import Grid, Tokens
 
 WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH = 6, 4, 2, 4
@@ -104,6 +104,17 @@ def collate(
             padded[i, :, n + start : n + start + texts] = x[:, size:]
     valid = origin >= 0
     slot = torch.arange(n).expand(batch, n)
+    # One layer has run: what it was entered by, and its keys.
+    keys = k.transpose(1, 2).flatten(2).to(dtype)
+    recorded = {"earlier_1": hidden.flip(-1).to(dtype), "layer_keys": keys[:, :n]}
+    rows = Question(
+        text.to(dtype),
+        places >= 0,
+        padded=any(len(s.text) < t for s in samples),
+        slot=places.clamp(min=0),
+        states=text.flip(-1).to(dtype),
+        keys=keys[:, n:],
+    )
     return Tokens(
         hidden=hidden.to(dtype),
         valid=valid,
@@ -112,11 +123,12 @@ def collate(
         cell=cell,
         position=slot,
         mass=valid.float(),
-        question=Question(text.to(dtype), places >= 0, padded=any(len(s.text) < t for s in samples)),
+        question=rows,
         sizes=tuple(len(s.alive) for s in samples),
         total=tuple(s.total for s in samples),
         grids=tuple(s.grids for s in samples),
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
+        signals=Signals({name: Signal(x, valid, origin.masked_fill(~valid, 10**6)) for name, x in recorded.items()}),
     )
 
 

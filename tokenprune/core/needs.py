@@ -34,14 +34,21 @@ class Needs:
     """The rater weights of the stage."""
     question: bool = False
     """Embeddings of the text tokens behind the first image (`Tokens.question`)."""
+    question_states: bool = False
+    """Hidden states of these text tokens at the place (`Tokens.question.states`): the question as far as the model has
+    read it. Implies `question`."""
     embedding: bool = False
     """The vision tokens as they entered the language model (``tokens.signal("embedding")``)."""
     tower: Collection[str] = ()
     """Signals of the vision tower by name, out of `TOWER` (``tokens.signal(name)``)."""
     earlier: Collection[int] = ()
     """Hidden states that entered the layer so many layers before the place (``tokens.signal("earlier_1")``)."""
+    layer_keys: bool = False
+    """Keys of the layer that has run, heads side by side, after the rotary embedding
+    (``tokens.signal("layer_keys")``); with `question`, those of the text tokens too (`Tokens.question.keys`)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "question", self.question or self.question_states)
         for field in ("attention", "tower", "earlier"):
             given = getattr(self, field)
             many: Iterable[object] = (given,) if isinstance(given, str | int | float) else given
@@ -61,9 +68,11 @@ class Needs:
             attention={*self.attention, *other.attention},
             raters=self.raters or other.raters,
             question=self.question or other.question,
+            question_states=self.question_states or other.question_states,
             embedding=self.embedding or other.embedding,
             tower={*self.tower, *other.tower},
             earlier={*self.earlier, *other.earlier},
+            layer_keys=self.layer_keys or other.layer_keys,
         )
 
     @property
@@ -79,9 +88,9 @@ class Needs:
     @property
     def signals(self) -> frozenset[str]:
         """Names under which `Tokens.signal` gives what is read."""
-        return frozenset(
-            {*self.tower, *(["embedding"] if self.embedding else []), *(earlier_signal(back) for back in self.earlier)}
-        )
+        flags = {"embedding": self.embedding, "layer_keys": self.layer_keys}
+        flagged = [name for name, asked in flags.items() if asked]
+        return frozenset({*self.tower, *flagged, *(earlier_signal(back) for back in self.earlier)})
 
 
 def earlier_signal(back: int) -> str:
@@ -98,9 +107,12 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
             "raters": reads.raters,
             "the input embedding": reads.embedding,
             "hidden states of an earlier decoder layer": bool(reads.earlier),
+            "keys of a decoder layer": reads.layer_keys,
         }
         found = [what for what, asked in wanted.items() if asked]
         return f"{' and '.join(found)}: the vision tower runs before the language model" if found else None
     if place.kind == "after_vision" and reads.earlier:
         return "hidden states of an earlier decoder layer: none has run after vision"
+    if place.kind == "after_vision" and reads.layer_keys:
+        return "keys of a decoder layer: none has run after vision"
     return None

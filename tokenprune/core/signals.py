@@ -21,6 +21,12 @@ class Question:
     """``[B, T]`` bool, False on padding."""
     padded: bool = True
     """Whether `valid` may be False anywhere: known on the host."""
+    slot: Tensor | None = None
+    """``[B, T]`` int64, index in the sequence at the place, as `Tokens.slot`; anything on padding."""
+    states: Any = None
+    """``[B, T, D]`` hidden states at the place, for parts that declare `Needs.question_states`."""
+    keys: Any = None
+    """``[B, T, Hkv·d]`` as the signal ``layer_keys``, for parts that declare `Needs.layer_keys` and the question."""
 
     @property
     def valid_if_padded(self) -> Tensor | None:

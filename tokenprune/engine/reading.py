@@ -98,7 +98,9 @@ def _prompt(
         cell=transfer.upload(_cells(grids, max(total)), device),
         position=position,
         mass=valid.float(),
-        question=Question(take(embeddings, text_slot.clamp(min=0), 1), text_slot >= 0, ops.ragged(texts)),
+        question=Question(
+            take(embeddings, text_slot.clamp(min=0), 1), text_slot >= 0, ops.ragged(texts), text_slot.clamp(min=0)
+        ),
         sizes=total,
         total=total,
         grids=grids,

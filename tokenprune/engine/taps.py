@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from tokenprune.core import ops
 from tokenprune.core.needs import earlier_signal
-from tokenprune.core.signals import Signal
+from tokenprune.core.signals import Question, Signal
 from tokenprune.core.tokens import Attention
 from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
-from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
+from tokenprune.engine.projections import (
+    LayerInput,
+    Turn,
+    check_attention,
+    columns,
+    keys_of,
+    rater_attention,
+    rotary,
+)
 from tokenprune.engine.prompt import Prefill
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy
@@ -65,7 +73,7 @@ class Taps:
             _check_reads(stage, layer)
             if "next" in stage.reads.attention:
                 self.next[layer] = self._turn(layer)
-            if "previous" in stage.reads.attention:
+            if "previous" in stage.reads.attention or stage.reads.layer_keys:
                 self.previous[layer - 1] = self._turn(layer - 1)
             for back in stage.reads.earlier:
                 self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
@@ -138,8 +146,28 @@ class Taps:
         return rater_attention(sources, call.prefill.prompt.tokens, most)
 
     def signals(self, stage: Stage, call: LayerCall) -> dict[str, Signal]:
-        """The hidden states of earlier layers that `stage` before that layer reads, by the name of the signal."""
-        return {earlier_signal(back): self.hidden[call.index - back] for back in stage.reads.earlier}
+        """What `stage` before that layer reads of the layers that have run, by the name of the signal."""
+        found = {earlier_signal(back): self.hidden[call.index - back] for back in stage.reads.earlier}
+        if stage.reads.layer_keys:
+            source, tokens = self.inputs[call.index - 1], call.prefill.prompt.tokens
+            at = columns(tokens, source.tokens)
+            rows = take(keys_of(source), tokens.slot if at is None else at, 2)
+            valid = tokens.valid_if_padded
+            origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
+            found["layer_keys"] = Signal(rows.transpose(1, 2).flatten(2), valid, origin)
+        return found
+
+    def question(self, stage: Stage, call: LayerCall) -> Question | None:
+        """The question as `stage` before that layer reads it; None where it does not."""
+        if not stage.reads.question:
+            return None
+        text, states, keys = call.prefill.text, None, None
+        if stage.reads.question_states:
+            states = take(call.hidden, text, 1)
+        if stage.reads.layer_keys:
+            source = self.inputs[call.index - 1]
+            keys = take(keys_of(source), source.text, 2).transpose(1, 2).flatten(2)
+        return replace(call.prefill.prompt.tokens.question, slot=text, states=states, keys=keys)
 
 
 def _check_reads(stage: Stage, layer: int) -> None:
@@ -148,6 +176,11 @@ def _check_reads(stage: Stage, layer: int) -> None:
         raise UnsupportedModelError(
             f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
             "but nothing runs before layer 0; place it before a later layer, or use layer: next"
+        )
+    if stage.reads.layer_keys and layer == 0:
+        raise UnsupportedModelError(
+            f"{stage.name} ({stage.place}): a part reads keys of the layer before, but nothing runs before layer 0; "
+            "place it before a later layer"
         )
     for back in stage.reads.earlier:
         if back > layer:
