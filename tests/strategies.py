@@ -91,10 +91,10 @@ def collate(
         hidden[i, :size], text[i, start : start + texts] = s.hidden, s.text
         origin[i, :size] = torch.tensor(s.alive, dtype=torch.int64)
         places[i, start : start + texts] = torch.arange(n + start, n + start + texts)
+        frames = [grid[1:] for grid in s.grids for _ in range(grid[0])]
         cells = [
-            (image, row, column)
-            for image, (frames, height, width) in enumerate(s.grids)
-            for _ in range(frames)
+            (frame, row, column)
+            for frame, (height, width) in enumerate(frames)
             for row in range(height)
             for column in range(width)
         ]
@@ -105,8 +105,8 @@ def collate(
     valid = origin >= 0
     slot = torch.arange(n).expand(batch, n)
     # One layer has run: what it was entered by, and its keys.
-    keys = k.transpose(1, 2).flatten(2).to(dtype)
-    recorded = {"earlier_1": hidden.flip(-1).to(dtype), "layer_keys": keys[:, :n]}
+    queries, keys = (x.transpose(1, 2).to(dtype) for x in (q, k))
+    recorded = {"earlier_1": hidden.flip(-1).to(dtype), "layer_keys": keys[:, :n], "layer_queries": queries[:, :n]}
     rows = Question(
         text.to(dtype),
         places >= 0,

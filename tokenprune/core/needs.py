@@ -44,8 +44,10 @@ class Needs:
     earlier: Collection[int] = ()
     """Hidden states that entered the layer so many layers before the place (``tokens.signal("earlier_1")``)."""
     layer_keys: bool = False
-    """Keys of the layer that has run, heads side by side, after the rotary embedding
-    (``tokens.signal("layer_keys")``); with `question`, those of the text tokens too (`Tokens.question.keys`)."""
+    """Keys of the layer that has run, after the rotary embedding: ``tokens.signal("layer_keys")``, ``[B, N, Hkv, d]``;
+    with `question`, those of the text tokens too (`Tokens.question.keys`)."""
+    layer_queries: bool = False
+    """Queries of the vision tokens in that layer: ``tokens.signal("layer_queries")``, ``[B, N, H, d]``."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "question", self.question or self.question_states)
@@ -73,6 +75,7 @@ class Needs:
             tower={*self.tower, *other.tower},
             earlier={*self.earlier, *other.earlier},
             layer_keys=self.layer_keys or other.layer_keys,
+            layer_queries=self.layer_queries or other.layer_queries,
         )
 
     @property
@@ -86,9 +89,14 @@ class Needs:
         return self.question or self.asks_raters
 
     @property
+    def projections(self) -> bool:
+        """Whether queries or keys of the layer that has run are read as they are."""
+        return self.layer_keys or self.layer_queries
+
+    @property
     def signals(self) -> frozenset[str]:
         """Names under which `Tokens.signal` gives what is read."""
-        flags = {"embedding": self.embedding, "layer_keys": self.layer_keys}
+        flags = {"embedding": self.embedding, "layer_keys": self.layer_keys, "layer_queries": self.layer_queries}
         flagged = [name for name, asked in flags.items() if asked]
         return frozenset({*self.tower, *flagged, *(earlier_signal(back) for back in self.earlier)})
 
@@ -107,12 +115,12 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
             "raters": reads.raters,
             "the input embedding": reads.embedding,
             "hidden states of an earlier decoder layer": bool(reads.earlier),
-            "keys of a decoder layer": reads.layer_keys,
+            "queries and keys of a decoder layer": reads.projections,
         }
         found = [what for what, asked in wanted.items() if asked]
         return f"{' and '.join(found)}: the vision tower runs before the language model" if found else None
     if place.kind == "after_vision" and reads.earlier:
         return "hidden states of an earlier decoder layer: none has run after vision"
-    if place.kind == "after_vision" and reads.layer_keys:
-        return "keys of a decoder layer: none has run after vision"
+    if place.kind == "after_vision" and reads.projections:
+        return "queries and keys of a decoder layer: none has run after vision"
     return None

@@ -26,7 +26,7 @@ class Question:
     states: Any = None
     """``[B, T, D]`` hidden states at the place, for parts that declare `Needs.question_states`."""
     keys: Any = None
-    """``[B, T, Hkv·d]`` as the signal ``layer_keys``, for parts that declare `Needs.layer_keys` and the question."""
+    """``[B, T, Hkv, d]`` as the signal ``layer_keys``, for parts that declare `Needs.layer_keys` and the question."""
 
     @property
     def valid_if_padded(self) -> Tensor | None:

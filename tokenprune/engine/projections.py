@@ -48,6 +48,8 @@ class LayerInput:
     """``[B, T, H·d]``, of the text tokens that may rate, as the layer has projected them."""
     keys: Tensor | None = None
     """``[B, L, Hkv·d]``, as the layer has projected them."""
+    vision: Tensor | None = None
+    """``[B, L, H·d]`` queries of all tokens as projected, where those of vision tokens are read."""
     biased: bool = False
     """Whether the mask holds biases of keys."""
 
@@ -121,6 +123,20 @@ def keys_of(source: LayerInput, *, rope: bool = True) -> Tensor:
         return k
     written = None if source.keys is None else written_keys(source.store, source.length)
     return source.turn(k, source.rope) if written is None or written.device != k.device else written
+
+
+def vision_queries(source: LayerInput, at: Tensor) -> Tensor:
+    """Queries ``[B, N, H, d]`` of the tokens at the slots `at` ``[B, N]``, after the rotary embedding."""
+    attention: Any = source.layer.self_attn
+    if source.hidden is not None:
+        norm: Any = source.layer.input_layernorm
+        queries = attention.q_proj(norm(take(source.hidden, at, 1)))
+    elif source.vision is None:
+        raise _not_tapped(source)
+    else:
+        queries = take(source.vision, at, 1)
+    rope = take_rope(source.rope[0], at), take_rope(source.rope[1], at)
+    return source.turn(_heads(attention, "q", queries), rope).transpose(1, 2)
 
 
 def _not_tapped(source: LayerInput) -> UnsupportedModelError:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenprune.core import ops
 from tokenprune.core.needs import earlier_signal
 from tokenprune.core.signals import Question, Signal
-from tokenprune.core.tokens import Attention
+from tokenprune.core.tokens import Attention, Tokens
 from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
@@ -23,6 +23,7 @@ from tokenprune.engine.projections import (
     keys_of,
     rater_attention,
     rotary,
+    vision_queries,
 )
 from tokenprune.engine.prompt import Prefill
 from tokenprune.errors import UnsupportedModelError
@@ -61,6 +62,8 @@ class Taps:
         self.layers: Any = anatomy.layers
         self.previous: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are tapped while they run."""
+        self.queries: set[int] = set()
+        """Layers of `previous` of which queries of vision tokens are read, too."""
         self.next: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are computed early, before they run."""
         self.earlier: dict[int, int] = {}
@@ -73,8 +76,10 @@ class Taps:
             _check_reads(stage, layer)
             if "next" in stage.reads.attention:
                 self.next[layer] = self._turn(layer)
-            if "previous" in stage.reads.attention or stage.reads.layer_keys:
+            if "previous" in stage.reads.attention or stage.reads.projections:
                 self.previous[layer - 1] = self._turn(layer - 1)
+            if stage.reads.layer_queries:
+                self.queries.add(layer - 1)
             for back in stage.reads.earlier:
                 self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
 
@@ -106,6 +111,8 @@ class Taps:
             source = self.inputs.get(index)
             if source is not None and source.hidden is None:
                 source.queries = take(output, source.text, 1)
+                if index in self.queries:
+                    source.vision = output
 
         return after_queries
 
@@ -131,9 +138,7 @@ class Taps:
             self.inputs[call.index] = _input(call, self.layers, self.previous, call.hidden if elsewhere else None)
         if call.index in self.earlier:
             tokens = call.prefill.prompt.tokens
-            valid = tokens.valid_if_padded
-            origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
-            self.hidden[call.index] = Signal(ops.take_rows(call.hidden, tokens.slot), valid, origin)
+            self.hidden[call.index] = _signal(ops.take_rows(call.hidden, tokens.slot), tokens)
 
     def attention(self, stage: Stage, call: LayerCall) -> Attention | None:
         """The attention that `stage` before that layer may ask for; None where its parts read none."""
@@ -148,13 +153,14 @@ class Taps:
     def signals(self, stage: Stage, call: LayerCall) -> dict[str, Signal]:
         """What `stage` before that layer reads of the layers that have run, by the name of the signal."""
         found = {earlier_signal(back): self.hidden[call.index - back] for back in stage.reads.earlier}
-        if stage.reads.layer_keys:
+        if stage.reads.projections:
             source, tokens = self.inputs[call.index - 1], call.prefill.prompt.tokens
             at = columns(tokens, source.tokens)
-            rows = take(keys_of(source), tokens.slot if at is None else at, 2)
-            valid = tokens.valid_if_padded
-            origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
-            found["layer_keys"] = Signal(rows.transpose(1, 2).flatten(2), valid, origin)
+            at = tokens.slot if at is None else at
+            if stage.reads.layer_keys:
+                found["layer_keys"] = _signal(take(keys_of(source), at, 2).transpose(1, 2), tokens)
+            if stage.reads.layer_queries:
+                found["layer_queries"] = _signal(vision_queries(source, at), tokens)
         return found
 
     def question(self, stage: Stage, call: LayerCall) -> Question | None:
@@ -166,8 +172,15 @@ class Taps:
             states = take(call.hidden, text, 1)
         if stage.reads.layer_keys:
             source = self.inputs[call.index - 1]
-            keys = take(keys_of(source), source.text, 2).transpose(1, 2).flatten(2)
+            keys = take(keys_of(source), source.text, 2).transpose(1, 2)
         return replace(call.prefill.prompt.tokens.question, slot=text, states=states, keys=keys)
+
+
+def _signal(value: Tensor, tokens: Tokens) -> Signal:
+    """What was recorded of `tokens`, ``[B, N, ...]``."""
+    valid = tokens.valid_if_padded
+    origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
+    return Signal(value, valid, origin)
 
 
 def _check_reads(stage: Stage, layer: int) -> None:
@@ -177,10 +190,10 @@ def _check_reads(stage: Stage, layer: int) -> None:
             f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
             "but nothing runs before layer 0; place it before a later layer, or use layer: next"
         )
-    if stage.reads.layer_keys and layer == 0:
+    if stage.reads.projections and layer == 0:
         raise UnsupportedModelError(
-            f"{stage.name} ({stage.place}): a part reads keys of the layer before, but nothing runs before layer 0; "
-            "place it before a later layer"
+            f"{stage.name} ({stage.place}): a part reads queries or keys of the layer before, "
+            "but nothing runs before layer 0; place it before a later layer"
         )
     for back in stage.reads.earlier:
         if back > layer:

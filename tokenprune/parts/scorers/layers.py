@@ -92,6 +92,30 @@ class AffinityScorer(Scorer):
         return work.tokens * askers * (work.width + 1)
 
 
+class GlobalQueryScorer(Scorer):
+    """How well a token's key answers the mean query of all vision tokens, times the length of its hidden state (PACT).
+
+    Queries and keys are those of the layer that has run; the answers are softmaxed over the vision tokens in each head,
+    and averaged over heads. The question is not looked at.
+    """
+
+    reads = Needs(layer_keys=True, layer_queries=True)
+
+    def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
+        valid = tokens.valid[..., None, None]
+        keys = tokens.signal("layer_keys").float().where(valid, 0.0)
+        asked = tokens.signal("layer_queries").float().where(valid, 0.0).sum(1)
+        asked = asked / tokens.valid.sum(1).clamp(min=1)[:, None, None]
+        heads = asked.unflatten(1, (keys.shape[2], -1))  # [B, Hkv, queries a key head, d]
+        logits = torch.einsum("bkrd,bnkd->bkrn", heads, keys) / keys.shape[-1] ** 0.5
+        logits = torch.where(tokens.valid[:, None, None], logits, torch.finfo(logits.dtype).min)
+        answered = logits.softmax(-1).mean((1, 2))
+        return tokens.only_valid(answered * tokens.hidden.float().norm(dim=-1))
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens * work.heads * work.head_dim
+
+
 class SpectralChangeScorer(Scorer):
     """How far a token has moved from high to low frequencies since the first layer, times its attention (CLSE).
 

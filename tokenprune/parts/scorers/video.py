@@ -97,7 +97,8 @@ class OutlierScorer(Scorer):
         valid = tokens.valid.unsqueeze(-1)
         x = tokens.hidden.float().where(valid, 0.0)
         length = x.norm(dim=-1)
-        x = self._channels(x / length.clamp(min=1e-12).unsqueeze(-1), valid)
+        x = x / length.clamp(min=1e-12).unsqueeze(-1) if self.measure == "gaussian" else x
+        x = self._channels(x, valid)
         away = self._away(x, frame_means(x, tokens).where(valid, 0.0))
         if self.centre == "both":
             away = away + self._away(x, _mean(x, valid))
