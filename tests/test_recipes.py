@@ -167,7 +167,7 @@ def test_a_stage_that_keeps_nothing_does_so_under_every_budget_but_a_full_one() 
         assert solved("todre", 32, kind, value).plan(576, (GRID,))[1] == 0
     assert solved("todre", 32, "keep", 1.0).plan(576, (GRID,)) == (576, 576)
     assert solved("todre", 32, "keep", 0.9).plan(576, (GRID,)) == (576, 0)  # as much as it can spend
-    with pytest.raises(BudgetError, match="can reach 0.5 … 1.0; the nearest valid budget is average: 0.5"):
+    with pytest.raises(BudgetError, match=r"can reach 0\.5 … 1\.0; the nearest valid budget is average: 0\.5"):
         solved("vtw", 32, "average", 0.4)
 
 

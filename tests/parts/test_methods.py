@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
-from itertools import groupby
+from itertools import groupby, product
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from parts.methods import GOLDEN, Golden, Seen
 from tokenprune.budget import survivors
 from tokenprune.builder import build
 from tokenprune.core.attention import attention_from_qk
+from tokenprune.core.signals import Signal, Signals
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_recipes, load_recipe
@@ -150,6 +151,37 @@ def test_every_setting_runs_and_keeps_what_was_planned(name: str, variant: str |
         assert [max(row) for row in sizes] == sorted((max(row) for row in sizes), reverse=True)
     else:
         assert sizes == [(count, count) for count in after]
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in PRUNING}))
+def test_degenerate_tokens_keep_the_planned_count_and_stay_finite(name: str) -> None:
+    """Tokens that are all zero, all the same, or pairs of equals, in every dtype; two frames of 5 × 5."""
+    grid: Grid = (2, 5, 5)
+    pipeline = build(load(name), depth=32, keep=0.3)
+    for dtype, kind in product((torch.float32, torch.bfloat16, torch.float16), ("zero", "constant", "pairs")):
+        tokens = plain_tokens(pipeline, grid)
+        made = {key: flat(signal.value, kind).to(dtype) for key, signal in tokens.signals.recorded.items()}
+        question = dataclasses.replace(
+            tokens.question, embeddings=tokens.question.embeddings.to(dtype), states=tokens.question.states.to(dtype)
+        )
+        signals = Signals({key: Signal(value) for key, value in made.items()})
+        hidden = flat(tokens.hidden, kind).to(dtype)
+        tokens = dataclasses.replace(tokens, hidden=hidden, question=question, signals=signals)
+        for place, (first, *_) in groupby(pipeline, key=lambda stage: stage.place):
+            for result in pipeline.run(place, looked_at(tokens, first)[0]):
+                tokens = result.tokens.check()
+                assert tokens.hidden.isfinite().all() and tokens.hidden.dtype == dtype
+                assert tokens.bias is None or tokens.bias.isfinite().all()
+                assert result.scores is None or not result.scores.isnan().any()
+        planned_counts = [count or 0 for count in pipeline.plan(50, (grid,))]
+        assert tokens.sizes == (survivors(pipeline.steps(), planned_counts, 50)[-1],) * 2
+
+
+def flat(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """`x` ``[B, N, ...]`` without differences between its tokens, or with every second like the one before."""
+    if kind == "pairs":
+        return x[:, torch.arange(x.shape[1]) // 2 * 2]
+    return torch.zeros_like(x) if kind == "zero" else x[:, :1].expand_as(x).contiguous()
 
 
 def test_feather_on_27_by_27() -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tokenprune.core.needs import Needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,15 @@ class Question:
     def valid_if_padded(self) -> Tensor | None:
         """`valid`; None where it is known to be True throughout."""
         return self.valid if self.padded else None
+
+    def seen_by(self, reads: Needs, reader: str) -> Question:
+        """The same for a part that reads the question: hidden states and keys raise where it has not declared them."""
+        states, keys = self.states, self.keys
+        if not reads.question_states:
+            states = Undeclared(reader, "hidden states of the question", "question_states=True")
+        if not reads.layer_keys:
+            keys = Undeclared(reader, "keys of the question", "question=True, layer_keys=True")
+        return replace(self, states=states, keys=keys)
 
 
 @dataclass(frozen=True, eq=False)

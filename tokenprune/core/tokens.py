@@ -226,9 +226,8 @@ class Tokens:
         attention: Any = self.attention
         if not reads.question:
             question = Undeclared(reader, "the question", "question=True")
-        elif question.states is not None and not reads.question_states:
-            hidden = Undeclared(reader, "hidden states of the question", "question_states=True")
-            question = replace(question, states=hidden)
+        else:
+            question = question.seen_by(reads, reader)
         if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
