@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune.core.attention import RaterAttention, attention_from_qk
-from tokenprune.core.signals import Question
+from tokenprune.core.signals import Question, Signal, Signals
 from tokenprune.core.tokens import Grid, Tokens
 
 WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH = 6, 4, 2, 4
@@ -91,10 +91,10 @@ def collate(
         hidden[i, :size], text[i, start : start + texts] = s.hidden, s.text
         origin[i, :size] = torch.tensor(s.alive, dtype=torch.int64)
         places[i, start : start + texts] = torch.arange(n + start, n + start + texts)
+        frames = [grid[1:] for grid in s.grids for _ in range(grid[0])]
         cells = [
-            (image, row, column)
-            for image, (frames, height, width) in enumerate(s.grids)
-            for _ in range(frames)
+            (frame, row, column)
+            for frame, (height, width) in enumerate(frames)
             for row in range(height)
             for column in range(width)
         ]
@@ -104,6 +104,17 @@ def collate(
             padded[i, :, n + start : n + start + texts] = x[:, size:]
     valid = origin >= 0
     slot = torch.arange(n).expand(batch, n)
+    # One layer has run: what it was entered by, and its keys.
+    queries, keys = (x.transpose(1, 2).to(dtype) for x in (q, k))
+    recorded = {"earlier_1": hidden.flip(-1).to(dtype), "layer_keys": keys[:, :n], "layer_queries": queries[:, :n]}
+    rows = Question(
+        text.to(dtype),
+        places >= 0,
+        padded=any(len(s.text) < t for s in samples),
+        slot=places.clamp(min=0),
+        states=text.flip(-1).to(dtype),
+        keys=keys[:, n:],
+    )
     return Tokens(
         hidden=hidden.to(dtype),
         valid=valid,
@@ -112,11 +123,12 @@ def collate(
         cell=cell,
         position=slot,
         mass=valid.float(),
-        question=Question(text.to(dtype), places >= 0, padded=any(len(s.text) < t for s in samples)),
+        question=rows,
         sizes=tuple(len(s.alive) for s in samples),
         total=tuple(s.total for s in samples),
         grids=tuple(s.grids for s in samples),
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
+        signals=Signals({name: Signal(x, valid, origin.masked_fill(~valid, 10**6)) for name, x in recorded.items()}),
     )
 
 

@@ -111,7 +111,7 @@ def test_a_refusal_names_a_budget_that_works(case: dict[str, object]) -> None:
     assert solve(**{**case, "share": nearest})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "vtw"])  # it cannot spend more, or less
 def test_prices_are_the_ledgers(recipe: str) -> None:
     """At the solver's own counts the ledger finds the same cost, and one token more would be too many."""
     told = tp.ledger(LLAVA, recipe, text=118, question=60, flops=0.6)

@@ -25,6 +25,8 @@ METHODS = tuple(name for name in NAMES if recipe_path(name).parent.name != "base
 PRUNING = tuple(name for name in NAMES if load(name).stages)
 PLAIN = {"cdpruner", "divprune", "otprune"}
 """Methods without a number in their first stage."""
+EMPTYING = {"todre": ("keep", "average"), "vtw": ()}
+"""Recipes with a stage that drops all: the budgets that they can be given and use up."""
 SETTINGS = [(name, variant) for name in NAMES for variant in (None, *load(name).variants)]
 
 GRID: Grid = (1, 24, 24)
@@ -119,6 +121,8 @@ def test_every_budget_works_with_every_depth_and_picture(
     name: str, picture: tuple[int, tuple[Grid, ...]], depth: int, kind: str, data: st.DataObject
 ) -> None:
     total, grids = picture
+    if kind not in EMPTYING.get(name, ("keep", "average", "final")):
+        return
     first = built(name).layers(depth)[0]
     # An average cannot be less than what the layers before the first place cost; 4 % is what merging leaves at least.
     least = 0.04 + (first / depth if kind == "average" else 0.0)
@@ -128,7 +132,8 @@ def test_every_budget_works_with_every_depth_and_picture(
     assert getattr(told, kind) <= max(value * total, 4 + 2 * len(pipeline) + first / depth * total) + 1e-6
     counts = pipeline.plan(total, grids)
     sizes = (total, *survivors(pipeline.steps(), [count or 0 for count in counts], total))
-    assert all(min(1, size) <= (count or 0) <= size for count, size in zip(counts, sizes, strict=False))
+    least_kept = 1 if name not in EMPTYING else 0
+    assert all(min(least_kept, size) <= (count or 0) <= size for count, size in zip(counts, sizes, strict=False))
     if value == 1.0:
         assert set(sizes) == {total}
 
@@ -144,13 +149,28 @@ def test_every_recipe_as_it_is_fits_every_depth_and_picture(depth: int, picture:
         assert len(pipeline.plan(total, grids, depth)) == len(layers)
 
 
-@pytest.mark.parametrize("name", PRUNING)
+@pytest.mark.parametrize("name", [name for name in PRUNING if name != "vtw"])
 def test_one_keep_costs_the_same_in_every_recipe(name: str) -> None:
     """From its first place on, each recipe spends less than one token a layer under the budget."""
     told = solved(name, 32, "keep", 128).summary(576, (GRID,))
     assert 127 < told.keep <= 128
+    if name in EMPTYING:
+        with pytest.raises(BudgetError, match="a stage keeps no token, so none is left; expected keep, average or"):
+            solved(name, 32, "final", 32)
+        return
     told = solved(name, 32, "final", 32).summary(576, (GRID,))
     assert told.final == 32
+
+
+def test_a_stage_that_keeps_nothing_does_so_under_every_budget_but_a_full_one() -> None:
+    assert built("vtw").plan(576, (GRID,)) == (0,)
+    for kind, value in (("keep", 0.3), ("average", 0.6), ("keep", 0.9)):
+        assert solved("vtw", 32, kind, value).plan(576, (GRID,)) == (0,)
+        assert solved("todre", 32, kind, value).plan(576, (GRID,))[1] == 0
+    assert solved("todre", 32, "keep", 1.0).plan(576, (GRID,)) == (576, 576)
+    assert solved("todre", 32, "keep", 0.9).plan(576, (GRID,)) == (576, 0)  # as much as it can spend
+    with pytest.raises(BudgetError, match=r"can reach 0\.5 … 1\.0; the nearest valid budget is average: 0\.5"):
+        solved("vtw", 32, "average", 0.4)
 
 
 # ---------------------------------------------------------------------------------------------------------- build

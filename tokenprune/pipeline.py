@@ -82,7 +82,8 @@ class Pipeline(nn.Module):
 
         Also those of groups: which tokens of a group an earlier stage has left is known on the device alone.
         """
-        if any(stage.grouper is not None for stage in self.stages[1:]):
+        groupers = [stage.grouper for stage in self.stages]
+        if any(grouper is not None and (index or not grouper.static) for index, grouper in enumerate(groupers)):
             return False
         return self.budget is not None or all(stage.scheduler.static for stage in self)
 
@@ -115,7 +116,9 @@ class Pipeline(nn.Module):
             RecipeError: in a model of this depth a stage has no place, or they are not in order.
         """
         depth = self._depth(depth)
-        steps = tuple(Step(stage.place.layer(depth), stage.scheduler, stage.recycler) for stage in self)
+        steps = tuple(
+            Step(stage.place.layer(depth), stage.scheduler, stage.recycler, stage.scheduler.empties) for stage in self
+        )
         layers = [step.layer for step in steps]
         if layers != sorted(layers) or max(layers, default=0) >= depth:
             raise RecipeError(f"{self.name}: does not fit a model of {depth} layers: it acts before layers {layers}")

@@ -6,13 +6,13 @@ recipe without one is an error that prints the line to add.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import plain
 from numpy.typing import NDArray
-from parts import after_vision
+from parts import after_vision, by_layers
 
 Array = NDArray[np.float64]
 
@@ -22,7 +22,8 @@ class Seen:
     """What the first stage of a recipe can see of one prompt, as plain arrays: N vision tokens, then T text tokens.
 
     `hidden [N, D]` vision tokens, `text [T, D]` embeddings, `q`, `k [H, N + T, d]` with the rotary embedding, `bare_q`,
-    `bare_k` without it, `grid` (rows, columns).
+    `bare_k` without it, `grid` (rows, columns), `frames` of them; `signals` by name, `[N, ...]`, and of the text tokens
+    `states [T, D]` at the place and `text_keys [T, Hkv, d]` in the layer before.
     """
 
     hidden: Array
@@ -32,6 +33,10 @@ class Seen:
     bare_q: Array
     bare_k: Array
     grid: tuple[int, int]
+    frames: int
+    states: Array
+    text_keys: Array
+    signals: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def vision(self) -> range:
@@ -107,6 +112,8 @@ class Golden:
         return f"{self.recipe}{f':{self.variant}' if self.variant else ''}{budget} {self.depth} layers"
 
 
+VIDEO = (8, 12, 6)
+
 GOLDEN = (
     # FastV, table 1: K layers see all tokens, then R per cent are dropped.
     Golden("fastv", (2,), (288,), 306.0, outputs=297.0, reference=by_last_token),
@@ -153,6 +160,31 @@ GOLDEN = (
     Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
     Golden("eadp", (0,), (63,), 63.0, reference=after_vision.eadp),
     Golden("eadp", (0,), (64,), 64.0, variant="qwen", keep=64),
+    # Before a decoder layer.
+    Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),
+    Golden("dart", (2,), (64,), 96.0, variant="64", reference=by_layers.dart),
+    Golden("priortr", (2,), (128,), 156.0, reference=by_layers.priortr),
+    Golden("v2drop", (3, 17, 22), (384, 307, 192), 329.96875, reference=by_layers.v2drop),
+    Golden("star", (0, 16), (288, 144), 216.0, reference=by_layers.star),
+    Golden("pact", (5, 5), (316, 144), 211.5, reference=by_layers.pact),
+    Golden("occamtoken", (4,), None, None, reference=by_last_token),
+    # CLSE, table of counts: 192 is 208 layer inputs on average, and 64 is 81.
+    Golden("clse", (1, 11, 21), (330, 210, 62), 208.0625),
+    Golden("clse", (1, 11, 21), (110, 70, 20), 81.125, variant="64"),
+    Golden("todre", (0, 24), (57, 0), 42.75, reference=by_layers.max_sum),
+    Golden("vtw", (16,), (0,), 288.0),
+    # Repair.
+    Golden("restore", (0,), (64,), 64.0, reference=by_layers.restore),
+    Golden("era", (0,), (32,), 32.0, reference=by_layers.max_sum),
+    # Video: eight frames of 72 tokens.
+    Golden("evs", (0,), (144,), 144.0, grid=VIDEO, reference=by_layers.new_in_frame),
+    Golden("dycoke", (0,), (273,), 273.0, grid=VIDEO, reference=by_layers.dycoke),
+    Golden("vidcom2", (0,), (144,), 144.0, grid=VIDEO, reference=by_layers.vidcom2),
+    Golden("vcast", (0,), (144,), 144.0, grid=VIDEO, reference=by_layers.vcast),
+    Golden("fastvid", (0,), (57,), 57.0, grid=VIDEO, reference=by_layers.fastvid),
+    Golden("holitom", (0, 18), (86, 43), 1978 / 28, grid=VIDEO, depth=28),
+    Golden("prunevid", (0, 11), (233, 93), 141.125, grid=VIDEO, reference=by_layers.new_in_frame),
+    Golden("recency", (0,), (191,), 191.0),
     # Baselines.
     Golden("last", (0,), (191,), 191.0, reference=by_position),
     Golden("last", (0,), (48,), 48.0, keep=48, reference=by_position),

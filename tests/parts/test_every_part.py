@@ -15,21 +15,28 @@ from tokenprune import registry
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
+from tokenprune.parts.groupers.geometric import ImageGrouper
+from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
 from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.recyclers.nearest import NearestRecycler
 from tokenprune.parts.samplers import greedy
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
+from tokenprune.parts.samplers.pivot import PivotSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, TableScheduler
 from tokenprune.parts.schedulers.lattice import LatticeScheduler
 from tokenprune.parts.schedulers.rank import RankRatioScheduler
+from tokenprune.parts.schedulers.reference import AboveReferenceScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.baseline import RandomScorer
 from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
+from tokenprune.parts.scorers.layers import AffinityScorer, ChangeScorer
 from tokenprune.parts.scorers.question import QuestionScorer
+from tokenprune.parts.scorers.video import OutlierScorer, TemporalChangeScorer
 
 WITH_ARGUMENTS: list[Part] = [
     *(registry.get("raters", "above_mean")(threshold=t) for t in ("at_least", "above")),
@@ -42,6 +49,7 @@ WITH_ARGUMENTS: list[Part] = [
     DensityPeaksScorer(neighbours=2),
     FixedScheduler(keep=3),
     FixedScheduler(keep=0.5),
+    FixedScheduler(keep=0),
     TableScheduler(rows={4: 2, 20: 5}),
     PyramidScheduler(keep=0.3),
     LatticeScheduler(stride=2, keep=0.3),
@@ -58,6 +66,19 @@ WITH_ARGUMENTS: list[Part] = [
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
+    ChangeScorer(measure="cosine"),
+    AffinityScorer(by="raters"),
+    TemporalChangeScorer(run=4),
+    OutlierScorer(centre="frame", measure="cosine", channels=1.0, norm=True),
+    AboveReferenceScheduler(registers=2, factor=0.9, at_least=2),
+    PivotSampler(vision=2, text=1),
+    PivotSampler(vision=1, text=0),
+    *(NearestRecycler(average=a, within=w) for a, w in (("mass", "frame"), ("blend", "place"), ("blend", "sample"))),
+    ImageGrouper(decay=0.5),
+    FrameGrouper(by="score", temperature=0.1),
+    FrameGrouper(by="curvature", temperature=0.7),
+    FrameGrouper(whole=2),
+    SceneGrouper(cuts=0, below=0.5),
 ]
 DEFAULTS = [
     part() if not issubclass(part, Learned) else part().start(Host("", strategies.WIDTH), seed=0)
@@ -212,7 +233,7 @@ def test_the_lists_above_hold_every_part():
         (lambda: FixedScheduler(keep=True), "keep=True should be a valid"),
         (lambda: FixedScheduler(keep="half"), "keep='half' should be a valid"),
         (lambda: LatticeScheduler(stride=2, keep=float("nan")), "keep=nan should be a finite number"),
-        (lambda: FixedScheduler(keep=0), "keep=0 should be greater than or equal to 1"),
+        (lambda: FixedScheduler(keep=-1), "keep=-1 should be greater than or equal to 0"),
         (lambda: TableScheduler(rows={10: 20}), "row 10 keeps 20, more than there are"),
         (lambda: TableScheduler(rows={}), "at least 1 item"),
         (lambda: LatticeScheduler(stride=3, offset=3), "offset 3 must be less than the stride, 3"),

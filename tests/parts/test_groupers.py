@@ -17,12 +17,12 @@ from tokenprune.core.place import Place
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.groupers.geometric import (
-    FrameGrouper,
     ImageGrouper,
     SegmentGrouper,
     TileGrouper,
     WindowGrouper,
 )
+from tokenprune.parts.groupers.video import FrameGrouper
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler

@@ -11,6 +11,7 @@ FIXED = STAGE + "    scheduler: {type: fixed, keep: 4}\n"
 BUDGET = HEAD + "budget: {keep: 0.5}\nstages:\n"
 COUNT = "a whole number from 1 to 1000000"
 KEEP = "a whole number from 1 to 1000000, or a number in (0, 1]"
+FIXED_KEEP = "a whole number from 0 to 1000000, or a number in (0, 1]"
 LAYER = "a layer from 0 to 9999, or a share of the depth between 0 and 1, such as 25% or 3/32"
 STAGE_KEYS = "name, place, raters, scorer, scheduler, grouper, sampler, recycler, rectifier, positions"
 RECIPE_KEYS = "version, name, summary, paper, differences, budget, stages, variants, extends"
@@ -260,25 +261,25 @@ BAD: dict[str, tuple[str, list[str]]] = {
         STAGE + "    scheduler:\n      type: fixed\n",
         ["5:7: stages.0.scheduler: missing required key 'keep'"],
     ),
-    "keep 0": (
-        STAGE + "    scheduler: {type: fixed, keep: 0}\n",
-        [f"4:36: stages.0.scheduler.keep: should be {KEEP} (got 0)"],
+    "keep -1": (
+        STAGE + "    scheduler: {type: fixed, keep: -1}\n",
+        [f"4:36: stages.0.scheduler.keep: should be {FIXED_KEEP} (got -1)"],
     ),
     "keep 1.5": (
         STAGE + "    scheduler: {type: fixed, keep: 1.5}\n",
-        [f"4:36: stages.0.scheduler.keep: should be {KEEP} (got 1.5)"],
+        [f"4:36: stages.0.scheduler.keep: should be {FIXED_KEEP} (got 1.5)"],
     ),
     "keep text": (
         STAGE + "    scheduler: {type: fixed, keep: half}\n",
-        [f"4:36: stages.0.scheduler.keep: should be {KEEP} (got 'half')"],
+        [f"4:36: stages.0.scheduler.keep: should be {FIXED_KEEP} (got 'half')"],
     ),
     "keep true": (
         STAGE + "    scheduler: {type: fixed, keep: true}\n",
-        [f"4:36: stages.0.scheduler.keep: should be {KEEP} (got true)"],
+        [f"4:36: stages.0.scheduler.keep: should be {FIXED_KEEP} (got true)"],
     ),
     "keep null": (
         STAGE + "    scheduler: {type: fixed, keep:}\n",
-        [f"4:35: stages.0.scheduler.keep: should be {KEEP} (got null)"],
+        [f"4:35: stages.0.scheduler.keep: should be {FIXED_KEEP} (got null)"],
     ),
     "bool yes": (
         STAGE
@@ -433,8 +434,8 @@ BAD: dict[str, tuple[str, list[str]]] = {
         [f"6:16: variant 'a': unknown key 'schedule' in stages.0 (did you mean 'scheduler'?); allowed: {STAGE_KEYS}"],
     ),
     "variant value": (
-        FIXED + "variants:\n  a: {stages.0.scheduler.keep: 0}\n",
-        [f"6:32: variant 'a': stages.0.scheduler.keep: should be {KEEP} (got 0)"],
+        FIXED + "variants:\n  a: {stages.0.scheduler.keep: -1}\n",
+        [f"6:32: variant 'a': stages.0.scheduler.keep: should be {FIXED_KEEP} (got -1)"],
     ),
     "variant stage": (
         FIXED + "variants:\n  a: {stages.last.scheduler.keep: 5}\n",

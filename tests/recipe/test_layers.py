@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tokenprune import registry
 from tokenprune.errors import RecipeError
 from tokenprune.recipe import Recipe, load_recipe, parse_recipe
 
@@ -258,9 +259,9 @@ def test_set_reaches_unnamed_stages_by_their_default_name() -> None:
         ("", "1:1: expected PATH=VALUE, for example stages.0.scheduler.keep=64"),
         ("=3", "1:1: expected a path such as stages.0.scheduler.keep (got '')"),
         ("stages..keep=3", "1:1: expected a path such as stages.0.scheduler.keep (got 'stages..keep')"),
-        ("stages.0.scheduler.keep=0", "1:25: stages.0.scheduler.keep: should be a whole number from 1 to 1000000, "
-         "or a number in (0, 1] (got 0)"),
-        ("stages.0.scheduler.keep=", "1:25: stages.0.scheduler.keep: should be a whole number from 1 to 1000000, "
+        ("stages.0.scheduler.keep=-1", "1:25: stages.0.scheduler.keep: should be a whole number from 0 to 1000000, "
+         "or a number in (0, 1] (got -1)"),
+        ("stages.0.scheduler.keep=", "1:25: stages.0.scheduler.keep: should be a whole number from 0 to 1000000, "
          "or a number in (0, 1] (got null)"),
         ("stages.0.scheduler.kep=5", "1:20: unknown key 'kep' in stages.0.scheduler (did you mean 'keep'?); "
          "allowed: type, keep"),
@@ -274,7 +275,7 @@ def test_set_reaches_unnamed_stages_by_their_default_name() -> None:
         ("stages.2.positions=5", "1:8: stages has no item '2': there are 0 … 1"),
         ("stages.-1.positions=5", "1:8: stages has no item '-1'; named are: first, second"),
         ("stages.0.scheduler.type=fxed", "1:25: stages.0.scheduler: no such part 'fxed' (did you mean 'fixed'?); "
-         "known: fixed, lattice, pyramid, rank_ratio, solved, table"),
+         f"known: {', '.join(registry.parts('scheduler'))}"),
         ("stages.0.scheduler.type=table", "1:25: stages.0.scheduler: missing required key 'rows'"),
         ("stages.0.scorer={type: norm, order: [}", "1:38: while parsing a flow node, expected the node content, "
          "but found '}'"),
@@ -303,7 +304,7 @@ def test_set_points_at_the_expression(folder: Path, expression: str, message: st
 def test_set_in_a_dict_source() -> None:
     recipe = {"version": 1, "stages": [{"place": "after_vision", "scheduler": {"type": "fixed", "keep": 3}}]}
     assert messages(recipe, sets=["stages.0.scheduler.keep=none"]) == [
-        "--set:1:25: stages.0.scheduler.keep: should be a whole number from 1 to 1000000, or a number in (0, 1] "
+        "--set:1:25: stages.0.scheduler.keep: should be a whole number from 0 to 1000000, or a number in (0, 1] "
         "(got 'none')"
     ]
     assert messages({**recipe, "variants": {"a": {"stages.9": 3}}}) == [

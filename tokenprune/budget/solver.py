@@ -53,6 +53,7 @@ def plan(
         BudgetError: stages out of order or beyond `depth`, or a budget that they cannot meet.
     """
     check_order(stages, depth)
+    _check_final(stages, budget)
     if not stages:
         if budget is not None and _saves(budget, total):
             raise BudgetError(f"budget {budget}: this recipe has no stages, so it keeps all {total} vision tokens")
@@ -73,8 +74,14 @@ def check_share(stages: Sequence[Step], budget: Budget | None, *, depth: int) ->
 
     What ``flops`` can reach depends on the prompt: nothing is refused here.
     """
+    _check_final(stages, budget)
     if budget is not None and budget.kind != "flops" and budget.is_share and stages:
         _refuse(stages, budget, depth, MANY)
+
+
+def _check_final(stages: Sequence[Step], budget: Budget | None) -> None:
+    if budget is not None and budget.kind == "final" and any(step.empties for step in stages):
+        raise BudgetError(f"budget {budget}: a stage keeps no token, so none is left; expected keep, average or flops")
 
 
 def _saves(budget: Budget, total: int) -> bool:
@@ -118,7 +125,9 @@ def _solve_tokens(
     if target >= total * layers:
         return (total,) * len(stages)
     nominal = _nominal_sizes(stages, total, grids)
-    high = 2.0 * total / min(nominal)  # every stage wants more than there is, so this factor exceeds the budget
+    # Every stage wants more than there is, so this factor exceeds the budget (or all plans that the stages can make
+    # are within it, because one of them drops every token).
+    high = _enough(nominal, total)
     below, above = _bisect(lambda factor: cost(_wanted_at(nominal, factor)) > target, high)
     # Many factors may cost the same: under `final`, earlier stages grow while the last keeps its count. The smallest
     # of them is taken, so that a budget of what the recipe's own counts cost gives these counts back at every stage.
@@ -236,7 +245,7 @@ class _Candidates:
         The model alone never costs less with more tokens, so the start is bisected: above it, the model alone exceeds
         `target`. The whole cost cannot be bisected: it falls where a stage keeps everything and no longer runs.
         """
-        high = float(2 * self.total / min(self.nominal))
+        high = _enough(self.nominal, self.total)
         wanted = self._at(_bisect(lambda factor: self._model(self._at(factor)) > target, high)[1])
         before: tuple[int, ...] | None = None
         while True:
@@ -247,7 +256,8 @@ class _Candidates:
                 return
             before = counts
             # Undo the most recent increment: the stage whose count was reached at the largest factor.
-            last = max(range(len(wanted)), key=lambda stage: (wanted[stage] / self.nominal[stage], stage))
+            grown = [stage for stage, want in enumerate(wanted) if want]
+            last = max(grown, key=lambda stage: (wanted[stage] / self.nominal[stage], stage))
             wanted[last] -= 1
 
     def _model(self, wanted: Sequence[int]) -> int:
@@ -272,15 +282,22 @@ def _bisect(enough: Callable[[float], bool], high: float) -> tuple[float, float]
     return low, high
 
 
+def _enough(nominal: Sequence[float | Fraction], total: int) -> float:
+    """A factor at which every stage that does not drop all wants more than there is."""
+    return float(2 * total / min((size for size in nominal if size), default=1))
+
+
 def _nominal_sizes(stages: Sequence[Step], total: int, grids: Sequence[Grid]) -> list[float]:
-    """Tokens after each stage as the schedulers would have it, merged ones included: real numbers above 0."""
+    """Tokens after each stage as the schedulers would have it, merged ones included: real numbers above 0; or 0 from a
+    stage on that drops all."""
     size, sizes = total, []
     for step in stages:
         kept = min(float(size), max(1e-6, step.scheduler.nominal(size, total=total, grids=grids)))
+        kept = 0.0 if step.empties else kept
         # A recycler counts whole tokens; 0.29 * 100 is 28.999999999999996, and means 29.
-        left = kept + step.recycler.added(size - max(1, math.floor(kept + 1e-9)))
+        left = kept + step.recycler.added(size - min(size, max(1 - step.empties, math.floor(kept + 1e-9))))
         sizes.append(min(left, float(size)))
-        size = max(1, round(sizes[-1]))
+        size = max(1, round(sizes[-1])) if sizes[-1] else 0
     return sizes
 
 
@@ -295,7 +312,7 @@ def _counts_and_sizes(
     """Counts to keep, and tokens after each stage: as near below the `wanted` ones as the recyclers allow."""
     size, counts, sizes = total, [], []
     for step, want in zip(stages, wanted, strict=True):
-        kept = _largest_kept(want, size, step.recycler)
+        kept = 0 if step.empties or not size else _largest_kept(want, size, step.recycler)
         size = kept + step.recycler.added(size - kept)
         counts.append(kept)
         sizes.append(size)

@@ -42,6 +42,8 @@ class Step:
     """The first layer (0-based) that sees fewer tokens; 0 after vision."""
     scheduler: Schedule
     recycler: Recycle
+    empties: bool = False
+    """Whether it keeps no token, whatever the budget (`Scheduler.empties`)."""
 
 
 def nominal_counts(stages: Sequence[Step], *, total: int, grids: Sequence[Grid]) -> tuple[int, ...]:
@@ -49,7 +51,7 @@ def nominal_counts(stages: Sequence[Step], *, total: int, grids: Sequence[Grid])
     size, counts = total, []
     for step in stages:
         want = step.scheduler.nominal(size, total=total, grids=grids)
-        kept = min(size, max(1, math.floor(want + 1e-9)))
+        kept = 0 if step.empties else min(size, max(1, math.floor(want + 1e-9)))
         counts.append(kept)
         size = kept + step.recycler.added(size - kept)
     return tuple(counts)

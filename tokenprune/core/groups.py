@@ -24,6 +24,8 @@ class Groups:
     """Of each sample, the tokens in each of its groups; 0 where all are gone."""
     grids: tuple[tuple[Grid, ...], ...]
     """Of each sample, the (T, H, W) that its groups' tokens fill in raster order; (1, 1, size) where they fill none."""
+    weights: tuple[tuple[float, ...], ...] | None = None
+    """Of each sample, what each of its groups is due, at least 0, in any unit; None: as many tokens as it has."""
 
 
 def share_out(count: int, sizes: Sequence[int]) -> list[int]:
@@ -35,6 +37,35 @@ def share_out(count: int, sizes: Sequence[int]) -> list[int]:
     shares = [count * size // total for size in sizes] if total else [0] * len(sizes)
     remainders = [count * size % total if total else 0 for size in sizes]
     neediest = sorted(range(len(sizes)), key=lambda i: -remainders[i])
+    for i in neediest[: count - sum(shares)]:
+        shares[i] += 1
+    return shares
+
+
+def share_by(count: int, sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """`count` split in proportion to `weights` by largest remainder: exact, and never more than a size.
+
+    What a full group cannot take goes to the others in proportion; where none of those is due anything, by their sizes.
+    Weights are compared as whole numbers, to 1e-12 of the largest.
+    """
+    most = max(weights, default=0.0)
+    due = [round(10**12 * weight / most) if most > 0 else 0 for weight in weights]
+    shares = [0] * len(sizes)
+    unfilled, left = [i for i, size in enumerate(sizes) if size], count
+    while unfilled:
+        if not any(due[i] for i in unfilled):
+            due = list(sizes)
+        total = sum(due[i] for i in unfilled)
+        full = [i for i in unfilled if due[i] * left >= sizes[i] * total]
+        if not full:
+            break
+        for i in full:
+            shares[i], left = sizes[i], left - sizes[i]
+        unfilled = [i for i in unfilled if i not in full]
+    total = sum(due[i] for i in unfilled)
+    for i in unfilled:
+        shares[i] = due[i] * left // total
+    neediest = sorted(unfilled, key=lambda i: -(due[i] * left % total))
     for i in neediest[: count - sum(shares)]:
         shares[i] += 1
     return shares
@@ -109,7 +140,15 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
     )
     if isinstance(tokens.question, Question):  # else the sampler has not declared that it reads it
         asked = tokens.question
-        question = replace(asked, embeddings=asked.embeddings[rows], valid=asked.valid[rows])
+        slot, states, keys = (x[rows] if isinstance(x, Tensor) else x for x in (asked.slot, asked.states, asked.keys))
+        question = replace(
+            asked,
+            embeddings=asked.embeddings[rows],
+            valid=asked.valid[rows],
+            slot=slot,
+            states=states,
+            keys=keys,
+        )
         folded = replace(folded, question=question)
     at = flat - n * rows.unsqueeze(1)
     return Folded(folded, at.masked_fill(gone, -1), owner, flat)

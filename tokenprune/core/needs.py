@@ -34,6 +34,9 @@ class Needs:
     """The rater weights of the stage."""
     question: bool = False
     """Embeddings of the text tokens behind the first image (`Tokens.question`)."""
+    question_states: bool = False
+    """Hidden states of these text tokens at the place (`Tokens.question.states`): the question as far as the model has
+    read it. Implies `question`."""
     embedding: bool = False
     """The vision tokens as they entered the language model (``tokens.signal("embedding")``)."""
     tower: Collection[str] = ()
@@ -43,8 +46,14 @@ class Needs:
     grid: bool = False
     """Where the tokens lie on the pictures: `Tokens.cell` and `Tokens.grids`, and the grids that a scheduler is given.
     Not every prompt tells (half a picture, a tower that nobody knows): a recipe that does not ask runs all the same."""
+    layer_keys: bool = False
+    """Keys of the layer that has run, after the rotary embedding: ``tokens.signal("layer_keys")``, ``[B, N, Hkv, d]``;
+    with `question`, those of the text tokens too (`Tokens.question.keys`)."""
+    layer_queries: bool = False
+    """Queries of the vision tokens in that layer: ``tokens.signal("layer_queries")``, ``[B, N, H, d]``."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "question", self.question or self.question_states)
         for field in ("attention", "tower", "earlier"):
             given = getattr(self, field)
             many: Iterable[object] = (given,) if isinstance(given, str | int | float) else given
@@ -64,10 +73,13 @@ class Needs:
             attention={*self.attention, *other.attention},
             raters=self.raters or other.raters,
             question=self.question or other.question,
+            question_states=self.question_states or other.question_states,
             embedding=self.embedding or other.embedding,
             tower={*self.tower, *other.tower},
             earlier={*self.earlier, *other.earlier},
             grid=self.grid or other.grid,
+            layer_keys=self.layer_keys or other.layer_keys,
+            layer_queries=self.layer_queries or other.layer_queries,
         )
 
     @property
@@ -81,11 +93,16 @@ class Needs:
         return self.question or self.asks_raters
 
     @property
+    def projections(self) -> bool:
+        """Whether queries or keys of the layer that has run are read as they are."""
+        return self.layer_keys or self.layer_queries
+
+    @property
     def signals(self) -> frozenset[str]:
         """Names under which `Tokens.signal` gives what is read."""
-        return frozenset(
-            {*self.tower, *(["embedding"] if self.embedding else []), *(earlier_signal(back) for back in self.earlier)}
-        )
+        flags = {"embedding": self.embedding, "layer_keys": self.layer_keys, "layer_queries": self.layer_queries}
+        flagged = [name for name, asked in flags.items() if asked]
+        return frozenset({*self.tower, *flagged, *(earlier_signal(back) for back in self.earlier)})
 
 
 def earlier_signal(back: int) -> str:
@@ -102,9 +119,12 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
             "raters": reads.raters,
             "the input embedding": reads.embedding,
             "hidden states of an earlier decoder layer": bool(reads.earlier),
+            "queries and keys of a decoder layer": reads.projections,
         }
         found = [what for what, asked in wanted.items() if asked]
         return f"{' and '.join(found)}: the vision tower runs before the language model" if found else None
     if place.kind == "after_vision" and reads.earlier:
         return "hidden states of an earlier decoder layer: none has run after vision"
+    if place.kind == "after_vision" and reads.projections:
+        return "queries and keys of a decoder layer: none has run after vision"
     return None

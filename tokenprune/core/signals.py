@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tokenprune.core.needs import Needs
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +24,26 @@ class Question:
     """``[B, T]`` bool, False on padding."""
     padded: bool = True
     """Whether `valid` may be False anywhere: known on the host."""
+    slot: Tensor | None = None
+    """``[B, T]`` int64, index in the sequence at the place, as `Tokens.slot`; anything on padding."""
+    states: Any = None
+    """``[B, T, D]`` hidden states at the place, for parts that declare `Needs.question_states`."""
+    keys: Any = None
+    """``[B, T, Hkv, d]`` as the signal ``layer_keys``, for parts that declare `Needs.layer_keys` and the question."""
 
     @property
     def valid_if_padded(self) -> Tensor | None:
         """`valid`; None where it is known to be True throughout."""
         return self.valid if self.padded else None
+
+    def seen_by(self, reads: Needs, reader: str) -> Question:
+        """The same for a part that reads the question: hidden states and keys raise where it has not declared them."""
+        states, keys = self.states, self.keys
+        if not reads.question_states:
+            states = Undeclared(reader, "hidden states of the question", "question_states=True")
+        if not reads.layer_keys:
+            keys = Undeclared(reader, "keys of the question", "question=True, layer_keys=True")
+        return replace(self, states=states, keys=keys)
 
 
 @dataclass(frozen=True, eq=False)

@@ -130,6 +130,8 @@ class Tokens:
         grid: Grid | tuple[int, int] | None = None,
         text: Tensor | None = None,
         text_valid: Tensor | None = None,
+        text_states: Tensor | None = None,
+        text_keys: Tensor | None = None,
         attention: Attention | None = None,
         signals: Mapping[str, Tensor] | None = None,
     ) -> Tokens:
@@ -140,6 +142,8 @@ class Tokens:
             grid: (H, W) or (T, H, W); a square when not given and N is a square, else one row.
             text: ``[B, T, D]`` embeddings of the text tokens after the image, none when not given.
             text_valid: ``[B, T]`` bool, all True when not given.
+            text_states: ``[B, T, D]`` their hidden states at this place; the embeddings when not given.
+            text_keys: ``[B, T, ...]`` their keys in the layer that has run, for parts that read ``layer_keys``.
             attention: of raters over the tokens, for parts that read it (`tokenprune.core.attention`).
             signals: what parts read by name, ``[B, N, ...]`` each, such as ``embedding``.
 
@@ -165,7 +169,14 @@ class Tokens:
             cell=cell.expand(batch, n, 3),
             position=rows,
             mass=torch.ones(batch, n, device=hidden.device),
-            question=Question(text, text_valid, text_padded),
+            question=Question(
+                text,
+                text_valid,
+                text_padded,
+                slot=torch.arange(n, n + text.shape[1], device=hidden.device).expand(batch, -1),
+                states=text if text_states is None else text_states,
+                keys=text_keys,
+            ),
             sizes=(n,) * batch,
             total=(n,) * batch,
             grids=((shape,),) * batch,
@@ -234,6 +245,8 @@ class Tokens:
         attention: Any = self.attention
         if not reads.question:
             question = Undeclared(reader, "the question", "question=True")
+        else:
+            question = question.seen_by(reads, reader)
         if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
@@ -282,7 +295,11 @@ class Tokens:
         )
 
     def at_place(
-        self, hidden: Tensor, attention: Attention | None, signals: Mapping[str, Signal] | None = None
+        self,
+        hidden: Tensor,
+        attention: Attention | None,
+        signals: Mapping[str, Signal] | None = None,
+        question: Question | None = None,
     ) -> Tokens:
         """The same tokens at another place of the model.
 
@@ -290,10 +307,12 @@ class Tokens:
             hidden: ``[B, L, D]`` the sequence that stands there; their states are taken out of it.
             attention: of raters over them, where a stage asks for it.
             signals: recorded for this place, beside those that they carry.
+            question: as it is at this place; as they carry it when left out.
         """
         here = self.signals.adding(signals) if signals else self.signals
         states = ops.take_rows(hidden, self.slot.to(hidden.device))
-        return _changed(self, hidden=states, attention=attention, signals=here)
+        asked = self.question if question is None else question
+        return _changed(self, hidden=states, attention=attention, signals=here, question=asked)
 
     def moved(self, index: Tensor) -> Tokens:
         """The same tokens after their sequence was shortened: slot `s` of it became ``index[:, s]``."""

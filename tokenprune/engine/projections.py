@@ -53,6 +53,8 @@ class LayerInput:
     all_queries: bool = False
     keys: Tensor | None = None
     """``[B, L, Hkv·d]``, as the layer has projected them."""
+    vision: Tensor | None = None
+    """``[B, L, H·d]`` queries of all tokens as projected, where those of vision tokens are read."""
     biased: bool = False
     """Whether the mask holds biases of keys."""
 
@@ -109,25 +111,56 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     if source.hidden is not None:
         norm: Any = source.layer.input_layernorm
         queries = attention.q_proj(norm(take(source.hidden, text, 1)))
-        keys = attention.k_proj(norm(source.hidden))
-    elif source.queries is None or source.keys is None:
-        raise UnsupportedModelError(
-            f"{type(source.layer).__name__} ran without calling its q_proj and k_proj on what entered its attention (a "
-            "fused kernel? a later hook that changes it?): the attention of raters cannot be read"
-        )
+    elif source.queries is None:
+        raise _not_tapped(source)
     else:
         queries = source.queries
         if source.all_queries:
             queries = take(queries, text, 1)
         elif rows is not None:
             queries = take(queries, rows, 1)
-        keys = source.keys
-    q, k = _heads(attention, "q", queries), _heads(attention, "k", keys)
+    q = _heads(attention, "q", queries)
     if rope:
         q = source.turn(q, (take_rope(source.rope[0], text), take_rope(source.rope[1], text)))
-        written = None if source.keys is None else written_keys(source.store, source.stored, source.length)
-        k = source.turn(k, source.rope) if written is None or written.device != k.device else written
-    return q, k
+    return q, keys_of(source, rope=rope)
+
+
+def keys_of(source: LayerInput, *, rope: bool = True) -> Tensor:
+    """Keys ``[B, Hkv, L, d]`` of all tokens, as in `project`."""
+    attention: Any = source.layer.self_attn
+    if source.hidden is not None:
+        norm: Any = source.layer.input_layernorm
+        keys = attention.k_proj(norm(source.hidden))
+    elif source.keys is None:
+        raise _not_tapped(source)
+    else:
+        keys = source.keys
+    k = _heads(attention, "k", keys)
+    if not rope:
+        return k
+    written = None if source.keys is None else written_keys(source.store, source.stored, source.length)
+    return source.turn(k, source.rope) if written is None or written.device != k.device else written
+
+
+def vision_queries(source: LayerInput, at: Tensor) -> Tensor:
+    """Queries ``[B, N, H, d]`` of the tokens at the slots `at` ``[B, N]``, after the rotary embedding."""
+    attention: Any = source.layer.self_attn
+    if source.hidden is not None:
+        norm: Any = source.layer.input_layernorm
+        queries = attention.q_proj(norm(take(source.hidden, at, 1)))
+    elif source.vision is None:
+        raise _not_tapped(source)
+    else:
+        queries = take(source.vision, at, 1)
+    rope = take_rope(source.rope[0], at), take_rope(source.rope[1], at)
+    return source.turn(_heads(attention, "q", queries), rope).transpose(1, 2)
+
+
+def _not_tapped(source: LayerInput) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{type(source.layer).__name__} ran without calling its q_proj and k_proj on what entered its attention (a "
+        "fused kernel? a later hook that changes it?): the attention of raters cannot be read"
+    )
 
 
 def positional_kernel(source: LayerInput) -> tuple[Tensor, Tensor]:
@@ -174,7 +207,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
             sees_itself=True,  # what rates is no padding, and causal
             scaling=float(attention.scaling),
             softcap=getattr(attention, "attn_logit_softcapping", None),
-            columns=_columns(tokens, at.tokens),
+            columns=columns(tokens, at.tokens),
         )
 
     return RaterAttention(
@@ -186,7 +219,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
     )
 
 
-def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
+def columns(tokens: Tokens, within: Tokens) -> Tensor | None:
     """``[B, N]`` slots of `tokens` in the sequence of `within`; None where that is their own."""
     if tokens.slot is within.slot:
         return None

@@ -110,7 +110,9 @@ def _prompt(
         cell=transfer.upload(cells_of(grids, max(total)), device) if placed and not any(causes) else unknown,
         position=position,
         mass=valid.float(),
-        question=Question(take(embeddings, text_slot.clamp(min=0), 1), text_slot >= 0, ops.ragged(texts)),
+        question=Question(
+            take(embeddings, text_slot.clamp(min=0), 1), text_slot >= 0, ops.ragged(texts), text_slot.clamp(min=0)
+        ),
         sizes=total,
         total=total,
         grids=tuple(own if why is None else unknown for own, why in zip(grids, causes, strict=True)),

@@ -32,7 +32,9 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
     watch = None if torch.compiler.is_compiling() else Stopwatch(hidden.device.type == "cuda")
     with nullcontext() if watch is None else watch.measure():
         prompt = prefill.prompt
-        before = prompt.tokens.at_place(hidden, taps.attention(stage, call), taps.signals(stage, call))
+        before = prompt.tokens.at_place(
+            hidden, taps.attention(stage, call), taps.signals(stage, call), taps.question(stage, call)
+        )
         result = prefill.run(number, stage, before)
         tokens = result.tokens
         renumbers = stage.positions == "renumber"
@@ -41,7 +43,10 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
             prefill.text = moved.gather(1, prefill.text)
         if renumbers:
             forward.renumber(prompt, hidden, slots_of(call.store))
-        prefill.prompt = replace(prompt, tokens=replace(tokens, attention=None, signals=prompt.tokens.signals))
+        carried = prompt.tokens
+        prefill.prompt = replace(
+            prompt, tokens=replace(tokens, attention=None, signals=carried.signals, question=carried.question)
+        )
     report = StageReport(
         name=stage.name,
         place=str(stage.place),

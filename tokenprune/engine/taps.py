@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
 from typing import Any
@@ -12,13 +12,22 @@ from torch import Tensor, nn
 
 from tokenprune.core import ops
 from tokenprune.core.needs import earlier_signal
-from tokenprune.core.signals import Signal
-from tokenprune.core.tokens import Attention
+from tokenprune.core.signals import Question, Signal
+from tokenprune.core.tokens import Attention, Tokens
 from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
 from tokenprune.engine.hooks import Spot
-from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
+from tokenprune.engine.projections import (
+    LayerInput,
+    Turn,
+    check_attention,
+    columns,
+    keys_of,
+    rater_attention,
+    rotary,
+    vision_queries,
+)
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.state import Threads
 from tokenprune.engine.traces import post_hook, pre_hook
@@ -60,6 +69,8 @@ class Taps:
         self.threads = threads
         self.previous: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are tapped while they run."""
+        self.queries: set[int] = set()
+        """Layers of `previous` of which queries of vision tokens are read, too."""
         self.next: dict[int, Turn] = {}
         """Layer index to rotary embedding, for layers whose queries and keys are computed early, before they run."""
         self.earlier: dict[int, int] = {}
@@ -68,8 +79,10 @@ class Taps:
             _check_reads(stage, layer)
             if "next" in stage.reads.attention:
                 self.next[layer] = self._turn(layer)
-            if "previous" in stage.reads.attention:
+            if "previous" in stage.reads.attention or stage.reads.projections:
                 self.previous[layer - 1] = self._turn(layer - 1)
+            if stage.reads.layer_queries:
+                self.queries.add(layer - 1)
             for back in stage.reads.earlier:
                 self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
         self._bound = self._attentions()
@@ -128,6 +141,8 @@ class Taps:
                 # must not record anything here that it would miss there.
                 source.queries = output if output.requires_grad else take(output, source.text, 1)
                 source.all_queries = output.requires_grad
+                if index in self.queries:
+                    source.vision = output
 
         return after_queries
 
@@ -154,9 +169,7 @@ class Taps:
             now.inputs[call.index] = _input(call, layers, self.previous, call.hidden if elsewhere else None)
         if call.index in self.earlier:
             tokens = call.prefill.prompt.tokens
-            valid = tokens.valid_if_padded
-            origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
-            now.hidden[call.index] = Signal(ops.take_rows(call.hidden, tokens.slot), valid, origin)
+            now.hidden[call.index] = _signal(ops.take_rows(call.hidden, tokens.slot), tokens)
 
     def attention(self, stage: Stage, call: LayerCall) -> Attention | None:
         """The attention that `stage` before that layer may ask for; None where its parts read none."""
@@ -169,9 +182,37 @@ class Taps:
         return rater_attention(sources, call.prefill.prompt.tokens, most)
 
     def signals(self, stage: Stage, call: LayerCall) -> dict[str, Signal]:
-        """The hidden states of earlier layers that `stage` before that layer reads, by the name of the signal."""
-        hidden = self.threads.now.hidden
-        return {earlier_signal(back): hidden[call.index - back] for back in stage.reads.earlier}
+        """What `stage` before that layer reads of the layers that have run, by the name of the signal."""
+        now = self.threads.now
+        found = {earlier_signal(back): now.hidden[call.index - back] for back in stage.reads.earlier}
+        if stage.reads.projections:
+            source, tokens = now.inputs[call.index - 1], call.prefill.prompt.tokens
+            at = columns(tokens, source.tokens)
+            at = tokens.slot if at is None else at
+            if stage.reads.layer_keys:
+                found["layer_keys"] = _signal(take(keys_of(source), at, 2).transpose(1, 2), tokens)
+            if stage.reads.layer_queries:
+                found["layer_queries"] = _signal(vision_queries(source, at), tokens)
+        return found
+
+    def question(self, stage: Stage, call: LayerCall) -> Question | None:
+        """The question as `stage` before that layer reads it; None where it does not."""
+        if not stage.reads.question:
+            return None
+        text, states, keys = call.prefill.text, None, None
+        if stage.reads.question_states:
+            states = take(call.hidden, text, 1)
+        if stage.reads.layer_keys:
+            source = self.threads.now.inputs[call.index - 1]
+            keys = take(keys_of(source), source.text, 2).transpose(1, 2)
+        return replace(call.prefill.prompt.tokens.question, slot=text, states=states, keys=keys)
+
+
+def _signal(value: Tensor, tokens: Tokens) -> Signal:
+    """What was recorded of `tokens`, ``[B, N, ...]``."""
+    valid = tokens.valid_if_padded
+    origin = tokens.origin if valid is None else tokens.origin.masked_fill(~valid, max(tokens.total))
+    return Signal(value, valid, origin)
 
 
 def _check_reads(stage: Stage, layer: int) -> None:
@@ -180,6 +221,11 @@ def _check_reads(stage: Stage, layer: int) -> None:
         raise UnsupportedModelError(
             f"{stage.name} ({stage.place}): its scorer reads the attention of the layer before, "
             "but nothing runs before layer 0; place it before a later layer, or use layer: next"
+        )
+    if stage.reads.projections and layer == 0:
+        raise UnsupportedModelError(
+            f"{stage.name} ({stage.place}): a part reads queries or keys of the layer before, "
+            "but nothing runs before layer 0; place it before a later layer"
         )
     for back in stage.reads.earlier:
         if back > layer:

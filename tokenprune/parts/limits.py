@@ -14,6 +14,8 @@ TokenCount = Annotated[int, Field(ge=1, le=1_000_000)]
 """A number of vision tokens."""
 Keep = TokenCount | Share
 """A count (written without a decimal point), or a share in (0, 1]."""
+KeepOrNothing = Annotated[int, Field(ge=0, le=1_000_000)] | Share
+"""As `Keep`, or the count 0."""
 Stride = Annotated[int, Field(ge=1, le=256)]
 """Every so many rows and columns."""
 Offset = Annotated[int, Field(ge=0, le=255)]

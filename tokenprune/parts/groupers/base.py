@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tokenprune.core.groups import Groups, share_out
+from tokenprune.core.groups import Groups, share_by, share_out
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.part import Part
 
@@ -22,6 +22,11 @@ class Grouper(Part):
     role = "grouper"
     suffix = "Grouper"
 
+    @property
+    def static(self) -> bool:
+        """Whether groups and their shares follow from shapes alone, as long as nothing has been dropped before."""
+        return True
+
     @abstractmethod
     def forward(self, tokens: Tokens) -> Groups:
         """The group of every token."""
@@ -29,11 +34,14 @@ class Grouper(Part):
     def share(self, groups: Groups, counts: Sequence[int], scores: Tensor) -> tuple[tuple[int, ...], ...]:
         """Tokens to keep of each group of each sample; a sample's shares sum up to its count, none exceeds its group.
 
-        In proportion to the groups' sizes, by largest remainder, unless a part says otherwise.
+        In proportion to `Groups.weights`, or to the groups' sizes without, by largest remainder.
 
         Args:
             groups: as `forward` has them.
             counts: tokens to keep of each sample.
             scores: ``[B, N]`` float32, for parts that let them decide.
         """
-        return tuple(tuple(share_out(count, sizes)) for count, sizes in zip(counts, groups.sizes, strict=True))
+        if groups.weights is None:
+            return tuple(tuple(share_out(count, sizes)) for count, sizes in zip(counts, groups.sizes, strict=True))
+        due = zip(counts, groups.sizes, groups.weights, strict=True)
+        return tuple(tuple(share_by(count, sizes, weights)) for count, sizes, weights in due)

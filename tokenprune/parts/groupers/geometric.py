@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from math import prod
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from tokenprune.core.groups import Groups, rectangle
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.parts.groupers.base import Grouper
+from tokenprune.parts.limits import Share
 from tokenprune.parts.work import no_products
 
 Cells = Annotated[int, Field(ge=1, le=4096)]
@@ -73,17 +75,27 @@ class GeometricGrouper(Grouper):
 
 
 class ImageGrouper(GeometricGrouper):
-    """A group for each image or video of the prompt (LLaVA-NeXT: one for the overview, one for the tiles)."""
+    """A group for each image or video of the prompt (LLaVA-NeXT: one for the overview, one for the tiles).
+
+    Args:
+        decay: each older picture is due this share of what the next newer one is due, for its size; lower forgets
+            sooner. For many screenshots, the last of which shows what is there now.
+    """
+
+    def __init__(self, *, decay: Share = 1.0) -> None:
+        super().__init__()
+        self.decay = decay
+        self.check()
+
+    def forward(self, tokens: Tokens) -> Groups:
+        groups = super().forward(tokens)
+        if self.decay == 1.0:
+            return groups
+        weights = [[size * self.decay ** (len(own) - 1 - i) for i, size in enumerate(own)] for own in groups.sizes]
+        return replace(groups, weights=tuple(map(tuple, weights)))
 
     def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
         return np.zeros(grid, dtype=np.int64), [grid]
-
-
-class FrameGrouper(GeometricGrouper):
-    """A group for each frame of each video, or for each image."""
-
-    def split(self, grid: Grid) -> tuple[NDArray[np.int64], list[Grid]]:
-        return blocks(grid, (1, grid[1], grid[2]))
 
 
 class WindowGrouper(GeometricGrouper):

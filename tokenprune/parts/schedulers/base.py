@@ -27,6 +27,11 @@ class Scheduler(Part):
         """Whether the count follows from shapes alone, so that `count` may be asked."""
         return False
 
+    @property
+    def empties(self) -> bool:
+        """Whether it is there to drop every token: then it keeps 0 under every budget but a full one."""
+        return False
+
     @abstractmethod
     def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
         """Tokens (a real number) that the stage keeps as a rule: the shape that a budget for the whole recipe scales.
@@ -53,7 +58,7 @@ class StaticScheduler(Scheduler):
 
     @abstractmethod
     def count(self, size: int, *, total: int, grids: Sequence[Grid]) -> int:
-        """Tokens to keep, 1 … `size` (0 when `size` is 0); arguments as in `nominal`."""
+        """Tokens to keep, 1 … `size` (0 when `size` is 0, or the scheduler `empties`); arguments as in `nominal`."""
 
     def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
         return float(self.count(size, total=total, grids=grids))

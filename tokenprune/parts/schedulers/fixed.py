@@ -11,7 +11,7 @@ from pydantic import Field
 from tokenprune.budget import count_of
 from tokenprune.core.tokens import Grid
 from tokenprune.errors import BudgetError, InputError
-from tokenprune.parts.limits import Keep, Share, TokenCount
+from tokenprune.parts.limits import KeepOrNothing, Share, TokenCount
 from tokenprune.parts.schedulers.base import StaticScheduler
 
 
@@ -20,15 +20,20 @@ class FixedScheduler(StaticScheduler):
 
     Args:
         keep: a share in (0, 1] or a count; higher keeps more (κ = 1 - R, where papers give the share R that they drop).
+            The count 0 drops all: a late stage behind which the model goes on with the text alone (VTW, ToDRE).
     """
 
-    def __init__(self, *, keep: Keep) -> None:
+    def __init__(self, *, keep: KeepOrNothing) -> None:
         super().__init__()
         self.keep = keep
         self.check()
 
+    @property
+    def empties(self) -> bool:
+        return self.keep == 0
+
     def count(self, size: int, *, total: int, grids: Sequence[Grid]) -> int:
-        return min(size, count_of(self.keep, total))
+        return 0 if self.empties else min(size, count_of(self.keep, total))
 
 
 class TableScheduler(StaticScheduler):

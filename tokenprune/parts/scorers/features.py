@@ -43,20 +43,31 @@ class DensityPeaksScorer(Scorer):
 
     Args:
         neighbours: nearest tokens that density counts, the token itself among them; higher smooths it.
+        features: tokens as they entered the language model, ``embedding``, or their keys in the layer that has run,
+            ``layer_keys`` (PACT).
     """
 
-    reads = Needs(embedding=True)
-
-    def __init__(self, *, neighbours: Annotated[int, Field(ge=1, le=1024)] = 5) -> None:
+    def __init__(
+        self,
+        *,
+        neighbours: Annotated[int, Field(ge=1, le=1024)] = 5,
+        features: Literal["embedding", "layer_keys"] = "embedding",
+    ) -> None:
         super().__init__()
         self.neighbours = neighbours
+        self.features = features
         self.check()
 
+    @property
+    def reads(self) -> Needs:
+        return Needs(layer_keys=True) if self.features == "layer_keys" else Needs(embedding=True)
+
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
-        features = tokens.signal("embedding")  # later in the model, hidden states are no features any more
+        features = tokens.signal(self.features).flatten(2)  # later in the model, hidden states are no features any more
         counted = [min(self.neighbours, size) for size in tokens.sizes]
         apart = gram.distances(features.float()) / features.shape[-1] ** 0.5
         return tokens.only_valid(prominence(apart, tokens.valid_if_padded, counted))
 
     def multiply_adds(self, work: Work) -> int:
-        return work.tokens**2 * work.width
+        width = work.width if self.features == "embedding" else work.kv_heads * work.head_dim
+        return work.tokens**2 * width
