@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tokenprune.core import transfer
 from tokenprune.core.groups import Groups, rectangle, share_by
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.core.video import videos
 from tokenprune.parts.groupers.base import Grouper
@@ -109,6 +110,7 @@ class SceneGrouper(Grouper):
         below: also where the cosine is lower than this; higher cuts more often, 0 at no place more.
     """
 
+    reads = Needs(grid=True)
     multiply_adds = no_products
 
     def __init__(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tokenprune.core import gram, ops, transfer
 from tokenprune.core.merge import Merge
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Grid, Tokens
 from tokenprune.core.video import frame_numbers
 from tokenprune.parts.limits import Share
@@ -75,6 +76,10 @@ class NearestRecycler(Recycler):
             source_counts=None if tokens.padded else tokens.sizes,
             share=member.float(),
         )
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(grid=self.within != "sample")
 
     def _apart(self, tokens: Tokens, at: Tensor) -> Tensor:
         """``[B, N, K]`` how far each token is from each survivor; infinite where it may not join."""

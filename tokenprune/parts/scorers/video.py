@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
+from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.core.video import earlier_tokens
 from tokenprune.parts.limits import Share
@@ -33,6 +34,7 @@ class TemporalChangeScorer(Scorer):
             halving steps: of four, 1 with 0, 2 with 0 and 3 with 2 (DyCoke).
     """
 
+    reads = Needs(grid=True)
     multiply_adds = no_products
 
     def __init__(self, *, run: Annotated[int, Field(ge=2, le=64)] | None = None) -> None:
@@ -77,6 +79,8 @@ class OutlierScorer(Scorer):
         channels: share of the channels that are looked at, those that vary least over the video; higher looks at more.
         norm: add the length of the token, scaled to 0 … 1 over the video.
     """
+
+    reads = Needs(grid=True)
 
     def __init__(
         self,
