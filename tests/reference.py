@@ -69,8 +69,11 @@ def masked_reference(
                 if step.bias is not None:
                     biases = _by_column(vision, columns, step.bias)
             if any((step.layer or 0) <= index for step in steps):
-                hook = _LayerHook(index, here, columns, hidden_columns, biases)
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                if hasattr(layer, "self_attn"):
+                    hook = _LayerHook(index, here, columns, hidden_columns, biases)
+                    handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    handles += _recurrent_hooks(layer, here, columns, hidden_columns)
         yield
     finally:
         for handle in handles:
@@ -102,20 +105,19 @@ class _LayerHook:
         if cache is not None:
             past = int(cache.get_seq_length(self.index))
             width, offset = cache.get_mask_sizes(length, self.index)
-        if offset:
-            raise ValueError("the reference does not know sliding windows")
-
         for stage in self.stages:
             hidden = self.write_merged(hidden, stage, past, expansion)
 
         mask = kwargs.get("attention_mask")
         queries = past + torch.arange(length, device=hidden.device)[:, None]
-        keys = torch.arange(width, device=hidden.device)
+        keys = offset + torch.arange(width, device=hidden.device)
         if mask is None:
-            mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation)
+            window = getattr(layer.self_attn, "sliding_window", None)
+            mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation, window)
         if mask.ndim != 4 or mask.shape[-1] != width:
             raise ValueError(f"attention mask {tuple(mask.shape)}: expected 4 dimensions and {width} columns")
-        dropped = pad(self.hidden_columns, (0, max(0, width - self.hidden_columns.shape[1])))[:, :width]
+        end = offset + width
+        dropped = pad(self.hidden_columns, (0, max(0, end - self.hidden_columns.shape[1])))[:, offset:end]
         dropped = dropped.repeat_interleave(expansion, dim=0)[:, None, None, :]
         dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
         mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
@@ -126,7 +128,7 @@ class _LayerHook:
                 if mask.dtype == torch.bool
                 else mask
             )
-            bias = pad(self.biases, (0, max(0, width - self.biases.shape[1])))[:, :width]
+            bias = pad(self.biases, (0, max(0, end - self.biases.shape[1])))[:, offset:end]
             mask = numbers + bias.to(hidden.dtype).repeat_interleave(expansion, dim=0)[:, None, None, :]
         return (hidden, *rest), kwargs | {"attention_mask": mask}
 
@@ -154,6 +156,59 @@ class _LayerHook:
         return hidden
 
 
+def _recurrent_hooks(
+    layer: Any, stages: Sequence[Stage], columns: Sequence[Tensor], hidden_columns: Tensor
+) -> list[Any]:
+    """Hooks on a layer that reads tokens one after the other into a state, where no mask can hide one from the next.
+
+    Its mixer is handed the survivors alone, flush right behind zeros, as it is handed prompts that are padded on the
+    left; what it says of them goes back to their columns. Everything else of the layer runs on all columns.
+    """
+    writer = _LayerHook(0, stages, columns, hidden_columns, None)
+    mixer = layer.linear_attn if hasattr(layer, "linear_attn") else layer.conv
+    state: dict[str, Any] = {}
+
+    def write(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0]
+        if hidden.shape[1] >= hidden_columns.shape[1]:  # the prompt, or without a cache the answer with it
+            for stage in stages:
+                hidden = writer.write_merged(hidden, stage, 0, len(hidden) // len(columns))
+        return (hidden, *args[1:]), kwargs
+
+    def compress(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        state.clear()
+        if hidden.shape[1] < hidden_columns.shape[1]:
+            return None
+        expansion = len(hidden) // len(columns)
+        gone = pad(hidden_columns, (0, hidden.shape[1] - hidden_columns.shape[1])).repeat_interleave(expansion, 0)
+        mask = kwargs.get("attention_mask")
+        real = torch.ones_like(gone) if mask is None else mask.bool()
+        rows = [(~gone[row] & real[row]).nonzero().flatten() for row in range(len(hidden))]
+        longest = max(map(len, rows))
+        short = hidden.new_zeros(len(rows), longest, hidden.shape[-1])
+        there = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for row, own in enumerate(rows):
+            short[row, longest - len(own) :], there[row, longest - len(own) :] = hidden[row, own], True
+        state.update(rows=rows, length=hidden.shape[1])
+        kwargs = kwargs | {"attention_mask": None if there.all() else there}
+        return ((short, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": short})
+
+    def expand(module: Any, args: Any, output: Tensor) -> Tensor | None:
+        if not state:
+            return None
+        full = output.new_zeros(len(output), state["length"], output.shape[-1])
+        for row, own in enumerate(state["rows"]):
+            full[row, own] = output[row, output.shape[1] - len(own) :]
+        return full
+
+    return [
+        layer.register_forward_pre_hook(write, with_kwargs=True),
+        mixer.register_forward_pre_hook(compress, with_kwargs=True),
+        mixer.register_forward_hook(expand),
+    ]
+
+
 def _visible(vision: Tensor, columns: Sequence[Tensor], stage: Stage) -> Tensor:
     """bool [B, L]: the columns of the vision tokens that survive the stage."""
     visible = torch.zeros_like(vision)
@@ -172,9 +227,15 @@ def _by_column(vision: Tensor, columns: Sequence[Tensor], bias: Tensor) -> Tenso
     return placed
 
 
-def _dense_causal(queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str) -> Tensor:
-    """The mask [1, 1, queries, keys] that transformers leaves out: no padding, every token sees itself and the past."""
-    allowed = (keys <= queries)[None, None]
+def _dense_causal(
+    queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str, window: int | None = None
+) -> Tensor:
+    """The mask [1, 1, queries, keys] that transformers leaves out: no padding, every token sees itself and the past, or
+    as much of it as a window holds."""
+    allowed = keys <= queries
+    if window is not None:
+        allowed = allowed & (queries - keys < window)
+    allowed = allowed[None, None]
     if attention == "sdpa":
         return allowed
     if attention == "eager":

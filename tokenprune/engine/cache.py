@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
 from tokenprune.errors import InputError, UnsupportedModelError
 
@@ -152,6 +159,26 @@ class VirtualDynamicLayer(VirtualLength, DynamicLayer):
         self.removed, self.slots, self.held = 0, None, None
 
 
+class VirtualSlidingLayer(VirtualLength, DynamicSlidingWindowLayer):
+    """A dynamic layer with a window that counts the untouched tokens.
+
+    It keeps as many of the last survivors as the window has room for, which go further back than the window does: the
+    mask hides those that lie before it.
+    """
+
+    cumulative_length: int
+
+    def crop(self, tokens_to_remove: int) -> None:
+        before, stored = self.cumulative_length, self.keys.shape[-2]
+        super().crop(tokens_to_remove)
+        if before < self.sliding_window:  # it has taken what it stores for its length
+            self.cumulative_length = before - (stored - self.keys.shape[-2])
+
+    def reset(self) -> None:
+        super().reset()
+        self.removed, self.slots = 0, None
+
+
 class VirtualStaticLayer(VirtualLength, StaticLayer):
     """A static layer whose buffer holds the survivors and what follows them, and that reports the untouched length."""
 
@@ -178,8 +205,12 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
         self.removed, self.shrunk, self.slots, self.held = 0, 0, None, None
 
 
-CacheLayer = VirtualDynamicLayer | VirtualStaticLayer
-_VIRTUAL = {DynamicLayer: VirtualDynamicLayer, StaticLayer: VirtualStaticLayer}
+CacheLayer = VirtualDynamicLayer | VirtualSlidingLayer | VirtualStaticLayer
+_VIRTUAL = {
+    DynamicLayer: VirtualDynamicLayer,
+    DynamicSlidingWindowLayer: VirtualSlidingLayer,
+    StaticLayer: VirtualStaticLayer,
+}
 
 
 def _waiting(layer: VirtualLength) -> int:
@@ -233,6 +264,17 @@ def different_slots(cache: Cache | None) -> list[Slots]:
     return found
 
 
+def window_of(layer: CacheLayer | None) -> int | None:
+    """Keys that a dynamic sliding layer can show a query, itself included; None for any other layer."""
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+
+
+def held_by(layer: CacheLayer, window: int) -> int:
+    """Keys of earlier forwards that a sliding layer shows to the coming one."""
+    keys = layer.keys
+    return 0 if keys is None or not layer.is_initialized else min(int(keys.shape[-2]), window - 1)
+
+
 def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor | None:
     """Keys ``[B, Hkv, length, d]`` that a layer stored in the running forward, as its attention reads them.
 
@@ -253,11 +295,13 @@ def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor |
 def check_cache(cache: Any | None) -> None:
     """Raise `UnsupportedModelError` unless `cache` has layers, each of which can hold a shortened sequence."""
     for layer in () if cache is None else getattr(cache, "layers", (cache,)):
+        if type(layer) is LinearAttentionLayer:  # a state of fixed size, whatever it has read
+            continue
         if type(layer) not in _VIRTUAL and not isinstance(layer, VirtualLength):
             known = ", ".join(cls.__name__ for cls in _VIRTUAL)
             raise UnsupportedModelError(
                 f"cache: {type(layer).__name__} cannot hold a shortened sequence; expected one of {known}. "
-                "Use the default cache, or cache_implementation='static'"
+                "Use the default cache"
             )
 
 
@@ -328,6 +372,9 @@ def _shrink(layer: StaticLayer, removed: int) -> None:
 def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
     """Note that `removed` tokens of the present forward will never be stored in this layer."""
     layer.slots = slots
+    if isinstance(layer, VirtualSlidingLayer):
+        layer.cumulative_length += removed
+        return
     layer.removed += removed
     if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
         _shrink(layer, removed)

@@ -307,6 +307,11 @@ class Engine:
             prefill = planned(prompt, self.pipeline, self.depth, forward.length)
             if prefill.drops:
                 check_cache(cache)
+                if forward.flash and self.anatomy.windowed:
+                    raise UnsupportedModelError(
+                        "flash attention counts a sliding window in the tokens that it is given, which are fewer after "
+                        "a stage; load the model with attn_implementation='sdpa' or 'eager'"
+                    )
             now.ran = []
             self.report.begin(total, prompt.grids, prompt.unrated)
             if self.buckets is not None and not self.pipeline.static:
@@ -389,43 +394,53 @@ class Engine:
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         stages = [i for i, layer in enumerate(self.layers) if layer == index]
-        first = self.first
+        first, recurrent = self.first, index in self.anatomy.recurrent
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             now = self.now
             forward = now.forward
             if forward is None or kwargs is None:  # see LayerHooks
                 return None
-            store = layer_of(cache_in(kwargs), index)
+            # A recurrent layer has a state and no keys: it needs no more than the mask of the tokens it is given.
+            store = None if recurrent else layer_of(cache_in(kwargs), index)
             prefill = self.prefill
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]
             if forward.alive is not None:
                 virtualise(store, self.owner)
-            call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
+            call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)
             for number in stages:
                 hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
                 assert now.ran is not None
                 now.ran.append(ran)
                 if forward.alive is not None:
                     virtualise(store, self.owner)
-                call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
+                call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)
             self.taps.layer_enters(call)
             if index >= first:
                 forward.store(store)
             if index == self.depth - 1:
                 now.prefill = None
+            args, kwargs = forward.beside(args, call.kwargs, self.anatomy.adapter.per_token)
             if args:
-                return (hidden, *args[1:]), call.kwargs
-            return args, {**call.kwargs, "hidden_states": hidden}
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
 
         return before_layer
 
 
 def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
-    """Raise `UnsupportedModelError` for stages inside the vision tower: no hook is there yet."""
+    """Raise `UnsupportedModelError` for stages inside the vision tower, where no hook is yet, and for position ids that
+    one table of rotary embeddings cannot hold."""
     for stage in pipeline:
+        if stage.positions == "renumber" and (anatomy.rotary_by_type or anatomy.counts_places):
+            own = "types of layers have rotary embeddings of their own"
+            scaled = "queries are scaled by their position ids"
+            raise UnsupportedModelError(
+                f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
+                f"whose {own if anatomy.rotary_by_type else scaled}; expected original"
+            )
         if stage.place.kind == "in_vision":
             raise UnsupportedModelError(
                 f"{stage.name} ({stage.place}): stages inside the vision tower of {anatomy.adapter.title} are not "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
-from tokenprune.engine.cache import CacheLayer, Slots, forget, slots_of
+from tokenprune.engine.cache import CacheLayer, Slots, forget, held_by, slots_of, window_of
 from tokenprune.engine.gather import take
 from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
 from tokenprune.engine.projections import Rope
@@ -69,6 +69,10 @@ class Forward:
     changes: Memo = field(default_factory=lambda: Memo())
     """Memos of what layers between two stages share. Made by lambdas, as torch.compile cannot trace a class that a
     dataclass calls, and transformers compiles decoding on static caches."""
+    windowed: Memo = field(default_factory=lambda: Memo())
+    """`changes` of layers with a window, which take turns with the others."""
+    recurrent: Memo = field(default_factory=lambda: Memo())
+    """`changes` of recurrent layers."""
     shifted: Memo = field(default_factory=lambda: Memo())
     slots: Memo = field(default_factory=lambda: Memo())
     ends: Memo = field(default_factory=lambda: Memo())
@@ -169,17 +173,40 @@ class Forward:
             return low.amin(1), high.amax(1) + 1
         return low.masked_fill(~real, int(1e9)).amin(1), high.masked_fill(~real, -1).amax(1) + 1
 
-    def adjust(self, kwargs: dict[str, Any], layer: CacheLayer | None) -> dict[str, Any]:
+    def adjust(self, kwargs: dict[str, Any], layer: CacheLayer | None, recurrent: bool = False) -> dict[str, Any]:
         """Keyword arguments of a decoder layer, in that layer's own coordinates.
 
         Untouched where they are right already, which in most steps of decoding they are.
+
+        Args:
+            kwargs: as the text model gives them.
+            layer: the layer's cache; None without.
+            recurrent: the layer has a state instead of keys, and is given a mask of padding alone.
         """
         slots, mask = slots_of(layer), kwargs.get("attention_mask")
         if self.alive is None and (slots is None or (mask is None and slots.plain)):
             return kwargs
         of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
-        stored = self._physical(layer) if self.static and layer is not None else 0
-        return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
+        window = window_of(layer)
+        if recurrent:
+            return {**kwargs, **self.recurrent.get(of, lambda: self._changes(kwargs, None, None, recurrent=True))}
+        if layer is not None and window is not None:
+            shared, stored = self.windowed, held_by(layer, window)
+        else:
+            shared, stored = self.changes, self._physical(layer) if self.static and layer is not None else 0
+        return {**kwargs, **shared.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
+
+    def beside(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], per_token: Mapping[str, int]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a layer, those of `Adapter.per_token` ``[B, L, ...]`` for the tokens that are left."""
+        if self.alive is None or not per_token:
+            return args, kwargs
+        index = self.alive.index
+        places = {place for place in per_token.values() if place < len(args) and args[place] is not None}
+        names = [name for name in per_token if kwargs.get(name) is not None]
+        args = tuple(take(value, index, 1) if place in places else value for place, value in enumerate(args))
+        return args, {**kwargs, **{name: take(kwargs[name], index, 1) for name in names}}
 
     def store(self, layer: CacheLayer | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""
@@ -192,7 +219,9 @@ class Forward:
         """Tokens of earlier forwards that stand before this forward's keys in `layer`."""
         if layer is None:
             return 0
-        slots = slots_of(layer)
+        slots, window = slots_of(layer), window_of(layer)
+        if window is not None:
+            return held_by(layer, window)
         if slots is None:
             return self.past
         return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
@@ -203,7 +232,7 @@ class Forward:
         return any(keys is not None and keys.bias is not None for keys in (self.alive, slots))
 
     def _forget_shared(self) -> None:
-        for shared in (self.changes, self.shifted, self.slots):
+        for shared in (self.changes, self.windowed, self.recurrent, self.shifted, self.slots):
             shared.of, shared.value = (), None
 
     def _slots(self, slots: Slots | None) -> Slots:
@@ -226,17 +255,23 @@ class Forward:
             return None
         index = torch.arange(self.length, device=device).expand(self.batch, -1) if alive is None else alive.index
         valid, bias = (None, None) if alive is None else (alive.valid, alive.bias)
+        window, first = window_of(layer), 0
+        if window is not None and mask is not None:
+            first = self.past + self.length - mask.shape[-1]
         if layer is None:  # without a cache a layer sees this forward alone
             keys = Keys(index, valid, bias)
         elif self.static and alive is None and slots is not None:
             keys = buffer_keys(slots, layer.max_cache_len)
         else:
             keys = stored_keys(slots, self.past, self.batch, device).then(self.past + index, valid, bias)
-            if self.static:  # attention sees the whole buffer: what is free stands behind what has been written
+            if window is not None:  # which keeps the last keys alone
+                keys = keys.last(held_by(layer, window) + index.shape[1])
+            elif self.static:  # attention sees the whole buffer: what is free stands behind what has been written
                 start, free = self.past + self.length, self._physical(layer) - keys.origin.shape[1]
                 keys = keys.then(torch.arange(start, start + free, device=device).expand(self.batch, -1))
         rows = None if alive is None else alive.index
-        return reduce_mask(mask, rows=rows, queries=self.past + index, keys=keys, flash=self.flash, dtype=dtype)
+        queries = self.past + index
+        return reduce_mask(mask, rows=rows, queries=queries, keys=keys, flash=self.flash, dtype=dtype, first=first)
 
     def _physical(self, layer: CacheLayer) -> int:
         """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""
@@ -245,7 +280,27 @@ class Forward:
             return size
         return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
 
-    def _changes(self, kwargs: dict[str, Any], layer: CacheLayer | None, slots: Slots | None) -> dict[str, Any]:
+    def _padding(self, mask: Any) -> Tensor | None:
+        """The mask ``[B, Q]`` of a recurrent layer, False on padding; None without."""
+        alive = self.alive
+        assert alive is not None
+        if alive.bias is not None:
+            raise UnsupportedModelError(
+                "the recipe adds a bias to the survivors' keys (rectifier), and recurrent layers have no keys"
+            )
+        if alive.valid is not None and self.past:
+            raise UnsupportedModelError(
+                "samples that keep different numbers of tokens are padded, which would move the states that recurrent "
+                "layers bring from earlier turns; keep a fixed count, or pass the turn's samples one by one"
+            )
+        if mask is None:
+            return alive.valid
+        own = take(mask, alive.index, 1)
+        return own if alive.valid is None else own * alive.valid.to(own.dtype)
+
+    def _changes(
+        self, kwargs: dict[str, Any], layer: CacheLayer | None, slots: Slots | None, *, recurrent: bool = False
+    ) -> dict[str, Any]:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
         if self.alive is not None:
@@ -261,7 +316,8 @@ class Forward:
             which = [shift is slots.shift for shift in self.shifts].index(True)
             rope, moved = self.shifted.get((rope[0],), lambda: self._shifted(rope[0]))[which]
             ids = moved if ids is not None and moved.dim() == 2 else ids
-        mask = self._mask(kwargs.get("attention_mask"), layer, slots, rope[0].dtype)
+        mask = kwargs.get("attention_mask")
+        mask = self._padding(mask) if recurrent else self._mask(mask, layer, slots, rope[0].dtype)
         changed = {"attention_mask": mask, "position_embeddings": rope}
         return {**changed, "position_ids": ids} if "position_ids" in kwargs else changed
 

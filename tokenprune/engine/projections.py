@@ -80,16 +80,27 @@ def rotary(attention: nn.Module) -> Turn:
     return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)
 
 
+def unturned(x: Tensor, rope: Rope) -> Tensor:
+    """The rotary embedding of a layer that has none."""
+    return x
+
+
 def check_attention(layer: nn.Module) -> None:
     """Raise `UnsupportedModelError` unless the layer has the projections that rater attention is computed from."""
     attention = getattr(layer, "self_attn", None)
     missing = [n for n in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, n)]
-    if not hasattr(layer, "input_layernorm"):
+    if _norm_before(layer) is None:
         missing.append("input_layernorm")
     if missing:
         raise UnsupportedModelError(
             f"{type(layer).__name__} has no {', '.join(missing)}: rater attention cannot be computed"
         )
+
+
+def _norm_before(layer: nn.Module) -> Any:
+    """The norm that a layer's attention reads through; None where no norm has its name."""
+    names = ("input_layernorm", "operator_norm")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
 
 
 def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -109,7 +120,7 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     attention: Any = source.layer.self_attn
     text = source.text if rows is None else source.text.gather(1, rows)
     if source.hidden is not None:
-        norm: Any = source.layer.input_layernorm
+        norm: Any = _norm_before(source.layer)
         queries = attention.q_proj(norm(take(source.hidden, text, 1)))
     elif source.queries is None:
         raise _not_tapped(source)
@@ -228,8 +239,18 @@ def columns(tokens: Tokens, within: Tokens) -> Tensor | None:
     return slots.gather(1, tokens.origin.clamp(min=0))
 
 
+def _query_heads(attention: Any) -> int:
+    """Heads of the queries; 0 where the layer does not tell."""
+    keys = getattr(attention.k_proj, "out_features", 0) // attention.head_dim
+    return int(keys * getattr(attention, "num_key_value_groups", 0))
+
+
 def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
-    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
+    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does; gates that a layer projects beside its queries
+    are left out."""
     heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
-    norm = getattr(attention, f"{which}_norm", None)
+    if which == "q" and heads.shape[-2] == 2 * _query_heads(attention):
+        heads = heads[..., ::2, :]  # each head's gate stands behind its query
+    names = (f"{which}_norm", f"{which}_layernorm")
+    norm = next((getattr(attention, name) for name in names if hasattr(attention, name)), None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)

@@ -8,7 +8,7 @@ without a sensible default refuse by name and say what to write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -51,8 +51,13 @@ class Adapter(ABC):
     """`config.model_type` of the full model."""
     title: ClassVar[str]
     """Name for people."""
+    pictures: ClassVar[str] = ""
+    """The vision tokens of a picture in a few words, and what is peculiar to the family, for docs/models.md."""
     deepstack: ClassVar[str | None] = None
     """Method of the text model that adds vision features to early layers, at original indices (Qwen3-VL)."""
+    per_token: ClassVar[Mapping[str, int]] = {}
+    """Arguments of a decoder layer with an entry for each token, beside hidden states, mask and positions: their names,
+    and their places where they come without (Gemma 4)."""
     newline: ClassVar[str | None] = None
     """Attribute of the base model: the embedding that ends a row of tiles (LLaVA-NeXT)."""
     sizes: ClassVar[str | None] = None
@@ -85,9 +90,17 @@ class Adapter(ABC):
             InputError: they cannot be told, and why. It refuses the prompt only where a part reads grids.
         """
 
+    def picture_sizes(self, kwargs: Mapping[str, Any]) -> Any:
+        """Sizes of the pictures ``[pictures, 2 or 3]`` among the arguments of the model; None where nothing tells."""
+        return None if self.sizes is None else kwargs.get(self.sizes)
+
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         """Vision tokens of a picture of this size, as `sizes` names it: which pictures are whose in a batch."""
-        self._refuse("no sizes of pictures are read for", "picture_tokens")
+        self.refuse("no sizes of pictures are read for", "picture_tokens")
+
+    def turns(self, attention: Any) -> bool:
+        """Whether this decoder layer's attention has a rotary embedding: some layers of some families have none."""
+        return bool(getattr(attention, "use_rope", True))
 
     def tower(self, base: Any) -> nn.Module | None:
         """The vision tower, where `compile=True` may compile it: one graph for each number of pictures. None: not."""
@@ -131,7 +144,7 @@ class Adapter(ABC):
 
     def vision_shape(self, config: Any) -> VisionShape:
         """The shape of the vision tower and of the projector behind it."""
-        self._refuse("ledger: no shape known for", "vision_shape")
+        self.refuse("ledger: no shape known for", "vision_shape")
 
     # What bench needs: prompts of noise, and models of random weights.
 
@@ -141,11 +154,11 @@ class Adapter(ABC):
         Raises:
             InputError: no number of whole pictures has so many tokens.
         """
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def smaller_picture(self, config: Any, tokens: int) -> tuple[Grid, ...]:
         """Grids of one picture of at most `tokens` vision tokens, as near to them and to a square as can be."""
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def pixels(
         self, config: Any, grids: Sequence[Grid], ids: Tensor, random: torch.Generator, dtype: torch.dtype
@@ -159,7 +172,7 @@ class Adapter(ABC):
             random: draws the pixels.
             dtype: of the pixels.
         """
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def any_resolution(self, base: Any) -> AbstractContextManager[None]:
         """Lets the model take the sizes of `smaller_picture` until it closes; by default it takes them as it is."""
@@ -167,17 +180,18 @@ class Adapter(ABC):
 
     def deepen_tower(self, config: Any, ratio: float) -> None:
         """Scale the depth of the vision tower in place, once the decoder of `config` has its new number of layers."""
-        self._refuse(_NO_SCALE, _SCALE)
+        self.refuse(_NO_SCALE, _SCALE)
 
     def published(self, shape: ModelShape) -> Any:
         """A transformers configuration of this published shape (`tokenprune.cost.presets`)."""
-        self._refuse("sketch: no configuration can be made for", "published")
+        self.refuse("sketch: no configuration can be made for", "published")
 
     def widen_tower(self, config: Any, ratio: float) -> None:
         """Scale the width of the vision tower in place, once the decoder of `config` has its new `hidden_size`."""
-        self._refuse(_NO_SCALE, _SCALE)
+        self.refuse(_NO_SCALE, _SCALE)
 
-    def _refuse(self, what: str, write: str) -> NoReturn:
+    def refuse(self, what: str, write: str) -> NoReturn:
+        """Raise `UnsupportedModelError` that names the family and the methods which are missing."""
         raise UnsupportedModelError(
             f"{what} {self.family} ({self.title}): write {write} in its adapter, {type(self).__name__}"
         )

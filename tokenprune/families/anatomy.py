@@ -16,6 +16,11 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of, adapters
 from tokenprune.families.wrappers import base_model, text_model, unwrapped
 
+RECURRENT = frozenset({"linear_attention", "conv"})
+"""Of these, the ones without keys: they read tokens one after the other into a state of fixed size."""
+LAYERS = frozenset({"full_attention", "sliding_attention"}) | RECURRENT
+"""Types of decoder layers (`config.layer_types`) that the engine is exact for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
@@ -44,6 +49,29 @@ class Anatomy:
         known = inspect.signature(type(self.text).forward).parameters
         return "cache" if "cache" in known else "past_key_values"
 
+    @cached_property
+    def windowed(self) -> bool:
+        """Whether some layer sees the last tokens alone."""
+        config = self.text.config
+        types = getattr(config, "layer_types", None)
+        return "sliding_attention" in types if types else getattr(config, "sliding_window", None) is not None
+
+    @cached_property
+    def recurrent(self) -> frozenset[int]:
+        """Indices of the layers that read tokens into a state, and have neither keys nor attention."""
+        types = getattr(self.text.config, "layer_types", None) or ()
+        return frozenset(index for index, kind in enumerate(types) if kind in RECURRENT)
+
+    @cached_property
+    def rotary_by_type(self) -> bool:
+        """Whether layers of different types have rotary embeddings of their own (Gemma 3)."""
+        return "layer_type" in inspect.signature(self.text.rotary_emb.forward).parameters
+
+    @cached_property
+    def counts_places(self) -> bool:
+        """Whether queries are scaled by their position ids (Ministral 3), which then are more than distances."""
+        return bool((getattr(self.text.config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"))
+
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
         found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
@@ -68,7 +96,12 @@ def anatomy(model: nn.Module) -> Anatomy:
     model = unwrapped(model, adapters())
     adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if shared := getattr(text_config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"attach: {adapter.title} whose last {shared} layers read keys and values of earlier layers is not "
+            "supported yet: those hold tokens that are dropped in between"
+        )
+    kinds = set(getattr(text_config, "layer_types", None) or ()) - LAYERS
     if kinds:
         raise UnsupportedModelError(
             f"attach: {adapter.family} with {', '.join(sorted(kinds))} layers is not supported yet"
@@ -93,7 +126,7 @@ class Pictures:
 
 def pictures_in(adapter: Adapter, kwargs: Mapping[str, Any]) -> Pictures:
     """What the arguments of `generate`, or of the model, tell about its pictures."""
-    pixels, sizes = kwargs.get("pixel_values"), None if adapter.sizes is None else kwargs.get(adapter.sizes)
+    pixels, sizes = kwargs.get("pixel_values"), adapter.picture_sizes(kwargs)
     of_one_size = isinstance(pixels, Tensor) and pixels.dim() == 4
     return Pictures(
         pixels=(pixels.shape[2], pixels.shape[3]) if of_one_size else None,  # type: ignore[union-attr]

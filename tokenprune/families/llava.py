@@ -52,7 +52,7 @@ class _Clip(Adapter):
             projector=((width * len(read), out), (out, out)),
             unused=layers - last,
             side=int(vision.image_size // vision.patch_size),
-            class_token=config.vision_feature_select_strategy == "default",
+            class_token=getattr(config, "vision_feature_select_strategy", "default") == "default",
         )
 
     def published(self, shape: ModelShape) -> Any:
@@ -92,6 +92,7 @@ class Llava(_Clip):
 
     family = "llava"
     title = "LLaVA-1.5"
+    pictures = "one square grid; other sizes where the tower is called with `interpolate_pos_encoding`"
     packs = True
     clip = ClipShape
     sizes = "image_sizes"
@@ -103,7 +104,8 @@ class Llava(_Clip):
             return tuple((1, *_patches(base, size)) for size in row.pictures)
         rows, columns = _patches(base, row.pixels or (vision.image_size, vision.image_size))
         # Strategy "full" leaves the class token, where the tower has one, before the patches of its picture.
-        full = base.config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
+        strategy = getattr(base.config, "vision_feature_select_strategy", "default")
+        full = strategy == "full" and vision.model_type == "clip_vision_model"
         n, whole = sum(row.runs), rows * columns + full
         if not rows * columns or n % whole:
             of = f"{rows} x {columns} patches and a class token" if full else f"{rows} x {columns}"
@@ -154,6 +156,7 @@ class LlavaNext(_Clip):
 
     family = "llava_next"
     title = "LLaVA-NeXT"
+    pictures = "an overview, then tiles whose rows end in a newline token"
     newline = "image_newline"
     tiles = True
     clip = TiledClip

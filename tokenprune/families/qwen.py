@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.tokens import Grid
-from tokenprune.cost.shape import ModelShape, QwenShape, VisionShape
+from tokenprune.cost.shape import DecoderShape, ModelShape, QwenShape, VisionShape
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
 from tokenprune.families.sides import exact_sides, largest_sides
@@ -19,15 +19,12 @@ HEAD = 80
 """Numbers per head of the published towers."""
 
 
-class _Qwen(Adapter):
-    """What the three have in common. Their configurations name the tower's numbers differently."""
+class Mrope(Adapter):
+    """Pictures of any size, whose rows and columns are in the position ids of their tokens."""
 
+    pictures = "rows × columns of any size; M-RoPE"
     vision = ("visual",)
     sizes = "image_grid_thw"
-    tower_width: ClassVar[str] = "hidden_size"
-    """What `vision_config` calls the numbers per hidden state of the tower."""
-    tower_out: ClassVar[str] = "out_hidden_size"
-    """What `vision_config` calls the width of a vision token, which is that of the decoder."""
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
         """M-RoPE ids are the grid: one image (or stretch of video) per run of vision tokens.
@@ -59,6 +56,15 @@ class _Qwen(Adapter):
 
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         return prod(size) // int(base.config.vision_config.spatial_merge_size) ** 2
+
+
+class _Qwen(Mrope):
+    """What the three have in common. Their configurations name the tower's numbers differently."""
+
+    tower_width: ClassVar[str] = "hidden_size"
+    """What `vision_config` calls the numbers per hidden state of the tower."""
+    tower_out: ClassVar[str] = "out_hidden_size"
+    """What `vision_config` calls the width of a vision token, which is that of the decoder."""
 
     def vision_shape(self, config: Any) -> VisionShape:
         vision = config.vision_config
@@ -171,10 +177,59 @@ class Qwen3(_Qwen):
 
     family = "qwen3_vl"
     title = "Qwen3-VL"
+    pictures = "as Qwen2-VL; DeepStack adds features behind early layers"
     deepstack = "_deepstack_process"
 
     def tower_shape(self, vision: Any) -> dict[str, Any]:
         return {**super().tower_shape(vision), "projectors": 1 + len(vision.deepstack_visual_indexes)}
+
+
+class Qwen3Moe(Qwen3):
+    """Qwen3-VL with experts."""
+
+    family = "qwen3_vl_moe"
+    title = "Qwen3-VL MoE"
+
+    def decoder_shape(self, text: Any) -> DecoderShape:
+        self.refuse("ledger: no shape known for", "decoder_shape")  # which counts the experts that see a token
+
+
+class Qwen3_5(Mrope):
+    """Qwen3.5: three decoder layers of four are recurrent, and read the survivors alone."""
+
+    family = "qwen3_5"
+    title = "Qwen3.5"
+    pictures = "as Qwen2-VL; three decoder layers of four are recurrent"
+
+
+class Qwen3_5Moe(Qwen3_5):
+    """Qwen3.5 with experts."""
+
+    family = "qwen3_5_moe"
+    title = "Qwen3.5 MoE"
+
+
+class Qwen2_5Omni(Mrope):
+    """The thinker of Qwen2.5-Omni: Qwen2.5-VL and a tower for sound, whose tokens stay."""
+
+    family = "qwen2_5_omni_thinker"
+    title = "Qwen2.5-Omni thinker"
+
+
+class Qwen3Omni(Mrope):
+    """The thinker of Qwen3-Omni: Qwen3-VL MoE and a tower for sound, whose tokens stay."""
+
+    family = "qwen3_omni_moe_thinker"
+    title = "Qwen3-Omni thinker"
+    pictures = Qwen3.pictures
+    deepstack = "_deepstack_process"
+
+
+class PaddleOcr(Mrope):
+    """PaddleOCR-VL: Ernie 4.5."""
+
+    family = "paddleocr_vl"
+    title = "PaddleOCR-VL"
 
 
 def _as_words(row: VisionRow) -> bool:
