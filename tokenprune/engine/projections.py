@@ -140,7 +140,7 @@ def keys_of(source: LayerInput, *, rope: bool = True) -> Tensor:
     """Keys ``[B, Hkv, L, d]`` of all tokens, as in `project`."""
     attention: Any = source.layer.self_attn
     if source.hidden is not None:
-        norm: Any = source.layer.input_layernorm
+        norm: Any = _norm_before(source.layer)
         keys = attention.k_proj(norm(source.hidden))
     elif source.keys is None:
         raise _not_tapped(source)
@@ -157,7 +157,7 @@ def vision_queries(source: LayerInput, at: Tensor) -> Tensor:
     """Queries ``[B, N, H, d]`` of the tokens at the slots `at` ``[B, N]``, after the rotary embedding."""
     attention: Any = source.layer.self_attn
     if source.hidden is not None:
-        norm: Any = source.layer.input_layernorm
+        norm: Any = _norm_before(source.layer)
         queries = attention.q_proj(norm(take(source.hidden, at, 1)))
     elif source.vision is None:
         raise _not_tapped(source)
