@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenprune.core.tokens import Tokens as Tokens
     from tokenprune.engine.attach import Attached as Attached
     from tokenprune.engine.attach import attach as attach
+    from tokenprune.engine.attach_vision import attach_vision as attach_vision
     from tokenprune.errors import BudgetError as BudgetError
     from tokenprune.errors import InputError as InputError
     from tokenprune.errors import NotFiredError as NotFiredError
@@ -91,6 +92,7 @@ _HOMES = {
     "Work": "parts.work",
     "ask": "answers",
     "attach": "engine.attach",
+    "attach_vision": "engine.attach_vision",
     "attention_from_qk": "core.attention",
     "audit": "study.audit",
     "bench": "study.bench",

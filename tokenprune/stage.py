@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenprune.core import ops
 from tokenprune.core.groups import fold, unfold
-from tokenprune.core.merge import reduce
+from tokenprune.core.merge import Merge, reduce
 from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
 from tokenprune.core.precision import without_autocast
@@ -60,6 +60,8 @@ class StageResult:
     """``[B, N]`` float32 scores of the tokens that came in; None when all were kept and nothing was scored."""
     weights: Tensor | None = None
     """``[B, T]`` rater weights; None without raters, and where nothing was scored."""
+    plan: Merge | None = None
+    """What flowed where, by index into the tokens that came in; None where nothing did."""
 
     @property
     def kept(self) -> Tensor:
@@ -243,7 +245,9 @@ class Stage(nn.Module):
         states = recycler.states(seen, plan)
         self._contract.states(recycler, states, plan, tokens)
         reduced, written = reduce(tokens, kept, counts, plan, states)
-        return StageResult(reduced, _origins(tokens, plan.anchor, plan.anchors), written, plan.padded, scores, weights)
+        return StageResult(
+            reduced, _origins(tokens, plan.anchor, plan.anchors), written, plan.padded, scores, weights, plan
+        )
 
     def _seen(self, tokens: Tokens, part: Part) -> Tokens:
         """The tokens as `part` may read them."""

@@ -111,12 +111,6 @@ def test_what_no_hook_can_give_is_refused_by_name() -> None:
     model = build("llava")
     with pytest.raises(UnsupportedModelError, match=r"before_1 .*entered a decoder layer 2 before the place"):
         tp.attach(model, tp.Pipeline([stage(1, ChangeScorer(back=2), 0.5)]))
-    with pytest.raises(UnsupportedModelError, match="reads 'class_attention' of the vision tower, which is not"):
-        tp.attach(model, tp.Pipeline([stage(3, TowerScorer(), 0.5)]))
-    place = {"in_vision": {"block": 3}}
-    inside = {"version": 1, "name": "inside", "stages": [{"place": place, "scheduler": {"type": "fixed", "keep": 0.5}}]}
-    with pytest.raises(UnsupportedModelError, match=r"stage_0 \(in_vision: block 3\): stages inside the vision tower"):
-        tp.attach(model, inside)
 
 
 def test_signals_of_a_tower_reach_parts_on_plain_tensors() -> None:

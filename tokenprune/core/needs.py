@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
-from tokenprune.core.place import Place
+from tokenprune.core.place import Place, PlaceError, block_at
 from tokenprune.errors import RecipeError, did_you_mean
 
 LAYERS = ("previous", "next")
-TOWER = ("class_attention", "received_attention", "keys")
-"""Signals that a vision tower may give, one row for each vision token: the class token's attention to it, the attention
-that it receives on average, and its key."""
+TOWER = ("class_attention", "received_attention", "keys", "hidden")
+"""Signals that a vision tower may give, one row for each vision token, whose patches are averaged:
+
+- ``class_attention`` ``[B, N]`` float32: the class token's attention, mean over heads; of a tower without a class token
+  `received_attention`, as the report then says.
+- ``received_attention`` ``[B, N]`` float32: attention that a patch gets, mean over heads and over all tokens of its
+  picture or frame, so 1/n where attention is even; who does not see it (another window) counts as 0.
+- ``keys`` ``[B, N, H, d]``: keys, behind norms and before any rotary embedding.
+- ``hidden`` ``[B, N, D]``: what leaves the block.
+
+They are of the last block that the projector reads, or of the block behind an ``@``: ``keys@5`` (0-based), ``keys@-2``
+(from the end), ``keys@1/4`` or ``keys@25%`` (a share of the depth).
+"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class Needs:
     embedding: bool = False
     """The vision tokens as they entered the language model (``tokens.signal("embedding")``)."""
     tower: Collection[str] = ()
-    """Signals of the vision tower by name, out of `TOWER` (``tokens.signal(name)``)."""
+    """Signals of the vision tower by name, out of `TOWER`, of a block where one is named (``tokens.signal(name)``)."""
     earlier: Collection[int] = ()
     """Hidden states that entered the layer so many layers before the place (``tokens.signal("earlier_1")``)."""
     grid: bool = False
@@ -58,11 +69,12 @@ class Needs:
             given = getattr(self, field)
             many: Iterable[object] = (given,) if isinstance(given, str | int | float) else given
             object.__setattr__(self, field, frozenset(many))
-        for field, known in (("attention", LAYERS), ("tower", TOWER)):
-            for name in getattr(self, field):
-                if name not in known:
-                    hint = did_you_mean(name, known)
-                    raise RecipeError(f"Needs({field}={name!r}){hint}; expected one of: {', '.join(known)}")
+        for name in self.attention:
+            if name not in LAYERS:
+                hint = did_you_mean(name, LAYERS)
+                raise RecipeError(f"Needs(attention={name!r}){hint}; expected one of: {', '.join(LAYERS)}")
+        for name in self.tower:
+            parse_tower_signal(name)
         layers: Collection[object] = self.earlier  # whatever was given
         if any(isinstance(back, bool) or not isinstance(back, int) or back < 1 for back in layers):
             raise RecipeError(f"Needs(earlier={list(self.earlier)}): expected numbers of layers, at least 1")
@@ -108,6 +120,26 @@ class Needs:
 def earlier_signal(back: int) -> str:
     """Name of the signal that holds the hidden states which entered the layer `back` layers before the place."""
     return f"earlier_{back}"
+
+
+def tower_signal(name: str, block: int | str | None = None) -> str:
+    """Name of a signal of the vision tower: one of `TOWER`, of `block` (``5``, ``-2``, ``"1/4"``) where it is given."""
+    return name if block is None else f"{name}@{block}"
+
+
+def parse_tower_signal(name: str) -> tuple[str, int | Fraction | None]:
+    """The signal and its block, from a name such as ``keys@5``; None where it names no block.
+
+    Raises:
+        RecipeError: no such signal, or a block that is no number and no share of the depth.
+    """
+    signal, at, block = name.partition("@")
+    if signal not in TOWER:
+        raise RecipeError(f"Needs(tower={name!r}){did_you_mean(signal, TOWER)}; expected one of: {', '.join(TOWER)}")
+    try:
+        return signal, block_at(block) if at else None
+    except PlaceError as error:
+        raise RecipeError(f"Needs(tower={name!r}): {error}") from None
 
 
 def cannot_give(place: Place, reads: Needs) -> str | None:

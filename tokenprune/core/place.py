@@ -18,6 +18,7 @@ MAX_LAYER = 9999
 
 _PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,6})?)%\Z", re.ASCII)
 _SHARE = re.compile(r"([0-9]{1,4})/([0-9]{1,4})\Z", re.ASCII)
+_BLOCK = re.compile(r"-?[0-9]{1,4}\Z", re.ASCII)
 _KEYS = {"in_vision": "block", "before_layer": None}
 
 
@@ -42,8 +43,8 @@ class PlaceError(RecipeError):
 class Place:
     """Inside the vision tower at a block, after vision (the projector's output), or before a decoder layer.
 
-    `before_layer` names the first layer that sees fewer tokens, `in_vision` the block of the tower within which the
-    stage acts. Both are numbers from 0 on, or a share of the depth.
+    `before_layer` names the first layer that sees fewer tokens, `in_vision` the first block of the tower that does.
+    Both are numbers from 0 on, or a share of the depth.
     """
 
     kind: Kind
@@ -130,12 +131,25 @@ def place_name(layer: int | None) -> str:
     return "after vision" if layer is None else f"before layer {layer}"
 
 
+def block_at(text: str) -> int | Fraction:
+    """A block of the vision tower as signals name it: ``5``, ``-2`` (from the end), or a share of the depth, ``1/4``.
+
+    Raises:
+        PlaceError: it is none.
+    """
+    if _BLOCK.match(text):
+        return int(text)
+    return _layer(text, "block", ())
+
+
 def place_schema() -> dict[str, Any]:
     """JSON Schema of a place as recipes write it."""
     layer = _number_or_share(
         "0-based number of the first layer that sees fewer tokens, or a share of the model's depth"
     )
-    block = _number_or_share("0-based number of a block of the vision tower, or a share of its depth")
+    block = _number_or_share(
+        "0-based number of the first block of the vision tower that sees fewer tokens, or a share of its depth"
+    )
     return {
         "description": "Where the stage acts: inside the vision tower, after the projector, or before a layer of the "
         "language model",

@@ -110,6 +110,8 @@ class Report:
     """Stages of the recipe."""
     graphs: Graphs | None = None
     """Counts of compiled code; None where nothing is compiled."""
+    notes: tuple[str, ...] = ()
+    """What the model gives otherwise than the recipe asks, in words: what stands in for a class token it lacks."""
     _threads: _Threads = field(default_factory=lambda: _Threads())
     _latest: _Run = field(default_factory=lambda: _Run())
 
@@ -211,6 +213,7 @@ class Report:
             "final": counts[:, -1].tolist(),
             "stages": [stage.to_dict() for stage in self.stages],
             "seconds": _number(self.seconds),
+            "notes": list(self.notes),
             "graphs": None if self.graphs is None else asdict(self.graphs),
         }
 
@@ -227,6 +230,7 @@ class Report:
             lines.append(
                 "compiled: {compiled} graphs, {breaks} breaks, {recompiles} recompiles".format(**vars(self.graphs))
             )
+        lines += [f"note: {note}" for note in self.notes]
         for row, total in enumerate(run.total):
             rated = ", no text behind the picture: its last token rated" if row in run.unrated else ""
             lines.append(f"sample {row}: {total} vision tokens{rated}")

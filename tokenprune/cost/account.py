@@ -260,7 +260,8 @@ def _stages(
     counts = known if measured is None else tuple(measured)
     if not exact:
         counts = nominal_counts(steps, total=total, grids=grids)
-    return stage_costs(shape.decoder, pipeline, counts, total=total, text=text, question=question, plan=planned), exact
+    own = stage_costs(shape, pipeline, counts, total=total, grids=grids, text=text, question=question, plan=planned)
+    return own, exact
 
 
 def _side(cost: Cost) -> dict[str, Any]:

@@ -60,7 +60,13 @@ class PromptPrices:
     def whole(self, counts: Sequence[int]) -> int:
         """The model, and the recipe's own work, when the stages keep `counts`."""
         stages = stage_costs(
-            self.shape.decoder, self.pipeline, counts, total=self.total, text=self.text, question=self.question
+            self.shape,
+            self.pipeline,
+            counts,
+            total=self.total,
+            grids=self.grids,
+            text=self.text,
+            question=self.question,
         )
         self._warn(part for stage in stages for part in stage.unstated)
         return self.model([stage.tokens for stage in stages]) + sum(stage.total for stage in stages)

@@ -87,6 +87,14 @@ class VisionShape(ABC):
         """The same tower on pictures of other sizes than it was trained on; itself where it takes any size."""
         return self
 
+    def class_keys(self, total: int, grids: Sequence[Grid]) -> int | None:
+        """Keys that the class tokens of a sample's images look at; None where there are no class tokens."""
+        return None
+
+    def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int | None:
+        """Pairs of tokens of a sample's images that see each other in `layer`; None where nobody has counted them."""
+        return None
+
     @abstractmethod
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         """The tower for a sample's images, all layers that run."""
@@ -114,6 +122,12 @@ class ClipShape(VisionShape):
     def images(self, total: int, grids: Sequence[Grid]) -> int:
         """Images that the tower sees: as few as give so many tokens."""
         return math.ceil(total / (self.side**2 + (not self.class_token)))
+
+    def class_keys(self, total: int, grids: Sequence[Grid]) -> int | None:
+        return self.images(total, grids) * (self.side**2 + 1)
+
+    def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int | None:
+        return self.images(total, grids) * (self.side**2 + 1) ** 2
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         patches = self.side**2
@@ -149,6 +163,12 @@ class TiledClip(ClipShape):
 class AnyClip(ClipShape):
     """The same ViT on pictures of other sizes, whose position embeddings are interpolated to them."""
 
+    def class_keys(self, total: int, grids: Sequence[Grid]) -> int | None:
+        return sum(math.prod(grid) + 1 for grid in grids)
+
+    def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int | None:
+        return sum((math.prod(grid) + 1) ** 2 for grid in grids)
+
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         sizes = [math.prod(grid) for grid in grids]
         layers = sum(self.layers * self.layer(n + 1, (n + 1) ** 2) for n in sizes)
@@ -173,16 +193,17 @@ class QwenShape(VisionShape):
         """24 × 24, as many as LLaVA-1.5 has: this tower takes any size."""
         return ((1, 24, 24),)
 
+    def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int:
+        if self.window is None or layer in self.full:
+            seen = sum(t * (h * w) ** 2 for t, h, w in grids)
+        else:
+            seen = sum(t * _squares(h, self.window) * _squares(w, self.window) for t, h, w in grids)
+        return self.merge**4 * seen
+
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
-        area = self.merge**2
-        patches = area * sum(math.prod(grid) for grid in grids)
-        everywhere = area**2 * sum(t * (h * w) ** 2 for t, h, w in grids)
-        full = self.layers if self.window is None else len(set(self.full) & set(range(self.layers)))
-        cost = patches * self.patch * self.width + full * self.layer(patches, everywhere)
-        if self.window is not None:
-            windowed = area**2 * sum(t * _squares(h, self.window) * _squares(w, self.window) for t, h, w in grids)
-            cost += (self.layers - full) * self.layer(patches, windowed)
-        return cost
+        patches = self.merge**2 * sum(math.prod(grid) for grid in grids)
+        layers = sum(self.layer(patches, self.pairs(total, grids, layer)) for layer in range(self.layers))
+        return patches * self.patch * self.width + layers
 
     def projection(self, total: int, grids: Sequence[Grid]) -> int:
         return self.projected(total)

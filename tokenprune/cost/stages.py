@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenprune.budget import survivors
-from tokenprune.cost.shape import DecoderShape
+from tokenprune.core.tokens import Grid
+from tokenprune.cost.shape import ModelShape
+from tokenprune.cost.tower_signals import signal_cost
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.parts.work import Work
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
+
+TOWER = "tower"
+"""Stands among the roles of a stage for the signals of the vision tower that it is the first to read."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,12 @@ class StageCost:
 
 
 def stage_costs(
-    decoder: DecoderShape,
+    shape: ModelShape,
     pipeline: Pipeline,
     counts: Sequence[int],
     *,
     total: int,
+    grids: Sequence[Grid],
     text: int,
     question: int,
     plan: Sequence[int | None] | None = None,
@@ -47,10 +53,11 @@ def stage_costs(
     """What each stage of `pipeline` costs itself when they keep `counts`: nothing where the plan is to keep all.
 
     Args:
-        decoder: the language model.
+        shape: of the model.
         pipeline: the recipe's stages.
         counts: tokens that each stage keeps.
         total: vision tokens of the prompt.
+        grids: (T, H, W) of each of its images.
         text: its other tokens.
         question: of these, the ones that may rate.
         plan: the counts, None where a scheduler has to find them out; all are known when left out.
@@ -63,9 +70,11 @@ def stage_costs(
             raise UnsupportedModelError(
                 f"ledger: {stage.name} ({stage.place}): what a stage inside the vision tower saves is not counted yet"
             )
+    decoder = shape.decoder
     steps = pipeline.steps(decoder.layers)
     before, costs = total, []
     asked: set[str | None] = set()
+    recorded: set[str] = set()
     sizes = survivors(steps, counts, total)
     for stage, step, planned, kept, after in zip(
         pipeline, steps, counts if plan is None else plan, counts, sizes, strict=True
@@ -86,11 +95,22 @@ def stage_costs(
         if planned != before:
             parts = _parts(stage, work, known=stage.shared_raters in asked - {None}, counted=planned is None)
             asked.add(stage.shared_raters)
+            new = sorted(stage.reads.tower - recorded)  # type: ignore[operator]
+            recorded.update(new)
+            if new:
+                parts[TOWER] = _together([signal_cost(shape.vision, name, total, grids) for name in new])
         stated = {role: cost for role, cost in parts.items() if cost}
         unstated = tuple(part.title for part in stage.parts if parts.get(part.role, 0) is None)
+        if parts.get(TOWER, 0) is None:
+            unstated += ("signals of the vision tower",)
         costs.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
         before = after
     return tuple(costs)
+
+
+def _together(costs: Sequence[int | None]) -> int | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) if len(known) == len(costs) else None
 
 
 def _parts(stage: Stage, work: Work, *, known: bool, counted: bool) -> dict[str, int | None]:

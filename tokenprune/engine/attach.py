@@ -138,7 +138,8 @@ class Attached:
         now.limit = length
         now.pictures = pictures_in(self.anatomy.adapter, kwargs)
         try:
-            with self._waiting() if waits else nullcontext():
+            asked = self.engine.tower.generating(len(prompt[0]) if prompt else None, kwargs)
+            with asked, self._waiting() if waits else nullcontext():
                 return original(*args, **kwargs)
         finally:
             now.limit, now.pictures = before
@@ -168,6 +169,7 @@ class Attached:
         """
         now = self.engine.now
         before, now.limit = now.limit, length
+        now.tower.clear()
         try:
             with self._waiting() if self.engine.pipeline.stages else nullcontext():
                 yield

@@ -57,13 +57,18 @@ class Compiled:
 
     def __init__(self, engine: Engine, graphs: Graphs, options: Mapping[str, Any]) -> None:
         _check(options)
+        if engine.tower.stages is not None:
+            raise UnsupportedModelError(
+                "compile: stages inside the vision tower are not compiled yet; attach without compile"
+            )
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}
         self._once = _unrecorded(self._options)
         self._seen: set[Hashable] = set()
         self._text: Any = engine.anatomy.text
-        self._tower: Any = engine.anatomy.adapter.tower(engine.anatomy.base)
+        # A tower that is read is hooked from inside, at what differs from call to call: it runs as it is.
+        self._tower: Any = None if engine.tower.blocks_read else engine.anatomy.adapter.tower(engine.anatomy.base)
         self._handles: list[Handle] = []
         self._lock = RLock()
         """Held for one run of the text model or the tower. torch.compile's own state, the counts of graphs and the

@@ -28,6 +28,7 @@ from tokenprune.engine.reading import position_ids, real_tokens, start_reading, 
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.state import State, Threads
 from tokenprune.engine.taps import LayerCall, Taps
+from tokenprune.engine.tower import TowerTaps
 from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.unseen import Unseen, stated
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -53,6 +54,7 @@ class Engine:
     """
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline, report: Report) -> None:
+        _refuse_numbers(anatomy, pipeline)
         self.anatomy = anatomy
         self.pipeline = pipeline
         self.report = report
@@ -66,7 +68,8 @@ class Engine:
         self.owner = Owner(report.recipe, report.fingerprint, lambda: self.now.forward is not None)
         """Of the caches that the recipe shortens."""
         self.unseen = Unseen(report)
-        _refuse_places(anatomy, pipeline)
+        self.tower = TowerTaps(anatomy, pipeline, self.threads)
+        report.notes = tuple(self.tower.notes)
         self.taps = Taps(anatomy, pipeline, self.threads)
         indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.layers_read]
         self._before = {index: self._layer_hook(index) for index in indices}
@@ -96,6 +99,7 @@ class Engine:
             pre_hook(anatomy.text, self._begin_text),
             post_hook(anatomy.text, self._end_text, always_call=True),
         ]
+        self._handles += self.tower.mount()
         self._first_hook.mount()
         self._layer_hooks.mount()
         if anatomy.adapter.deepstack is not None:
@@ -110,6 +114,7 @@ class Engine:
         self._handles = []
         self._first_hook.unmount()
         self._layer_hooks.unmount()
+        self.now.tower.clear()
         self.now.close()
 
     def _layers(self) -> Any:
@@ -154,6 +159,8 @@ class Engine:
         self._begin_model(module, args, kwargs)
         now = self.now
         now.close()
+        if not now.chunked:
+            now.tower.base_begins(kwargs)
         now.input_ids = kwargs.get("input_ids", args[0] if args else None)
         now.attention_mask = kwargs.get("attention_mask")
         now.shown = now.pictures.or_else(pictures_in(self.anatomy.adapter, kwargs))
@@ -312,6 +319,10 @@ class Engine:
                         "flash attention counts a sliding window in the tokens that it is given, which are fewer after "
                         "a stage; load the model with attn_implementation='sdpa' or 'eager'"
                     )
+            if prefill.tower:
+                prefill.prompt = self.tower.told(prompt, prefill.tower)
+            if self.tower.stages is not None:
+                prefill.follow(self.tower.gone(prompt))
             now.ran = []
             self.report.begin(total, prompt.grids, prompt.unrated)
             if self.buckets is not None and not self.pipeline.static:
@@ -430,9 +441,8 @@ class Engine:
         return before_layer
 
 
-def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
-    """Raise `UnsupportedModelError` for stages inside the vision tower, where no hook is yet, and for position ids that
-    one table of rotary embeddings cannot hold."""
+def _refuse_numbers(anatomy: Anatomy, pipeline: Pipeline) -> None:
+    """Raise `UnsupportedModelError` for position ids that one table of rotary embeddings cannot hold."""
     for stage in pipeline:
         if stage.positions == "renumber" and (anatomy.rotary_by_type or anatomy.counts_places):
             own = "types of layers have rotary embeddings of their own"
@@ -440,9 +450,4 @@ def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
             raise UnsupportedModelError(
                 f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
                 f"whose {own if anatomy.rotary_by_type else scaled}; expected original"
-            )
-        if stage.place.kind == "in_vision":
-            raise UnsupportedModelError(
-                f"{stage.name} ({stage.place}): stages inside the vision tower of {anatomy.adapter.title} are not "
-                "supported yet; expected after_vision or before_layer"
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from tokenprune.budget import survivors
+from tokenprune.core import ops
 from tokenprune.core.tokens import Grid, Tokens
 from tokenprune.errors import InputError
 from tokenprune.pipeline import Pipeline
@@ -51,11 +53,26 @@ class Prefill:
     """``[B, T]`` index of the rating text tokens in the present sequence."""
     drops: bool = True
     """Whether a stage drops something, or may, as far as counts tell; else nothing happens to the sequence."""
+    tower: frozenset[str] = frozenset()
+    """Signals of the vision tower that those stages read."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Rater weights that later stages share, by `Stage.shared_raters`."""
 
+    gone: dict[int, Tensor] = field(default_factory=dict)
+    """Of stages inside the vision tower, which have run: ``[B, N, 2]``, 1 for original tokens that are gone; masses."""
+
+    def follow(self, gone: dict[int, Tensor]) -> None:
+        """Let the language model do without the tokens that stages inside the vision tower have dropped.
+
+        How many are left of each sample is theirs to say, so the later stages ask their schedulers when they run.
+        """
+        self.gone = gone
+        self.counts = tuple((None,) * len(sample) for sample in self.counts)
+
     def run(self, number: int, stage: Stage, tokens: Tokens) -> StageResult:
         """What `stage`, the one of this number, makes of `tokens`."""
+        if number in self.gone:
+            return _followed(tokens, self.gone[number])
         counts, raters = self.counts[number], stage.shared_raters
         count = None if None in counts else tuple(c for c in counts if c is not None)
         result = stage(tokens, count, None if raters is None else self.weights.get(raters))
@@ -91,7 +108,8 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
     acting = list(_acting(pipeline, counts, tokens.total, depth))
     for stage in acting:
         _check(stage, prompt)
-    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting))
+    tower = frozenset(name for stage in acting for name in stage.reads.tower)
+    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting), tower=tower)
 
 
 def _acting(
@@ -122,3 +140,16 @@ def _check(stage: Stage, prompt: Prompt) -> None:
                 f"{stage.name}: {' and '.join(readers)} must know where vision tokens lie on the pictures, which "
                 f"sample {row} does not tell: {cause}"
             )
+
+
+def _followed(tokens: Tokens, gone: Tensor) -> StageResult:
+    """What a stage inside the vision tower has left of `tokens`; as `Prefill.gone` has it."""
+    at = tokens.origin.clamp(min=0)
+    stays = (gone[..., 0].gather(1, at) < 0.5) & tokens.valid
+    sizes = tuple(stays.sum(1).tolist())
+    mass = gone[..., 1].gather(1, at)
+    mass = torch.where(mass > 0, mass, 1.0)  # row separators of tiles come from no patch
+    tokens = replace(tokens, mass=mass.masked_fill(~tokens.valid, 0.0))
+    if sizes != tokens.sizes:
+        tokens = tokens.take(ops.places(stays, sizes), sizes)
+    return StageResult(tokens, tokens.origin[:, :0], None, False, None)

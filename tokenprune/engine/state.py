@@ -20,6 +20,7 @@ from tokenprune.engine.chunks import Chunk
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.projections import LayerInput
 from tokenprune.engine.prompt import Prefill
+from tokenprune.engine.vision_run import Pictured
 from tokenprune.families.anatomy import Pictures
 
 
@@ -37,6 +38,8 @@ class State:
         """What the running call of the model asks of places in its prompt."""
         self.told: Tensor | None = None
         """``[B, L]`` bool, vision tokens of prompts that come as embeddings, where the caller has said so."""
+        self.tower = Pictured()
+        """What the vision tower has computed for the prompts of this thread."""
         self.needs_hooks = False
         """Whether this forward needs the hooks of the layers: no other thread may take them off then."""
         self.close()

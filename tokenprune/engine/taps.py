@@ -61,8 +61,7 @@ class Taps:
         threads: whose forwards they belong to.
 
     Raises:
-        UnsupportedModelError: a layer without the projections, or a stage that reads a layer before layer 0, or a
-            signal of the vision tower.
+        UnsupportedModelError: a layer without the projections, or a stage that reads a layer before layer 0.
     """
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline, threads: Threads) -> None:
@@ -241,12 +240,6 @@ def _check_reads(stage: Stage, layer: int) -> None:
                 f"{stage.name} ({stage.place}): a part reads hidden states that entered a decoder layer {back} before "
                 f"the place, but the place is before layer {layer}; place it before layer {back} or later"
             )
-    if stage.reads.tower:
-        names = ", ".join(map(repr, sorted(stage.reads.tower)))
-        raise UnsupportedModelError(
-            f"{stage.name} ({stage.place}): a part reads {names} of the vision tower, which is not recorded yet; "
-            "in a model of your own, give it as Tokens.from_hidden(signals=...)"
-        )
 
 
 def _input(call: LayerCall, layers: Any, turns: dict[int, Turn], hidden: Tensor | None) -> LayerInput:

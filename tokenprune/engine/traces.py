@@ -98,15 +98,16 @@ def pre_hook(module: Any, hook: Callable[..., Any], *, prepend: bool = False) ->
     return _Hook(module, module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend))
 
 
-def post_hook(module: Any, hook: Callable[..., Any], *, always_call: bool = False) -> Handle:
+def post_hook(module: Any, hook: Callable[..., Any], *, always_call: bool = False, prepend: bool = False) -> Handle:
     """Call ``hook(module, args, output)`` after each forward of `module`, until what is returned is removed.
 
     Args:
         module: on which.
         hook: what to call.
         always_call: also behind a forward that raised, with None for its output.
+        prepend: before the hooks that are there.
     """
-    return _Hook(module, module.register_forward_hook(hook, always_call=always_call))
+    return _Hook(module, module.register_forward_hook(hook, always_call=always_call, prepend=prepend))
 
 
 def shadow(module: Any, name: str, value: Any) -> Handle:

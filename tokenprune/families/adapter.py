@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tokenprune.core.tokens import Grid
 from tokenprune.cost.shape import DecoderShape, ModelShape, VisionShape
 from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.tower import PROVED, Order, Tower, find_tower, last_read, patches_along
 
 _NO_PICTURES, _PICTURES = "nobody makes pictures of noise for", "picture, smaller_picture and pixels"
 _NO_SCALE, _SCALE = "sketch: nothing scales the vision tower of", "deepen_tower and widen_tower"
@@ -39,6 +40,16 @@ class VisionRow:
     """Height and width of each picture, where the model was given pictures of one size; else None."""
     pictures: tuple[tuple[int, ...], ...] | None = None
     """Size of each picture of the sample, as `Adapter.sizes` names it; None where it was not given, or does not fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class VisionCall:
+    """What the vision tower and the model were called with, as far as it tells where patches go."""
+
+    grid: Tensor | None
+    """``[pictures, 3]`` frames, rows and columns of patches; None where the tower is not told them."""
+    sizes: Any
+    """``image_sizes``: height and width of each picture in pixels; None where the model is not told them."""
 
 
 class Adapter(ABC):
@@ -64,6 +75,8 @@ class Adapter(ABC):
     """Argument of the model that tells the size of each picture, which `picture_tokens` reads; None: none is read."""
     vision: ClassVar[tuple[str, ...]] = ("vision_tower", "multi_modal_projector")
     """Attributes of the base model that make vision tokens of pixels; bench times them."""
+    order: ClassVar[Order] = "raster"
+    """How the patches of a picture follow each other inside the vision tower."""
     packs: ClassVar[bool] = False
     """Whether questions may share their picture: its tokens do not depend on the text and have plain positions."""
 
@@ -105,6 +118,44 @@ class Adapter(ABC):
     def tower(self, base: Any) -> nn.Module | None:
         """The vision tower, where `compile=True` may compile it: one graph for each number of pictures. None: not."""
         return None
+
+    # What signals of the vision tower and stages inside it need.
+
+    def tower_parts(self, base: Any) -> Tower:
+        """The blocks of the vision tower, told from its modules and from the configuration.
+
+        Raises:
+            UnsupportedModelError: nothing is found that projects queries and keys.
+        """
+        if self.family not in PROVED:
+            raise UnsupportedModelError(
+                f"attach: what happens inside the vision tower of {self.title} is not read yet: how its patches become "
+                f"vision tokens was held against eager attention for {', '.join(sorted(PROVED))} alone"
+            )
+        module = getattr(base, self.vision[0], None)
+        if not isinstance(module, nn.Module):
+            raise UnsupportedModelError(f"attach: {self.title} has no vision tower under the name {self.vision[0]!r}")
+        tower = find_tower(module, side=patches_along(base.config), order=self.order)
+        return replace(tower, last=last_read(base.config, tower.depth))
+
+    def to_tokens(self, base: Any, tower: Tower, patches: Tensor, grids: Sequence[Grid], call: VisionCall) -> Tensor:
+        """Rows of vision tokens ``[N, ...]`` from rows of patches ``[n, ...]``, as the projector puts them together.
+
+        Args:
+            base: the base model.
+            tower: its `tower_parts`.
+            patches: of all pictures, in the order of the tower, without what stands in front of them.
+            grids: (T, H, W) of each picture, in vision tokens.
+            call: what the tower was called with.
+
+        Raises:
+            InputError: patches and pictures do not fit.
+        """
+        return self.in_grid_order(tower, tower.to_tokens(patches, grids), call)
+
+    def in_grid_order(self, tower: Tower, rows: Tensor, call: VisionCall) -> Tensor:
+        """Rows of vision tokens ``[N, ...]`` in the order of their grid, from that of the tower (windows)."""
+        return rows
 
     def vision_modules(self, base: Any) -> list[nn.Module]:
         """The modules named by `vision` that this model has."""

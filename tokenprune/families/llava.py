@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from tokenprune.core.tokens import ClassToken, Grid, Tiles
 from tokenprune.cost.shape import ClipShape, ModelShape, TiledClip, VisionShape
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
+from tokenprune.families.adapter import Adapter, VisionCall, VisionRow, decoder_arguments
 from tokenprune.families.sides import largest_sides
+from tokenprune.families.tower import Tower
 
 HEAD = 64
 """Numbers per head of the published CLIP towers."""
@@ -31,6 +33,11 @@ class _Clip(Adapter):
         kind = base.config.vision_config.model_type
         tower: nn.Module = base.vision_tower
         return tower if kind in ("clip_vision_model", "siglip_vision_model") else None
+
+    def tower_parts(self, base: Any) -> Tower:
+        tower = super().tower_parts(base)
+        # Strategy "full" makes a vision token of the class token, too.
+        return tower if base.config.vision_feature_select_strategy == "default" else replace(tower, prefix=0)
 
     def vision_shape(self, config: Any) -> VisionShape:
         vision = config.vision_config
@@ -182,6 +189,27 @@ class LlavaNext(_Clip):
                 rows, at = rows + 1, at + width
             grids.append(Tiles(1, rows, width))
         return tuple(grids)
+
+    def to_tokens(self, base: Any, tower: Tower, patches: Tensor, grids: Sequence[Grid], call: VisionCall) -> Tensor:
+        """Tiles are laid out, unpadded and given newlines by the model's own function; newlines are rows of 0."""
+        if call.sizes is None:
+            raise InputError("signals of the vision tower: pass image_sizes, as the processor gives them")
+        vision, rows = base.config.vision_config, patches.reshape(patches.shape[0], -1)
+        side = vision.image_size // vision.patch_size
+        tiles = rows.unflatten(0, (-1, side**2))
+        many = [self._tiles(base.config, size) for size in torch.as_tensor(call.sizes).tolist()]
+        packed, _ = base.pack_image_features(
+            tiles.split(many), call.sizes, base.config.vision_feature_select_strategy, rows.new_zeros(rows.shape[1])
+        )
+        whole = torch.cat(list(packed)) if not isinstance(packed, Tensor) else packed.flatten(0, -2)
+        return whole.reshape(-1, *patches.shape[1:])
+
+    def _tiles(self, config: Any, size: Sequence[int]) -> int:
+        """Tiles of a picture of so many pixels, its overview included."""
+        from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+        many: int = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        return many
 
     def joined(self, clip: Any, text: dict[str, Any], **more: Any) -> Any:
         import transformers as tf

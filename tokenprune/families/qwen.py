@@ -12,8 +12,9 @@ from torch import Tensor
 from tokenprune.core.tokens import Grid
 from tokenprune.cost.shape import DecoderShape, ModelShape, QwenShape, VisionShape
 from tokenprune.errors import InputError
-from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
+from tokenprune.families.adapter import Adapter, VisionCall, VisionRow, decoder_arguments
 from tokenprune.families.sides import exact_sides, largest_sides
+from tokenprune.families.tower import Tower
 
 HEAD = 80
 """Numbers per head of the published towers."""
@@ -61,6 +62,7 @@ class Mrope(Adapter):
 class _Qwen(Mrope):
     """What the three have in common. Their configurations name the tower's numbers differently."""
 
+    order = "units"
     tower_width: ClassVar[str] = "hidden_size"
     """What `vision_config` calls the numbers per hidden state of the tower."""
     tower_out: ClassVar[str] = "out_hidden_size"
@@ -146,6 +148,9 @@ class Qwen2_5(_Qwen):
             "window": int(vision.window_size // vision.spatial_merge_size // vision.patch_size),
             "full": tuple(vision.fullatt_block_indexes),
         }
+
+    def in_grid_order(self, tower: Tower, rows: Tensor, call: VisionCall) -> Tensor:
+        return rows[_window_index(tower.module, call.grid).argsort().to(rows.device)]
 
     def published(self, shape: ModelShape) -> Any:
         import transformers as tf
@@ -237,3 +242,12 @@ def _as_words(row: VisionRow) -> bool:
     assert row.positions is not None
     _, down, right = row.positions
     return bool(max(row.runs) > 1 and (down == right).all() and (down[1:] > down[:-1]).all())
+
+
+def _window_index(tower: Any, grid: Any) -> Any:
+    """``[N]`` which vision token stands at each place of the tower's own order, by the family's own function."""
+    if hasattr(tower, "get_window_index"):  # older transformers
+        return tower.get_window_index(grid)[0]
+    from transformers.vision_utils import get_vision_window_index
+
+    return get_vision_window_index(grid, tower.spatial_merge_size, tower.window_size, tower.patch_size)[0]
