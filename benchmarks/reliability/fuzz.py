@@ -4,7 +4,7 @@
 
 Every case is named by its number, which seeds it; the same number makes the same case. What was counted is written to
 fuzz.json beside this file, and the same command goes on where it stopped. Cases that broke a promise are listed there
-with number and error, and can be looked at one by one:
+with number and error, are tried again by the next call, and can be looked at one by one:
 
     python benchmarks/reliability/fuzz.py --prompts 1 --first 1234    # raises what was wrong, writes nothing
 """
@@ -70,13 +70,14 @@ def _run(kind: str, wanted: int, out: Path) -> None:
 
     known = _read(out).get(kind, {})
     outcomes: Counter[str] = Counter(known.get("outcomes", {}))
-    wrong: list[dict[str, Any]] = known.get("wrong", [])
+    wrong: list[dict[str, Any]] = []
     done, seconds, written = known.get("cases", 0), known.get("seconds", 0.0), time.perf_counter()
+    again = [entry["case"] for entry in known.get("wrong", [])]  # what was wrong may be mended
     one = _cases(kind)
     columns = TextColumn(f"{kind:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[wrong]} wrong")) as progress:
-        bar = progress.add_task(kind, total=wanted, completed=done, wrong=len(wrong))
-        for case in range(done, wanted):
+        bar = progress.add_task(kind, total=max(wanted, done), completed=done - len(again), wrong=0)
+        for case in [*again, *range(done, wanted)]:
             begin = time.perf_counter()
             try:
                 outcomes.update(one(Random(case)))
@@ -84,11 +85,11 @@ def _run(kind: str, wanted: int, out: Path) -> None:
                 told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 wrong.append({"case": case, "error": told[:300]})
             now = time.perf_counter()
-            seconds += now - begin
+            seconds, done = seconds + now - begin, max(done, case + 1)
             progress.update(bar, advance=1, wrong=len(wrong))
-            if now - written > EVERY or case + 1 == wanted:
-                told = {"cases": case + 1, "seconds": round(seconds, 1), "outcomes": dict(sorted(outcomes.items()))}
-                _write(out, {**_read(out), kind: {**told, "wrong": wrong}})
+            if case not in again and (now - written > EVERY or case + 1 == wanted):
+                counted = {"cases": done, "seconds": round(seconds, 1), "outcomes": dict(sorted(outcomes.items()))}
+                _write(out, {**_read(out), kind: {**counted, "wrong": wrong}})
                 written = now
 
 

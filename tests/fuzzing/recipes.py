@@ -226,6 +226,7 @@ def check_any(data: Any) -> Recipe | InvalidRecipeError:
     again = parse_recipe(recipe.dump())
     assert again == recipe == load_recipe(recipe.to_dict())
     assert again.fingerprint == recipe.fingerprint
+    assert again.stages == recipe.stages, "equality of recipes is of what they say: this is of what they are"
     return recipe
 
 
@@ -247,7 +248,8 @@ def check_text(text: str) -> Recipe | InvalidRecipeError:
     except InvalidRecipeError as error:
         check(error, {"r": text})
         return error
-    assert parse_recipe(recipe.dump()) == recipe
+    again = parse_recipe(recipe.dump())
+    assert again == recipe and again.stages == recipe.stages
     return recipe
 
 

@@ -92,7 +92,7 @@ def test_question_files(line: str, told: str, tmp_path: Path) -> None:
     assert second.startswith(f"{file}:2: error: expected an object")
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_chunks_on_a_static_cache(family: str, attention: Any) -> None:
     """Without padding, SDPA's first chunk has no mask and the others have; Qwen's come by kind of layer."""
