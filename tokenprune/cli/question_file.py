@@ -45,7 +45,7 @@ def read_cases(file: Path, images: Path) -> list[Case]:
             elif image not in digests:
                 wrong, digests[image] = _look(path)
         if wrong or isinstance(row, str):
-            problems.append(f"{file}:{number}: error: {wrong}")
+            problems.append(f"{file}:{number}: error: {_in_one_line(str(wrong))}")
             continue
         task, difficulty = (str(row.get(name) or "").strip() for name in ("task", "difficulty"))
         picture = partial(open_picture, path, "--images")
@@ -56,6 +56,11 @@ def read_cases(file: Path, images: Path) -> list[Case]:
     if not cases:
         raise InputError(f"--questions: {file} has no questions")
     return cases
+
+
+def _in_one_line(text: str) -> str:
+    """What a message says of a cell, whatever breaks of lines and control characters it quotes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _look(path: Path) -> tuple[str, str]:
@@ -104,7 +109,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield number, f"not JSON: {error}"
             continue
         yield number, row if isinstance(row, dict) else f"expected an object in braces, got {line.strip()[:40]}"

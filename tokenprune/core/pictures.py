@@ -30,9 +30,9 @@ def open_picture(path: Path, option: str = "--image") -> Image:
     """
     from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise InputError(f"{option}: {path} is a folder; expected a picture file")
     try:
+        if path.is_dir():
+            raise InputError("is a folder; expected a picture file")
         with warnings.catch_warnings():
             # Of EXIF that is damaged, and from 89 million pixels on; from twice as many on Pillow raises.
             warnings.simplefilter("ignore")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -82,8 +83,8 @@ def joined(last: Chunk) -> Chunk:
     hold(cache, None)
     chunks = (*before.chunks, last)
     embeddings = torch.cat([chunk.embeddings for chunk in chunks], 1)
-    batch, length = embeddings.shape[:2]
-    mask = _mask([chunk.call.get("attention_mask") for chunk in chunks], batch, length)
+    batch, lengths = embeddings.shape[0], [chunk.embeddings.shape[1] for chunk in chunks]
+    mask = _masks([chunk.call.get("attention_mask") for chunk in chunks], lengths, batch)
     call = {**last.call, "inputs_embeds": embeddings, "attention_mask": mask, **_deepstack(chunks)}
     positions = [chunk.call.get("position_ids") for chunk in chunks]
     known = [ids for ids in positions if ids is not None]
@@ -94,17 +95,38 @@ def joined(last: Chunk) -> Chunk:
     return Chunk(call, torch.cat([chunk.vision for chunk in chunks], 1), _pictures([c.pictures for c in chunks]))
 
 
-def _mask(masks: list[Any], batch: int, length: int) -> Tensor | None:
+def _masks(masks: list[Any], lengths: list[int], batch: int) -> Any:
+    """As `_mask`, for each kind of layer where `generate` makes one for each (static caches)."""
+    if all(isinstance(mask, dict) for mask in masks):
+        return {kind: _mask([mask.get(kind) for mask in masks], lengths, batch) for kind in masks[-1]}
+    return _mask(masks, lengths, batch)
+
+
+def _mask(masks: list[Any], lengths: list[int], batch: int) -> Tensor | None:
     """The attention mask of the whole prompt: of padding, the last chunk's; with a row for each query, all of them."""
-    last = masks[-1]
+    last, length = masks[-1], sum(lengths)
     if last is None or (isinstance(last, Tensor) and last.dim() == 2 and last.shape[1] >= length):
         return last
-    rows = [mask for mask in masks if isinstance(mask, Tensor) and mask.dim() == 4]
-    if len(rows) == len(masks) and sum(mask.shape[2] for mask in rows) == length:
-        hidden = False if last.dtype == torch.bool else torch.finfo(last.dtype).min
-        return torch.cat([pad(mask, (0, last.shape[3] - mask.shape[3]), value=hidden) for mask in rows], 2)
+    if isinstance(last, Tensor) and last.dim() == 4:
+        ends = accumulate(lengths)
+        rows = [
+            _causal(last, end - own, end) if mask is None else mask
+            for mask, own, end in zip(masks, lengths, ends, strict=True)
+        ]
+        if [mask.shape[2] for mask in rows if isinstance(mask, Tensor) and mask.dim() == 4] == lengths:
+            hidden = False if last.dtype == torch.bool else torch.finfo(last.dtype).min
+            return torch.cat([pad(mask, (0, last.shape[3] - mask.shape[3]), value=hidden) for mask in rows], 2)
     got = tuple(last.shape) if isinstance(last, Tensor) else type(last).__name__
     raise InputError(f"attention_mask of the last chunk: expected [{batch}, {length} or more], got {got}")
+
+
+def _causal(like: Tensor, start: int, end: int) -> Tensor:
+    """The rows that a chunk without a mask stands for: no padding, and each token sees itself and what is before."""
+    columns = torch.arange(like.shape[3], device=like.device)
+    seen = (columns <= columns[start:end, None]).expand(*like.shape[:2], -1, -1)
+    if like.dtype == torch.bool:
+        return seen
+    return torch.zeros_like(seen, dtype=like.dtype).masked_fill(~seen, torch.finfo(like.dtype).min)
 
 
 def _front(ids: Tensor, axes: int) -> tuple[int, ...]:

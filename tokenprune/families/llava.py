@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from itertools import accumulate
 from math import prod
 from typing import Any, ClassVar
 
@@ -175,6 +176,7 @@ class LlavaNext(_Clip):
         assert newline is not None
         grids: list[Grid] = []
         while at < n:
+            end = next(end for end in accumulate(row.runs) if end > at)  # where text begins, or the prompt ends
             grids.append((1, side, side))
             at += side**2
             if at >= n or not any(newline[at:]):
@@ -185,7 +187,7 @@ class LlavaNext(_Clip):
                 )
             width = newline.index(True, at) - at + 1
             rows = 0
-            while at + width <= n and newline[at + width - 1] and not any(newline[at : at + width - 1]):
+            while at + width <= end and newline[at + width - 1] and not any(newline[at : at + width - 1]):
                 rows, at = rows + 1, at + width
             grids.append(Tiles(1, rows, width))
         return tuple(grids)
