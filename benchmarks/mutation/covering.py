@@ -62,12 +62,13 @@ class Covering:
                     self.lines[path][int(line)].update(test for test in tests if test)
 
     def tests(self, path: str, line: int, seconds: float) -> list[str]:
-        """Tests that run the line, or where only an import does, the file: the quick first, for about so many seconds.
+        """Tests that run the line, the quick first, for about so many seconds; all where only imports run the file.
 
         Of each test function, and of each file, one case comes before all others have a second: many cases of one test
         notice the same mutants.
         """
         covering = self.lines[path].get(line) or {test for tests in self.lines[path].values() for test in tests}
+        covering = covering or set(self.seconds)
         quick = sorted(covering & self.seconds.keys(), key=lambda test: self.seconds[test])
         seen: dict[str, int] = defaultdict(int)
         ranked = []

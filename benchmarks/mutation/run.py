@@ -79,7 +79,7 @@ def _test(options: argparse.Namespace) -> None:
     first, step = options.part
     for mutant in track(chosen[first::step], "mutants", console=Console(stderr=True)):
         before = known.get(mutant.key)
-        if before and (before["outcome"] != "survived" or before["seconds"] >= options.seconds):
+        if before and (before["outcome"].startswith("killed") or before["seconds"] >= options.seconds):
             continue
         tests = covering.tests(mutant.path, mutant.line, options.seconds)
         start = time.perf_counter()
