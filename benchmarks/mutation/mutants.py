@@ -80,6 +80,10 @@ class SwapName(Operator):
 OPERATORS = {"SwapName": SwapName, **{name: get_operator(f"core/{name}") for name in NEAR_MISSES}}
 
 
+UNCHANGED = "unchanged"
+"""Stands in for an operator where the code is to stay as it is."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One operator at one of its occurrences in a file."""
@@ -93,6 +97,8 @@ class Mutant:
     @property
     def code(self) -> str:
         """The changed file."""
+        if self.operator == UNCHANGED:
+            return _source(self.path)
         changed = mutate_code(_source(self.path), OPERATORS[self.operator](), self.occurrence)
         assert changed is not None, f"{self} is no mutant"
         return changed

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -30,7 +31,7 @@ import pytest
 import torch
 import transformers  # noqa: F401  imported before the forks
 from covering import Covering, Recorder
-from mutants import GROUPS, Mutant, sample
+from mutants import GROUPS, UNCHANGED, Mutant, sample
 from rich.console import Console
 from rich.progress import track
 
@@ -77,13 +78,19 @@ def _test(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     chosen = [mutant for group in options.groups for mutant in sample(group, options.share, options.seed)]
     first, step = options.part
+    controlled: set[str] = set()
     for mutant in track(chosen[first::step], "mutants", console=Console(stderr=True)):
         before = known.get(mutant.key)
         if before and (before["outcome"].startswith("killed") or before["seconds"] >= options.seconds):
             continue
         tests = covering.tests(mutant.path, mutant.line, options.seconds)
+        if mutant.path not in controlled:
+            # The unchanged file first: tests that fail here would call every mutant noticed.
+            if _run(replace(mutant, operator=UNCHANGED), tests, limit=8 * options.seconds + 120) != "survived":
+                sys.exit(f"{mutant.path}: its tests fail without any change; make the map anew, or mend them first")
+            controlled.add(mutant.path)
         start = time.perf_counter()
-        outcome = _run(mutant, tests, limit=4 * options.seconds + 60) if tests else "no tests"
+        outcome = _run(mutant, tests, limit=4 * options.seconds + 60)
         entry = {"key": mutant.key, "path": mutant.path, "line": mutant.line, "operator": mutant.operator}
         entry |= {"outcome": outcome, "tests": len(tests), "seconds": options.seconds, "shown": mutant.shown()}
         entry["took"] = round(time.perf_counter() - start, 1)
@@ -101,7 +108,7 @@ def _run(mutant: Mutant, tests: list[str], *, limit: float) -> str:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), 1)
                 os.dup2(nowhere.fileno(), 2)
-                status = pytest.main(["-x", "-p", "no:cacheprovider", "-p", "no:xdist", *tests])
+                status = pytest.main(["-x", "-p", "no:cacheprovider", *tests])
         except BaseException:
             status = 1
         os._exit(int(status))
@@ -110,11 +117,15 @@ def _run(mutant: Mutant, tests: list[str], *, limit: float) -> str:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             _kill(child)
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
+            return _OUTCOMES.get(os.waitstatus_to_exitcode(status), "killed")
         time.sleep(0.02)
     _kill(child)
     os.waitpid(child, 0)
     return "killed by time"
+
+
+_OUTCOMES = {0: "survived", 3: "broken run", 4: "broken run", 5: "broken run"}
+"""By pytest's exit status: 1 and 2 are failures of tests and of imports; whatever else ends a process is one, too."""
 
 
 def _kill(group: int) -> None:
@@ -165,6 +176,7 @@ def _report() -> None:
     groups, survivors = {}, []
     for group in GROUPS:
         entries = [outcomes[mutant.key] for mutant in sample(group, 1.0, 0) if mutant.key in outcomes]
+        entries = [entry for entry in entries if entry["outcome"] != "broken run"]
         killed = sum(str(entry["outcome"]).startswith("killed") for entry in entries)
         excused = [entry for entry in entries if entry["key"] in reasons]
         if not entries:
