@@ -81,8 +81,9 @@ def _run(tree: Path, family: str, select: str | None, options: list[str]) -> Out
         command = [sys.executable, "-c", launch, "-q", "-p", "no:cacheprovider", "-p", "foreign_suite", *options]
         command += [f"--junitxml={report}", _tests(family), *([] if select is None else ["-k", select])]
         ran = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-        if not report.is_file():
-            sys.exit(f"pytest wrote no report:\n{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}")
+        if ran.returncode not in (0, 1) or not report.is_file():
+            told = f"{ran.stdout[-2000:]}\n{ran.stderr[-2000:]}"
+            sys.exit(f"{family}: pytest could not run the tests (exit code {ran.returncode}):\n{told}")
         return _outcomes(ElementTree.parse(report).getroot())
 
 

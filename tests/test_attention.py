@@ -326,3 +326,31 @@ def test_a_rater_that_sees_no_vision_token_is_refused():
     hidden[0, BEFORE : BEFORE + VISION] = False
     with pytest.raises(InputError, match="text token at 13 of sample 0 sees no vision token"):
         attention_from_qk(q, k, vision=vision, text=text, valid=hidden, causal=False)
+
+
+@pytest.mark.parametrize("gravity", [False, True])
+def test_heads_of_several_processes_come_together(gravity):
+    """Each has two of four heads, and gathers what the other computes; either gives what one process gives."""
+    q, k = random_qk()
+    kernel = None
+    if gravity:
+        generator = torch.Generator().manual_seed(1)
+        ones = torch.rand(1, 1, LENGTH, 8, generator=generator) + 1
+        kernel = lambda layer: (ones[:, :, -TEXT:], ones)  # noqa: E731
+    whole = replace(attention(q, k), kernel=kernel)
+    parts = [
+        replace(attention(q[:, rows], k[:, key]), kernel=kernel) for rows, key in ((slice(2), [0]), (slice(2, 4), [1]))
+    ]
+    raters = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    own = {}
+
+    def exchange(mine, layer, x):
+        own[mine] = x
+        return torch.cat([own[0], own[1]], dim=1) if len(own) == 2 else x
+
+    for ask in (lambda a: a.scores(raters, gravity=gravity), lambda a: a.matrix(raters)):
+        own.clear()
+        for number, part in enumerate(parts):
+            given = ask(replace(part, gather=lambda layer, x, number=number: exchange(number, layer, x)))
+        assert torch.allclose(given, ask(whole), atol=1e-6)
+        assert given.shape == ask(whole).shape

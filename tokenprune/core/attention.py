@@ -60,6 +60,9 @@ class RaterAttention:
     """``[B, N]`` bool, False on padding; None without."""
     kernel: Callable[[Layer], tuple[Tensor, Tensor]] | None = None
     """layer to the rotary embedding of all-ones queries ``[B, 1, T, d]`` and keys ``[B, 1, L, d]``, for gravity."""
+    gather: Callable[[Layer, Tensor], Tensor] | None = None
+    """(layer, ``[B, h, ...]`` of the heads that `project` gives) to all heads of the layer, ``[B, H, ...]``, where
+    other processes hold the rest, as many each; None: it gives all."""
     most: int | None = None
     """Text tokens of a sample that have weight at once, where a bound is known without looking at the weights."""
     block_bytes: int = 64 * 2**20
@@ -106,8 +109,10 @@ class RaterAttention:
             mean = mean if kernel is not None else self._vision(mean, source)
             total = mean if total is None else total + mean
         if total is None:
-            return raters.new_zeros(*source.q.shape[:2], self.columns.shape[1], dtype=torch.float32)
-        return total.squeeze(2)
+            scores = raters.new_zeros(*source.q.shape[:2], self.columns.shape[1], dtype=torch.float32)
+        else:
+            scores = total.squeeze(2)
+        return scores if self.gather is None else self.gather(layer, scores)
 
     def matrix(
         self, raters: Tensor, *, rope: bool = True, normalise: Normalise = "all", layer: Layer = "previous"
@@ -124,7 +129,10 @@ class RaterAttention:
         blocks = [self._vision(mean, source).squeeze(1) for mean in means]
         if not blocks:
             return empty
-        matrix = torch.cat(blocks, dim=1).masked_fill((rated <= 0).unsqueeze(-1), 0.0)
+        mean = torch.cat(blocks, dim=1)
+        if self.gather is not None:
+            mean = self.gather(layer, mean.unsqueeze(1)).mean(1)
+        matrix = mean.masked_fill((rated <= 0).unsqueeze(-1), 0.0)
         return matrix if rows is None else empty.scatter(1, rows.unsqueeze(-1).expand_as(matrix), matrix)
 
     def _rated(self, raters: Tensor) -> tuple[Tensor | None, Tensor]:

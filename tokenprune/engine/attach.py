@@ -18,11 +18,13 @@ from tokenprune.core.tokens import Grid
 from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
 from tokenprune.engine.asked import answer, asked_of
+from tokenprune.engine.batching import refuse_pictures
 from tokenprune.engine.cache import cache_in
 from tokenprune.engine.chunks import wait
 from tokenprune.engine.compiled import BUCKETS, Compiled
 from tokenprune.engine.engine import Engine
 from tokenprune.engine.hooks import forget_compiled
+from tokenprune.engine.parallel import check_parallel
 from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.weights import check_weights
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -45,6 +47,7 @@ class Attached:
         stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
         pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
         check_weights(pipeline, parts)
+        check_parallel(parts.layers, parts.text.config, compiled=compile is not None)
         pipeline.to(next(parts.text.parameters()).device)
         self.report = Report(recipe.name, recipe.fingerprint, len(parts.layers), len(pipeline.stages))
         self.engine = Engine(parts, pipeline, self.report)
@@ -69,6 +72,8 @@ class Attached:
             original = model.generate
             run = lambda *args, **kwargs: self._run_generate(original, args, kwargs)  # noqa: E731
             self._handles.append(shadow(model, "generate", run))
+        if self.engine.pipeline.stages:
+            self._handles += refuse_pictures(self.anatomy, self.report.recipe)
 
     def detach(self) -> None:
         """Take the recipe off: the model is bit-identical to one that never had it. Safe to call twice."""

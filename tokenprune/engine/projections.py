@@ -18,6 +18,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.engine.cache import CacheLayer, written_keys
 from tokenprune.engine.gather import take, take_rope
 from tokenprune.engine.masks import Mask, rater_rows
+from tokenprune.engine.parallel import gather_of, mesh_of
 from tokenprune.errors import InputError, UnsupportedModelError
 
 Rope = tuple[Tensor, Tensor]
@@ -195,6 +196,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
     """
 
     as_the_layer = autocast_of_now(tokens.slot.device)  # a stage turns it off
+    heads: dict[str, int] = {}  # of a layer, that this process has
 
     def source(layer: str) -> LayerInput:
         found = sources.get(layer)
@@ -209,6 +211,7 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
         at = source(layer)
         with as_the_layer():
             q, k = project(at, rope=rope, rows=rows)
+        heads[layer] = q.shape[1]
         attention: Any = at.layer.self_attn
         text = at.text if rows is None else at.text.gather(1, rows)
         return Projection(
@@ -221,8 +224,14 @@ def rater_attention(sources: Mapping[str, LayerInput | None], tokens: Tokens, mo
             columns=columns(tokens, at.tokens),
         )
 
+    def gather(layer: str, x: Tensor) -> Tensor:
+        together = gather_of(source(layer).layer, heads[layer])
+        return x if together is None else together(x)
+
+    shared = any(at is not None and mesh_of(at.layer) is not None for at in sources.values())
     return RaterAttention(
         project=projection,
+        gather=gather if shared else None,
         columns=tokens.slot,
         columns_valid=tokens.valid_if_padded,
         kernel=lambda layer: positional_kernel(source(layer)),
