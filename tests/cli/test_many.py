@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,8 @@ def test_a_worker_that_is_killed_loses_nothing(album: Path) -> None:
 
 
 def test_workers_that_cannot_start_say_why() -> None:
-    with (
-        pytest.raises(InputError, match="no such model folder: nowhere"),
-        Pool(Work(**{**vars(WORK), "model": "nowhere"}), 1),
-    ):
+    work = replace(WORK, model="nowhere")
+    with pytest.raises(InputError, match="no such model folder: nowhere"), Pool(work, 1):
         pass
 
 
