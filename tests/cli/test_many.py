@@ -168,15 +168,16 @@ def test_workers_take_gpus_in_turn() -> None:
     assert [device_of("cuda", 1, 1), device_of("cpu", 1, 2), device_of("cuda:0", 1, 2)] == ["cuda", "cpu", "cuda:0"]
 
 
-def test_a_worker_that_is_killed_loses_nothing(album: Path) -> None:
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_worker_that_is_killed_loses_nothing(workers: int, album: Path) -> None:
     lines = read_lines([str(album)], QUESTION)
     batches = [([line], False) for line in lines]
     alone = dict(Alone(WORK).answers(batches))
-    with Pool(WORK, 2) as pool:
+    with Pool(WORK, workers) as pool:
         found, killed = {}, False
         for number, done in pool.answers(batches):
             found[number] = done
-            if not killed:  # both: one of them at work for certain
+            if not killed:  # all: at work for certain, but for the one that has just answered
                 for worker in multiprocessing.active_children():
                     assert worker.pid is not None
                     os.kill(worker.pid, signal.SIGKILL)
@@ -186,6 +187,7 @@ def test_a_worker_that_is_killed_loses_nothing(album: Path) -> None:
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_say_why() -> None:
     work = replace(WORK, model="nowhere")
     with pytest.raises(InputError, match="no such model folder: nowhere"), Pool(work, 1):

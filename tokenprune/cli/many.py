@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.cli.terminal import check_folder, console, counter, print_json, progress, table
+from tokenprune.cli.strangers import strange_pictures
+from tokenprune.cli.terminal import check_folder, console, counter, note, print_json, progress, table
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,6 +83,8 @@ def ask_many(
         raise InputError(f"--output: expected a name that ends in .jsonl, got {output.name}")
     with progress("reading the pictures"):
         lines = read_lines(sources, question)
+    if strange := strange_pictures(work.model, [line.path for line in lines], [line.size for line in lines]):
+        note(strange)
     with progress(f"loading {work.model}"):
         from tokenprune.study.many import Alone, AnswersFile, Pool, in_batches
 

@@ -22,6 +22,7 @@ from tokenprune.cli.options import (
     Variant,
     budgets_of,
 )
+from tokenprune.cli.strangers import strange_pictures
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
 from tokenprune.cli.words import pictures_and_question
 from tokenprune.core.pictures import open_picture
@@ -152,11 +153,13 @@ def command(
 
         chat = load(model, dtype=dtype, device=device, attention=attention)
     inputs = chat.inputs(pictures, asked)
-    unknown = chat.unknown_words(asked)
-    if unknown:
-        words = ", ".join(map(repr, unknown))
+    strange = strange_pictures(model, paths, [picture.size for picture in pictures])
+    if strange:
+        note(strange)
+    elif unknown := chat.unknown_words(asked):
+        strangers = ", ".join(map(repr, unknown))
         note(
-            f"the {model} model knows only the words of its scenes, not {words}; `tokenprune run` shows what it can do"
+            f"the {model} model knows only the words of its scenes, not {strangers}; `tokenprune run` shows what it can do"
         )
     with progress("asking twice, with all vision tokens and with fewer"):
         from tokenprune.cli.ask import compare

@@ -85,7 +85,8 @@ class Pool:
         self._workers: dict[Connection, _Worker] = {}
         self._deaths: Counter[int | None] = Counter()
         """Processes that were killed, by the batch that they were at; None: before their first one."""
-        self.run, self.facts = "", {}
+        self.run = ""
+        self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Pool:
         try:
