@@ -56,9 +56,8 @@ def test_tables_say_what_the_speed_up_is(capsys: pytest.CaptureFixture[str]) -> 
             return tuple(Sample(prefill=t, vision=0.0, decode=0.0, method=0.0, peak=None) for t in times)
 
         ledger = tp.ledger("llava-1.5-7b", "fastv")
-        rows = [
-            SideRow(name, 1, 9.0, samples(own), samples(before), ledger) for name, own in (("a", before), ("b", after))
-        ]
+        sides = (("a", before), ("b", after))
+        rows = [SideRow(name, 1, 9.0, samples(own), samples(before), ledger) for name, own in sides]
         show(Bench("m", "r", None, "f", 9, 9, 9, 1, "sdpa", False, "float32", "cpu", rows))
         return " ".join(capsys.readouterr().out.split())
 

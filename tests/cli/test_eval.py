@@ -16,6 +16,7 @@ from rich.console import Console
 from tokenprune.cli import terminal
 from tokenprune.cli.question_file import read_cases
 from tokenprune.errors import InputError
+from tokenprune.scenes import TASKS
 from tokenprune.study.evaluate import (
     UNTOUCHED,
     Case,
@@ -337,3 +338,25 @@ def test_agreement_counts_equal_words() -> None:
     assert [row.overall.value for row in before.rows] == [0.25, 0.5]
     assert [row.overall.value for row in after.rows] == [1.0, 0.5]
     assert after.rows[1].overall.ends == wilson(2, 4) and after.ranked == ("all",)
+
+
+def test_tables_at_80_columns_break_no_word(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = cli("eval", "fastv:k2-r75", "--keep", "0.5", "--scenes", 2, "--seeds", 1, "--no-pairs").out
+    tables = out.partition("\ntokens: vision")[0].splitlines()
+    assert max(map(len, tables)) <= 80
+    for task in TASKS:
+        assert sum(task in line for line in tables) == 1, task
+    labels = {
+        "untouched",
+        "fastv:k2-r75",
+        "random",
+        "uniform",
+        "last",
+        "smaller-image",
+        "embedded:",
+        "right",
+        "keep:",
+        "",
+    }
+    assert {line.split(" ")[0] for line in tables} <= labels

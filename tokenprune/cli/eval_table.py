@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -67,8 +68,9 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
     screen.print()
     screen.print(_overall(result))
     if len(result.tasks) > 1:
-        screen.print()
-        screen.print(_tasks(result))
+        for tasks in _side_by_side(result, screen.width):
+            screen.print()
+            screen.print(_tasks(result, tasks))
     if difficulty:
         for task in result.difficulties:
             screen.print()
@@ -97,16 +99,30 @@ def _overall(result: Evaluation) -> RenderableType:
     return made
 
 
-def _tasks(result: Evaluation) -> RenderableType:
+def _side_by_side(result: Evaluation, width: int) -> list[list[str]]:
+    """Tasks that fit beside each other into a table of `width`, so that no name and no interval is broken."""
+    left = max(len(row.label) for row in result.rows) + 1
+    groups: list[list[str]] = [[]]
+    used = left
+    for task in result.tasks:
+        needed = max(len(task) + 1, len("34–100")) + 1  # a star, or the widest interval; and the space behind it
+        if groups[-1] and used + needed > width:
+            groups, used = [*groups, []], left
+        groups[-1].append(task)
+        used += needed
+    return groups
+
+
+def _tasks(result: Evaluation, tasks: Sequence[str]) -> RenderableType:
     """Accuracy of each task, and below it the interval."""
-    made = table(_right(result), *(f">{task}{'' if task in result.ranked else '*'}" for task in result.tasks))
+    made = table(_right(result), *(f">{task}{'' if task in result.ranked else '*'}" for task in tasks))
     made.padding = (0, 1, 0, 0)
     budget = ""
     for row in result.rows:
         if row.budget != budget:
             budget = row.budget
             made.add_row(f"[dim]{budget}")
-        cells = [f"{100 * row.tasks[task].value:.0f}\n[dim]{_range(row.tasks[task], '.0f')}" for task in result.tasks]
+        cells = [f"{100 * row.tasks[task].value:.0f}\n[dim]{_range(row.tasks[task], '.0f')}" for task in tasks]
         made.add_row(_name(row), *cells)
     return made
 

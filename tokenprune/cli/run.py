@@ -157,9 +157,9 @@ def command(
     if strange:
         note(strange)
     elif unknown := chat.unknown_words(asked):
-        strangers = ", ".join(map(repr, unknown))
+        missing = ", ".join(map(repr, unknown))
         note(
-            f"the {model} model knows only the words of its scenes, not {strangers}; `tokenprune run` shows what it can do"
+            f"the {model} model knows only the words of its scenes, not {missing}; `tokenprune run` shows what it can do"
         )
     with progress("asking twice, with all vision tokens and with fewer"):
         from tokenprune.cli.ask import compare

@@ -103,8 +103,10 @@ def device_named(name: str | None) -> torch.device:
 
 def quiet() -> None:
     """No advice and no bars from transformers: a command line says its own things."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # a hub out of reach is told once, in our words
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
