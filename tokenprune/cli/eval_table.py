@@ -86,6 +86,9 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
 def _overall(result: Evaluation) -> RenderableType:
     against = [] if result.measure == "agreement" else [">vs untouched"]  # the untouched model always agrees
     made = table("", ">tokens", ">final", ">FLOPs", f">{_right(result)}", ">95 %", *against, ">method")
+    made.columns[0].no_wrap = True
+    if against:
+        made.columns[-2].no_wrap = False  # two numbers: where it is narrow, one below the other
     budget = ""
     for row in result.rows:
         if row.budget != budget:

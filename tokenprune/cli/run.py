@@ -159,7 +159,8 @@ def command(
     elif unknown := chat.unknown_words(asked):
         missing = ", ".join(map(repr, unknown))
         note(
-            f"the {model} model knows only the words of its scenes, not {missing}; `tokenprune run` shows what it can do"
+            f"the {model} model knows only the words of its scenes, not {missing}; "
+            "`tokenprune run` shows what it can do"
         )
     with progress("asking twice, with all vision tokens and with fewer"):
         from tokenprune.cli.ask import compare

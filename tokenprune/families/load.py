@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,10 +104,9 @@ def device_named(name: str | None) -> torch.device:
 
 def quiet() -> None:
     """No advice and no bars from transformers: a command line says its own things."""
-    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    hub_logging.set_verbosity_error()  # a hub out of reach is told once, in our words
+    getLogger("huggingface_hub").setLevel(ERROR)  # a hub out of reach is told once, in our words
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
