@@ -1,6 +1,6 @@
 """SIGKILL at random moments: what a run that is resumed gives must be what an uninterrupted one gives.
 
-    python tests/killing.py eval 20        # so many kills; also: bench, training
+    python tests/killing.py eval 20        # so many kills; also: bench, many, training
 
 One process imports everything once; each try is a fork of it, so that a try takes seconds.
 """
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-KINDS = ("eval", "bench", "training")
+KINDS = ("eval", "bench", "many", "training")
 
 
 def forked(work: Callable[[], int], out: Path, after: float | None) -> int | None:
@@ -70,6 +70,11 @@ def work_of(kind: str, folder: Path) -> Callable[[], int]:
     if kind == "bench":
         size = ("--batch", 1, "--rounds", 3, "--new-tokens", 2, "--no-baselines")
         return command("bench", "fastv", "--keep", 0.5, *size, "--save-plot", folder / "b.png", "--json")
+    if kind == "many":
+        from tokenprune.scenes import samples
+
+        files = ("--images", samples()[0].path.parent, "--output", folder / "a.jsonl", "--batch-size", 1)
+        return command("run", *files, "--question", "is there a red ring ?", "--recipe", "fastv", "--json")
     return lambda: train(folder)
 
 
@@ -98,6 +103,8 @@ def outcome(kind: str, folder: Path, out: Path) -> Any:
         lines = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
         weights = {file.name: file.read_bytes() for file in (folder / "embedded").iterdir()}
         return without_times(lines), weights, sorted(path.name for path in folder.iterdir())
+    if kind == "many":
+        return (folder / "a.jsonl").read_bytes(), [path.name for path in folder.glob("[!.]*")]
     told = without_times(json.loads(out.read_text()))
     if kind == "bench":
         exact = (str, int)  # times and what is worked out from them are real numbers

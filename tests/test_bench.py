@@ -115,7 +115,7 @@ def test_equal_tokens_and_ceilings(result: Bench) -> None:
 def test_json_and_figure(result: Bench) -> None:
     facts = result.to_dict()
     row = facts["rows"][1]
-    assert row["speedup"]["prefill"]["low"] <= row["speedup"]["prefill"]["value"] <= row["speedup"]["prefill"]["high"]
+    assert row["speedup"]["prefill"]["low"] is row["speedup"]["prefill"]["high"] is None  # three rounds are too few
     assert row["reached"]["prefill"] == row["speedup"]["prefill"]["value"] / row["ceiling"]["prefill"]
     assert len(row["samples"]) == 3
     figure = plot_times(result)
@@ -141,11 +141,11 @@ def test_numbers_of_a_row_by_hand(result: Bench) -> None:
     )
     speed, total = row.speedup(), row.speedup("total")
     assert speed is not None and total is not None
-    assert (speed.value, speed.low, speed.high) == (2, 1, 3)
+    assert (speed.value, speed.low, speed.high) == (2, None, None)
     assert total.value == 5 / 4
     language = row.speedup("language")
     assert language is not None
-    assert (language.value, language.low, language.high) == (3, 1, 5)
+    assert (language.value, language.low, language.high) == (3, None, None)
     assert row.method_share == 0.1
     assert (row.peak, row.seconds("prefill")) == (9, 2)
 

@@ -27,14 +27,14 @@ def started(code: str, *arguments: object, **more: object) -> subprocess.Complet
     )
 
 
-@pytest.mark.parametrize(("kind", "kills"), [("eval", 2), ("training", 3)])
+@pytest.mark.parametrize(("kind", "kills"), [("eval", 2), ("many", 2), ("training", 3)])
 def test_killed_runs_end_as_uninterrupted_ones(kind: str, kills: int) -> None:
     done = started("import sys, killing; print(killing.survive(sys.argv[1], int(sys.argv[2])))", kind, kills)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["eval", "training", "bench"])
+@pytest.mark.parametrize("kind", ["eval", "training", "bench", "many"])
 def test_many_kills(kind: str) -> None:
     done = started("import sys, killing; print(killing.survive(sys.argv[1], 20))", kind)
     assert done.returncode == 0, done.stderr

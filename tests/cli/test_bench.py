@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import tokenprune as tp
+from tokenprune.cli.bench_table import show
 from tokenprune.recipe import load_recipe
+from tokenprune.study.bench import Bench, SideRow
+from tokenprune.study.bench.clock import Sample
 
 QUICK = ("--rounds", 1, "--batch", 1, "--text", 12)
 SMALL = ("--model", "llava-1.5-7b", "--layers", 4, "--width", 128, *QUICK, "--new-tokens", 1)
@@ -42,6 +46,26 @@ def test_table_and_plot(cli: Callable[..., Any], tmp_path: Path, monkeypatch: py
     assert next(line for line in lines if line.startswith("untouched")).count("×") == 0
     with Image.open(file) as image:
         assert image.width > 1000
+
+
+def test_tables_say_what_the_speed_up_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rounds 1/1, 2/4, 9/3, …: the median of the ratios is 1, the ratio of the medians is not."""
+
+    def told(before: list[float], after: list[float]) -> str:
+        def samples(times: list[float]) -> tuple[Sample, ...]:
+            return tuple(Sample(prefill=t, vision=0.0, decode=0.0, method=0.0, peak=None) for t in times)
+
+        ledger = tp.ledger("llava-1.5-7b", "fastv")
+        sides = (("a", before), ("b", after))
+        rows = [SideRow(name, 1, 9.0, samples(own), samples(before), ledger) for name, own in sides]
+        show(Bench("m", "r", None, "f", 9, 9, 9, 1, "sdpa", False, "float32", "cpu", rows))
+        return " ".join(capsys.readouterr().out.split())
+
+    uneven, even = told([1, 2, 9, 5, 5], [1, 4, 3, 5, 6]), told([2, 4, 6, 8, 9], [1, 2, 3, 4, 4.5])
+    assert "paired by round" in uneven and "with a 95 % interval" in uneven and "0.50–3.00" in uneven
+    assert "paired by round" not in even
+    few = told([1, 2, 9], [1, 1, 3])
+    assert "median of 3 rounds, no interval under 5 rounds" in few and "–" not in few
 
 
 def test_adaptive_recipes_are_marked(cli: Callable[..., Any]) -> None:

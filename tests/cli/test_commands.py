@@ -167,3 +167,7 @@ def test_show_proposes_only_what_is_not_refused(cli: Callable[..., Any], tmp_pat
     assert told.status == 0 and ran.status == 2
     assert "tokenprune run" not in told.out and "(tokenprune.build), not yet on a model" in told.out
     assert "next: tokenprune run --recipe fastv; " in cli("show", "fastv").out
+    told = cli("show", "fastv", "--variant", "k2-r75", "--set", "stages.0.scheduler.keep= 10").out.splitlines()[-1]
+    more = "--variant k2-r75 --set 'stages.0.scheduler.keep= 10'"
+    assert told == f"next: tokenprune run --recipe fastv {more}; tokenprune show fastv {more} --yaml"
+    assert "--recipe fastv --keep 0.25; " in cli("show", "fastv", "--keep", "25%").out

@@ -16,6 +16,17 @@ from rich.console import Console
 from tokenprune.cli import terminal
 from tokenprune.cli.question_file import read_cases
 from tokenprune.errors import InputError
+from tokenprune.scenes import TASKS
+from tokenprune.study.evaluate import (
+    UNTOUCHED,
+    Case,
+    Condition,
+    Evaluation,
+    Outcome,
+    agreement,
+    normal,
+    wilson,
+)
 
 SMALL = ("--scenes", 3, "--task", "colour", "--task", "ground", "--seeds", 2)
 
@@ -291,3 +302,50 @@ def test_a_bar_learns_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> Non
         count(1, 3)
         count(1)
     assert "2/3" in shown.getvalue()
+
+
+def test_agreement_needs_no_answers(llava_folder: Path, album: Path, cli: Callable[..., Any]) -> None:
+    """By hand from the answers in the folder: how many are the untouched model's."""
+    rows = [{"image": name, "question": question} for name in ("a.png", "b.png") for question in ("where ?", "the cat")]
+    file = questions(album, *rows)
+    where = ("--images", album, "--questions", file, "--model", llava_folder, "--device", "cpu")
+    common = ("eval", "fastv", "--keep", "0.1", "--no-baselines", *where, "--output", album / "runs")
+    assert "no answer" in cli(*common).err
+    facts = told(cli(*common, "--agree", "--csv", album / "e.csv", "--json"))
+    batches = [json.loads(line) for line in (album / "runs/results.jsonl").read_text().splitlines()]
+    answers = {batch["condition"]: [normal(answer) for answer in batch["answers"]] for batch in batches}
+    same = sum(one == other for one, other in zip(answers["untouched"], answers["fastv"], strict=True)) / len(rows)
+    assert facts["measure"] == "agreement"
+    assert [row["accuracy"]["value"] for row in facts["rows"]] == [1.0, same]
+    lines = list(csv.DictReader((album / "e.csv").open()))
+    assert float(lines[-1]["agreement"]) == same and "accuracy" not in lines[-1]
+    shown = cli(*common, "--agree").out
+    assert "same %" in shown and "vs untouched" not in shown and "those of the untouched model's" in shown
+
+
+def test_agreement_counts_equal_words() -> None:
+    cases = [Case(lambda: Image.new("RGB", (4, 4)), str(n), "?", "red") for n in range(4)]
+
+    def outcome(condition: Condition, answers: list[str]) -> Outcome:
+        right = [case.right(answer) for case, answer in zip(cases, answers, strict=True)]
+        return Outcome(condition, answers, right, [9] * 4, [9.0] * 4, [9.0] * 4, [9] * 4, 0.0)
+
+    said = [
+        outcome(UNTOUCHED, ["red", "blue", "a ring", "no"]),
+        outcome(Condition("x"), ["Red.", "red", "a  ring", "yes"]),
+    ]
+    before, after = Evaluation(cases, said), agreement(Evaluation(cases, said))
+    assert [row.overall.value for row in before.rows] == [0.25, 0.5]
+    assert [row.overall.value for row in after.rows] == [1.0, 0.5]
+    assert after.rows[1].overall.ends == wilson(2, 4) and after.ranked == ("all",)
+
+
+def test_tables_at_80_columns_break_no_word(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = cli("eval", "fastv:k2-r75", "--keep", "0.5", "--scenes", 2, "--seeds", 1, "--no-pairs").out
+    tables = out.partition("\ntokens: vision")[0].splitlines()
+    assert max(map(len, tables)) <= 80
+    for task in TASKS:
+        assert sum(task in line for line in tables) == 1, task
+    labels = {"untouched", "fastv:k2-r75", "random", "uniform", "last", "smaller-image"}
+    assert {line.split(" ")[0] for line in tables} == {*labels, "embedded:", "right", "keep:", ""}

@@ -20,7 +20,7 @@ MISTAKES = [
         "run --image TMP/cut.png --question x",
         "--image: TMP/cut.png is damaged: image file is truncated",
     ),
-    ("run --image IMAGE", "--image needs a --question about it"),
+    ("run --image IMAGE", "a picture needs a question: tokenprune run photo.jpg 'What is this?'"),
     ("run --image IMAGE --question ''", "--question is empty"),
     # budgets
     ("run --keep 0", "--keep: keep as a count must be at least 1, got 0"),

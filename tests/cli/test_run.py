@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tokenprune.cli import ask
+from tokenprune.cli.answer import _verdict
 from tokenprune.recipe import load_recipe
 from tokenprune.scenes import samples
 
@@ -138,3 +139,28 @@ def test_recipe_that_does_not_fit_the_model_is_told(tmp_path: Path, cli: Callabl
     assert "99" in outcome.err
     assert outcome.err.count("\n") == 1
     assert not plot.exists()
+
+
+def test_pictures_that_are_no_scenes_are_told(picture: Path, cli: Callable[..., Any]) -> None:
+    outcome = cli("run", picture, "where is the cat?")
+    assert outcome.status == 0 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("note: the embedded model knows coloured shapes only, and ")
+    assert f"{picture} shows none" in outcome.err and "which colour does the cross in the picture have?" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ([2.0] * 7, [1.0] * 7, "first token 2.00× as fast (95 %: 2.00–2.00, paired by round)"),
+        ([2.0] * 8, [1.0] * 8, "first token 2.00× as fast (95 %: 2.00–2.00, paired by round)"),
+        ([1.05, 0.97, 1.1, 0.9, 1.2], [1.0] * 5, "no difference beyond this run's noise (0.90–1.20× as fast)"),
+        ([2.0] * 3, [1.0] * 3, "first token 2.00× as fast, in too few runs to tell that from noise"),
+        ([1.0] * 5, [2.0] * 5, "no time gained on this prompt"),
+    ],
+)
+def test_the_verdict_does_not_turn_on_noise(before: list[float], after: list[float], words: str) -> None:
+    report: Any = None
+    result = ask.Comparison(ask.Side(first=before), ask.Side(first=after), report, 0.1)
+    facts = {"total": 4, "final": 1, "average": 2, "saved": 0.5, "vision_tokens": [4, 1], "model": "x"}
+    speedup = result.first_speedup.to_dict()
+    assert words in _verdict({**facts, "first_token_speedup": speedup, "method_seconds": 0.1})

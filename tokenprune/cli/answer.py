@@ -64,6 +64,7 @@ def as_dict(
         "untouched_seconds": result.untouched.seconds,
         "first_token_seconds": result.reduced.first_seconds,
         "untouched_first_token_seconds": result.untouched.first_seconds,
+        "first_token_speedup": result.first_speedup.to_dict(),
         "method_seconds": result.method_seconds,
         "timed_runs": len(result.reduced.times),
         "answer_tokens": result.reduced.tokens,
@@ -152,9 +153,14 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     saved = (
         f"[bold]{facts['saved']:.0%} of the vision tokens saved[/] on average over {len(facts['vision_tokens'])} layers"
     )
-    ratio = facts["untouched_first_token_seconds"] / facts["first_token_seconds"]
-    if ratio >= 1.02:
-        speed = f"first token {ratio:.2f}× as fast"
+    found = facts["first_token_speedup"]
+    ratio, low, high = found["value"], found["low"], found["high"]
+    if low is None:
+        speed = f"first token {ratio:.2f}× as fast, in too few runs to tell that from noise"
+    elif low > 1:
+        speed = f"first token {ratio:.2f}× as fast (95 %: {low:.2f}–{high:.2f}, paired by round)"
+    elif high >= 1:
+        speed = f"first token: no difference beyond this run's noise ({low:.2f}–{high:.2f}× as fast)"
     elif facts["model"] == "embedded":
         speed = "no time gained, the model is too small for that"
     else:

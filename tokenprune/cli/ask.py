@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.engine.attach import attach
 from tokenprune.study.bench.clock import FirstToken, wait
+from tokenprune.study.bench.result import paired_speedup
 
 if TYPE_CHECKING:
     from tokenprune.core.report import Report
     from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
+    from tokenprune.study.statistics import Estimate
 
 ROUNDS = 7
 """Timed runs of each side, at most."""
@@ -53,6 +55,13 @@ class Comparison:
     """Of the last reduced run."""
     method_seconds: float
     """Median time that the recipe's stages took, part of the reduced side's time."""
+
+    @property
+    def first_speedup(self) -> Estimate:
+        """How many times as fast the first token came, paired by round, of the last odd number of rounds."""
+        rounds = len(self.reduced.first)
+        last = rounds - (rounds % 2 == 0)
+        return paired_speedup(self.untouched.first[-last:], self.reduced.first[-last:])
 
 
 def compare(chat: Chat, inputs: dict[str, Any], recipe: Recipe, *, max_new_tokens: int) -> Comparison:

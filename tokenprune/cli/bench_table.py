@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenprune.cli.terminal import console, table
+from tokenprune.study.bench.result import FEWEST
 
 if TYPE_CHECKING:
     from tokenprune.study.bench import Bench, Estimate, SideRow
@@ -41,14 +42,26 @@ def show(result: Bench) -> None:
         screen.print(first)
         screen.print(second)
     rounds = len(result.rows[0].samples)
+    noise = "with a 95 % interval of this run's noise" if rounds >= FEWEST else f"no interval under {FEWEST} rounds"
+    paired = " (paired by round, so it is not the ratio of the medians beside it)" if _differs(result) else ""
     screen.print(
-        f"\n[dim]faster: untouched time over this one's, median of {rounds} rounds, with a 95 % interval of this run's "
-        "noise. ceiling: if time went with multiply-adds, the recipe's own included. method: time of the stages, as a "
-        "share of the untouched prefill.",
+        f"\n[dim]faster: untouched time over this one's{paired}, median of {rounds} rounds, {noise}. "
+        "ceiling: if time went with multiply-adds, the recipe's own included. method: time of the stages, as a share "
+        "of the untouched prefill.",
         soft_wrap=True,
     )
     if not all(row.ledger.exact for row in result.rows):
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
+
+
+def _differs(result: Bench) -> bool:
+    """Whether a speed-up in the tables is not what one gets by dividing the medians in them."""
+    untouched = {row.batch: row for row in result.rows if row.samples == row.untouched}
+    shown = [(row, phase, row.speedup(phase)) for row in result.rows for phase in ("prefill", "decode", "total")]
+    return any(
+        speed is not None and f"{speed.value:.2f}" != f"{untouched[row.batch].seconds(phase) / row.seconds(phase):.2f}"
+        for row, phase, speed in shown
+    )
 
 
 def _prefill(row: SideRow) -> list[str]:
@@ -57,7 +70,7 @@ def _prefill(row: SideRow) -> list[str]:
     if row.samples == row.untouched or speed is None:
         return [*cells, "", "", "", "", ""]
     method = f"{row.method_share:.1%}" if row.method_share else ""
-    interval = f"{speed.low:.2f}–{speed.high:.2f}"
+    interval = "" if speed.low is None or speed.high is None else f"{speed.low:.2f}–{speed.high:.2f}"
     return [*cells, _ratio(speed), interval, f"{about}{row.ceiling():.2f}×", f"{about}{row.reached():.0%}", method]
 
 

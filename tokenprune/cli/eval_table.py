@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def as_csv(result: Evaluation) -> str:
     """A line for each condition, budget and task; task `overall` is what conditions are ranked by."""
     made = io.StringIO()
     writer = csv.writer(made, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    writer.writerow(name.replace("accuracy", result.measure) for name in COLUMNS)
     counted = sum(result.tasks[task] for task in result.ranked or result.tasks)
     for row in result.rows:
         head = (row.label, row.budget, _yes(row.baseline), row.draws, row.fingerprint)
@@ -67,8 +68,9 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
     screen.print()
     screen.print(_overall(result))
     if len(result.tasks) > 1:
-        screen.print()
-        screen.print(_tasks(result))
+        for tasks in _side_by_side(result, screen.width):
+            screen.print()
+            screen.print(_tasks(result, tasks))
     if difficulty:
         for task in result.difficulties:
             screen.print()
@@ -82,7 +84,11 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
 
 
 def _overall(result: Evaluation) -> RenderableType:
-    made = table("", ">tokens", ">final", ">FLOPs", ">right %", ">95 %", ">vs untouched", ">method")
+    against = [] if result.measure == "agreement" else [">vs untouched"]  # the untouched model always agrees
+    made = table("", ">tokens", ">final", ">FLOPs", f">{_right(result)}", ">95 %", *against, ">method")
+    made.columns[0].no_wrap = True
+    if against:
+        made.columns[-2].no_wrap = False  # two numbers: where it is narrow, one below the other
     budget = ""
     for row in result.rows:
         if row.budget != budget:
@@ -92,20 +98,34 @@ def _overall(result: Evaluation) -> RenderableType:
         method = f"{1000 * row.seconds:.1f} ms" if row.seconds else ""
         right = f"{100 * row.overall.value:.1f}"
         cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{row.flops_share:.0%}", right)
-        made.add_row(_name(row), *cells, _range(row.overall, ".1f"), change, method)
+        made.add_row(_name(row), *cells, _range(row.overall, ".1f"), *([change] if against else []), method)
     return made
 
 
-def _tasks(result: Evaluation) -> RenderableType:
+def _side_by_side(result: Evaluation, width: int) -> list[list[str]]:
+    """Tasks that fit beside each other into a table of `width`, so that no name and no interval is broken."""
+    left = max(len(row.label) for row in result.rows) + 1
+    groups: list[list[str]] = [[]]
+    used = left
+    for task in result.tasks:
+        needed = max(len(task) + 1, len("34–100")) + 1  # a star, or the widest interval; and the space behind it
+        if groups[-1] and used + needed > width:
+            groups, used = [*groups, []], left
+        groups[-1].append(task)
+        used += needed
+    return groups
+
+
+def _tasks(result: Evaluation, tasks: Sequence[str]) -> RenderableType:
     """Accuracy of each task, and below it the interval."""
-    made = table("right %", *(f">{task}{'' if task in result.ranked else '*'}" for task in result.tasks))
+    made = table(_right(result), *(f">{task}{'' if task in result.ranked else '*'}" for task in tasks))
     made.padding = (0, 1, 0, 0)
     budget = ""
     for row in result.rows:
         if row.budget != budget:
             budget = row.budget
             made.add_row(f"[dim]{budget}")
-        cells = [f"{100 * row.tasks[task].value:.0f}\n[dim]{_range(row.tasks[task], '.0f')}" for task in result.tasks]
+        cells = [f"{100 * row.tasks[task].value:.0f}\n[dim]{_range(row.tasks[task], '.0f')}" for task in tasks]
         made.add_row(_name(row), *cells)
     return made
 
@@ -113,7 +133,7 @@ def _tasks(result: Evaluation) -> RenderableType:
 def _difficulties(result: Evaluation, task: str) -> RenderableType:
     """Accuracy of each difficulty of a task, and above it how many questions are so difficult."""
     known = result.difficulties[task]
-    made = table(f"{task}, right %", *(f">{name}\n{questions}" for name, questions in known.items()))
+    made = table(f"{task}, {_right(result)}", *(f">{name}\n{questions}" for name, questions in known.items()))
     budget = ""
     for row in result.rows:
         if row.budget != budget:
@@ -144,6 +164,8 @@ def _notes(result: Evaluation, *, pairs: bool) -> list[str]:
     lines = ["tokens: vision tokens in a layer, mean over layers; final: in the last one; method: time a question"]
     lines.append("FLOPs: from pixels to the first token, the method's own among them, of the untouched model's")
     lines.append("95 %: intervals by resampling pictures; differences are paired and in points")
+    if result.measure == "agreement":
+        lines.append("same: answers whose words are those of the untouched model's, right or wrong")
     if pairs:
         many = len(result.pairs)
         lines.append(f"p: two-sided, by flipping signs picture by picture; Holm: adjusted for the {many} pairs")
@@ -163,6 +185,11 @@ def _notes(result: Evaluation, *, pairs: bool) -> list[str]:
         drawn = ", ".join(f"{label} of {row.draws}" for label, row in labels.items() if row.draws > 1)
         lines.append(f"mean over draws (of uniform: phases): {drawn}")
     return lines
+
+
+def _right(result: Evaluation) -> str:
+    """What the columns of shares are headed."""
+    return "right %" if result.measure == "accuracy" else "same %"
 
 
 def _plain(label: str) -> Text:

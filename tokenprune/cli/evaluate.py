@@ -34,6 +34,7 @@ EXAMPLES = (
     "                  --output runs/feather --save-plot accuracy.png",
     "  tokenprune eval fastv --keep 0.25 --set stages.0.scorer.rope=false --cost flops \\",
     "                  --save-plot accuracy.png",
+    "  tokenprune eval fastv --keep 0.25 --agree --model ./my-llava --images photos --questions q.jsonl",
     "  tokenprune eval sparsevlm fastv:k3-r75 --task localisation --task counting",
     "  tokenprune eval my.yaml --average 0.5 --model ./my-llava \\",
     "                  --images photos --questions questions.jsonl --csv accuracy.csv",
@@ -85,6 +86,12 @@ def command(
             help=".jsonl or .csv with image, question, answer and, if you like, task and difficulty.", metavar="FILE"
         ),
     ] = None,
+    agree: Annotated[
+        bool,
+        typer.Option(
+            "--agree", help="Count answers that are the untouched model's, instead of right ones; needs no answers."
+        ),
+    ] = False,
     seeds: Annotated[
         int,
         typer.Option(
@@ -131,7 +138,7 @@ def command(
     An answer is right if its words are exactly those of the expected one, or its box overlaps that one by half or more
     (intersection over union). Differences from the untouched model are
     paired: both answer the same questions. A task that the untouched model answers right in less than 85 % of cases is
-    shown, but does not count in the ranking.
+    shown, but does not count in the ranking. With --agree an answer is right if its words are the untouched model's.
 
     --keep compares recipes as their papers count; early layers that still see all tokens are not counted. --average
     gives all of them the same tokens in all layers, --flops the same multiply-adds, their own work included. --set
@@ -146,7 +153,7 @@ def command(
         from tokenprune.study.evaluate.conditions import make_conditions
 
         conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines, sets=sets or ())
-        cases = _cases(scenes, task, images, questions)
+        cases = _cases(scenes, task, images, questions, agree)
     if difficulty and not any(case.difficulty for case in cases):
         raise InputError("--difficulty: none of these questions says how difficult it is")
     with progress(f"loading {model}"):
@@ -172,6 +179,10 @@ def command(
             output=output,
             on_batch=lambda _, batches: count(1, batches),
         )
+    if agree:
+        from tokenprune.study.evaluate import agreement
+
+        result = agreement(result)
     if csv is not None:
         from tokenprune.cli.eval_table import as_csv
 
@@ -220,7 +231,9 @@ def _check(scenes: int | None, images: Path | None, questions: Path | None) -> N
         raise InputError("--scenes are generated pictures; with --questions leave it out")
 
 
-def _cases(scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None) -> list[Case]:
+def _cases(
+    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, agree: bool
+) -> list[Case]:
     if images is None or questions is None:
         from tokenprune.scenes import TASKS
         from tokenprune.scenes.cases import scene_cases
@@ -228,7 +241,7 @@ def _cases(scenes: int | None, task: list[str] | None, images: Path | None, ques
         return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
     from tokenprune.cli.question_file import read_cases
 
-    cases = read_cases(questions, images)
+    cases = read_cases(questions, images, answers=not agree)
     known = sorted({case.task for case in cases})
     for name in task or []:
         if name not in known:

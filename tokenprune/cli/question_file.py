@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +20,9 @@ NEEDED = ("image", "question", "answer")
 FIELDS = (*NEEDED, "task", "difficulty")
 
 
-def read_cases(file: Path, images: Path) -> list[Case]:
-    """The cases of a question file; `image` is a path inside `images`, `task` and `difficulty` may be left out.
+def read_cases(file: Path, images: Path, *, answers: bool = True) -> list[Case]:
+    """The cases of a question file; `image` is a path inside `images`, `task` and `difficulty` may be left out, and
+    `answer` unless `answers`.
 
     Raises:
         InputError: file or folder cannot be read, or lines are wrong: each of them told with its number.
@@ -34,10 +35,11 @@ def read_cases(file: Path, images: Path) -> list[Case]:
     problems: list[str] = []
     first: dict[tuple[str, str], int] = {}
     digests: dict[str, str] = {}
-    for number, row in _rows(file):
-        wrong = row if isinstance(row, str) else _wrong(row)
+    needed = NEEDED if answers else NEEDED[:2]
+    for number, row in _rows(file, needed):
+        wrong = row if isinstance(row, str) else _wrong(row, needed)
         if not wrong and isinstance(row, Mapping):
-            image, question, answer = (str(row[name]).strip() for name in NEEDED)
+            image, question, answer = (str(row.get(name) or "").strip() for name in NEEDED)
             path = images / image
             known = first.setdefault((image, question), number)
             if known != number:
@@ -72,10 +74,10 @@ def _look(path: Path) -> tuple[str, str]:
         return str(error), ""
 
 
-def _wrong(row: Mapping[str, Any]) -> str:
+def _wrong(row: Mapping[str, Any], needed: Sequence[str]) -> str:
     """What is wrong with the fields of a line, or an empty string."""
     unknown = [name for name in row if name not in FIELDS]
-    missing = [name for name in NEEDED if row.get(name) is None or not str(row[name]).strip()]
+    missing = [name for name in needed if row.get(name) is None or not str(row[name]).strip()]
     if unknown:
         return f"unknown field {unknown[0]!r}{did_you_mean(unknown[0], FIELDS)}; known: {', '.join(FIELDS)}"
     if missing:
@@ -84,7 +86,7 @@ def _wrong(row: Mapping[str, Any]) -> str:
     return f"{kinds[0]}: expected text, got {row[kinds[0]]!r}" if kinds else ""
 
 
-def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _rows(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     """Line numbers with the fields of the line, or with what is wrong with it."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -96,7 +98,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         raise InputError(f"--questions: cannot read {file}: {error.strerror or error}") from None
     kind = file.suffix.lower()
     if kind == ".csv":
-        yield from _csv_rows(file, text)
+        yield from _csv_rows(file, text, needed)
     elif kind in (".jsonl", ".ndjson"):
         yield from _json_rows(text)
     else:
@@ -115,7 +117,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
         yield number, row if isinstance(row, dict) else f"expected an object in braces, got {line.strip()[:40]}"
 
 
-def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
+def _csv_rows(file: Path, text: str, needed: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any] | str]]:
     reader = csv.reader(text.splitlines(keepends=True), strict=True)
     head: list[str] | None = None
     while True:
@@ -129,7 +131,7 @@ def _csv_rows(file: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any] | 
             return
         if head is None:
             head = [name.strip() for name in row]
-            if missing := [name for name in NEEDED if name not in head]:
+            if missing := [name for name in needed if name not in head]:
                 raise InputError(f"{file}:1: error: the first line names the columns; no {' and no '.join(missing)}")
         elif len(row) not in (0, len(head)):
             yield number, f"{len(row)} fields under {len(head)} column names"

@@ -22,7 +22,9 @@ from tokenprune.cli.options import (
     Variant,
     budgets_of,
 )
+from tokenprune.cli.strangers import strange_pictures
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
+from tokenprune.cli.words import pictures_and_question
 from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
@@ -32,14 +34,25 @@ if TYPE_CHECKING:
 NAME = "run"
 EXAMPLES = (
     "  tokenprune run",
+    "  tokenprune run photo.jpg 'What is on the table?' --model llava-hf/llava-1.5-7b-hf",
     "  tokenprune run --recipe fastv --keep 0.25 --save-plot kept.png",
     "  tokenprune run --recipe my.yaml --set stages.0.recycler=drop --json",
-    "  tokenprune run --model llava-hf/llava-1.5-7b-hf --image cat.jpg \\",
-    "                 --question 'What is on the table?'",
+    "  tokenprune run --images photos --question 'What is this?' --model my-llava \\",
+    "                 --output answers.jsonl --workers 2",
 )
+BATCH = 8
+MEASURED = 2
 
 
 def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PICTURE]... [QUESTION]",
+            help="Pictures of one prompt, and what to ask about them.",
+            show_default=False,
+        ),
+    ] = None,
     image: Annotated[
         list[Path] | None,
         typer.Option(help="Picture file; give it several times for several pictures in one prompt.", metavar="PATH"),
@@ -64,6 +77,36 @@ def command(
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of the tokens that each stage kept.", metavar="FILE.png")
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Many pictures, each in a prompt of its own: a folder, a pattern in quotes, or a .jsonl file with "
+            "image and question. Needs --output.",
+            metavar="DIR|GLOB|FILE.jsonl",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File for the answers about --images; the same command goes on where it stopped.", metavar="FILE.jsonl"
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help=f"Questions at a time with --images, {BATCH} by default.", metavar="N")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share --images, each with its own model.", metavar="N"),
+    ] = None,
+    measure: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Batches of --images that are asked with all tokens, too, to tell the time saved; {MEASURED} by "
+            "default.",
+            metavar="N",
+        ),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Ask a model about a picture, once with all vision tokens and once with those that a recipe keeps.
@@ -72,26 +115,52 @@ def command(
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
     """
     budgets = budgets_of(keep, average, final, flops)
-    if question is not None and not question.strip():
-        raise InputError("--question is empty")
+    paths, question = pictures_and_question(words or [], image or [], question)
     check_plot(save_plot)
-    pictures = [open_picture(path) for path in image or []]
+    many = {"--output": output, "--batch-size": batch_size, "--workers": workers, "--measure": measure}
+    if images is None:
+        if strayed := [option for option, value in many.items() if value is not None]:
+            raise InputError(f"{strayed[0]} goes with --images, which asks about many pictures")
+    elif image or save_plot is not None:
+        raise InputError(f"{'--image' if image else '--save-plot'} is for one prompt; leave it out with --images")
+    pictures = [open_picture(path, "--image" if path in (image or []) else "picture") for path in paths]
 
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
-    paths, pictures, asked, answer = _subject(image or [], pictures, question)
+    if images is not None:
+        from tokenprune.cli.many import Work, ask_many
+
+        settings = {"variant": variant, "sets": tuple(sets or ()), **budgets}
+        work = Work(model, dtype, device, attention, recipe, settings, tuple(plugin or ()), max_new_tokens)
+        ask_many(
+            [*images, *map(str, paths)],
+            question,
+            output,
+            work,
+            recipe=resolved,
+            batch_size=batch_size or BATCH,
+            workers=workers or 1,
+            measure=MEASURED if measure is None else measure,
+            json=json_,
+        )
+        return
+    demo = not paths and question is None
+    paths, pictures, asked, answer = _subject(paths, pictures, question)
     with progress(f"loading {model}"):
         from tokenprune.answers import load
 
         chat = load(model, dtype=dtype, device=device, attention=attention)
     inputs = chat.inputs(pictures, asked)
-    unknown = chat.unknown_words(asked)
-    if unknown:
-        words = ", ".join(map(repr, unknown))
+    strange = strange_pictures(model, paths, [picture.size for picture in pictures])
+    if strange:
+        note(strange)
+    elif unknown := chat.unknown_words(asked):
+        missing = ", ".join(map(repr, unknown))
         note(
-            f"the {model} model knows only the words of its scenes, not {words}; `tokenprune run` shows what it can do"
+            f"the {model} model knows only the words of its scenes, not {missing}; "
+            "`tokenprune run` shows what it can do"
         )
     with progress("asking twice, with all vision tokens and with fewer"):
         from tokenprune.cli.ask import compare
@@ -113,7 +182,7 @@ def command(
     if json_:
         print_json(facts)
     else:
-        show(facts, demo=not image and question is None, command={"recipe": recipe, "model": model})
+        show(facts, demo=demo, command={"recipe": recipe, "model": model})
 
 
 def _subject(
@@ -129,7 +198,7 @@ def _subject(
     found = [sample for sample in shipped if len(paths) == 1 and Path(sample.path).resolve() == paths[0].resolve()]
     if question is None:
         if not found:
-            raise InputError("--image needs a --question about it")
+            raise InputError("a picture needs a question: tokenprune run photo.jpg 'What is this?'")
         return paths, pictures, found[0].question, found[0].answer
     known = {" ".join(sample.question.lower().split()): sample.answer for sample in found}
     return paths, pictures, question, known.get(" ".join(question.lower().split()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -81,7 +82,14 @@ def command(
     if json_:
         print_json(facts)
     else:
-        _show(resolved, facts, asked=recipe)
+        given: dict[str, Sequence[object] | None] = {
+            "--plugin": plugin,
+            "--variant": [variant] if variant else None,
+            "--set": sets,
+        }
+        given |= {f"--{kind}": [value] for kind, value in budgets.items() if value is not None}
+        more = "".join(f" {option} {quote(str(each))}" for option, values in given.items() for each in values or ())
+        _show(resolved, facts, asked=quote(recipe), more=more)
 
 
 def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
@@ -162,7 +170,7 @@ def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, qu
     return PromptPrices(model, pipeline, total, grids, text, question)
 
 
-def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
+def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str, more: str) -> None:
     from rich.text import Text
 
     screen = console()
@@ -193,10 +201,10 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str) -> None:
     screen.print()
     screen.print(_tokens(facts))
     _meanings(facts)
-    run = f"tokenprune run --recipe {asked}"
+    run = f"tokenprune run --recipe {asked}{more}"
     if any(stage.place.kind == "in_vision" for stage in recipe.stages):
         run = "stages inside a vision tower run on tensors of your own (tokenprune.build), not yet on a model"
-    screen.print(f"[dim]next:[/] {run}; tokenprune show {asked} --yaml", soft_wrap=True)
+    screen.print(f"[dim]next:[/] {run}; tokenprune show {asked}{more} --yaml", soft_wrap=True)
 
 
 def _parts(recipe: Recipe) -> RenderableType:

@@ -30,7 +30,8 @@ def table(*headers: str) -> Table:
 
     made = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0), show_edge=False)
     for header in headers:
-        made.add_column(header.lstrip(">"), justify="right" if header.startswith(">") else "left", overflow="fold")
+        number = header.startswith(">")
+        made.add_column(header.lstrip(">"), justify="right" if number else "left", overflow="fold", no_wrap=number)
     return made
 
 

@@ -17,6 +17,13 @@ PHOTOMETRIC, BITS = 262, 258
 """TIFF tags: whether 0 is black (1) or white (0), and bits a channel."""
 
 
+def picture_suffixes() -> frozenset[str]:
+    """Ends of the names of files that Pillow opens, in lower case and with their dot."""
+    from PIL import Image
+
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
 def open_picture(path: Path, option: str = "--image") -> Image:
     """The picture at `path`: RGB, turned upright, transparency on white; of an animation the first frame.
 

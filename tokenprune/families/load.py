@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,7 @@ def quiet() -> None:
     """No advice and no bars from transformers: a command line says its own things."""
     from transformers.utils import logging
 
+    getLogger("huggingface_hub").setLevel(ERROR)  # a hub out of reach is told once, in our words
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -47,7 +47,7 @@ def plot_accuracy(result: Evaluation, *, flops: bool = False, title: str | None 
         colour = next(greys) if rows[0].baseline else next(colours)
         _line(axes, rows, [_cost(row, flops) + aside for row in rows], colour, MARKS[number % len(MARKS)])
     what = "ranked tasks" if result.ranked else "all tasks, none of them ranked"
-    axes.set_ylabel(f"accuracy in %, {what}", color=SOFT_INK, fontsize=8.5)
+    axes.set_ylabel(f"{result.measure} in %, {what}", color=SOFT_INK, fontsize=8.5)
     words = f"vision tokens in a layer, mean over layers (of {untouched.total:.0f})"
     if flops:
         words = "multiply-adds of a prefill, % of the untouched model's"

@@ -54,7 +54,9 @@ def _panel(axes: Axes, rows: list[SideRow], *, decodes: bool) -> None:
     for place, row, end in zip(places, rows, ends, strict=True):
         found = row.speedup("prefill")
         if place and found is not None:
-            text = f" {found.value:.2f}× ({found.low:.2f} … {found.high:.2f}) of {row.ceiling():.2f}×"
+            known = found.low is not None and found.high is not None
+            interval = f" ({found.low:.2f} … {found.high:.2f})" if known else ""
+            text = f" {found.value:.2f}×{interval} of {row.ceiling():.2f}×"
             axes.text(end, place, text, va="center", fontsize=7.5, color=INK)
     axes.set_yticks(places, [row.name for row in rows], fontsize=8.5, color=INK)
     axes.invert_yaxis()

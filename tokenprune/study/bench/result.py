@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -11,6 +11,8 @@ from tokenprune.cost.account import Cost, Ledger
 from tokenprune.study.bench.clock import Sample
 from tokenprune.study.statistics import Estimate, median_ratio
 
+FEWEST = 5
+"""Rounds below which an interval says nothing: the range of three holds the true median in three of four cases only."""
 PHASES = ("prefill", "language", "decode", "total")
 
 
@@ -40,9 +42,12 @@ class SideRow:
         return median(known) if known else None
 
     def speedup(self, phase: str = "prefill") -> Estimate | None:
-        """Untouched time over this side's, paired by round; None for a phase that did not run."""
+        """Untouched time over this side's, paired by round; None for a phase that did not run.
+
+        Under `FEWEST` rounds there is no interval.
+        """
         before, after = ([getattr(one, phase) for one in side] for side in (self.untouched, self.samples))
-        return median_ratio(before, after) if min(before) > 0 and min(after) > 0 else None
+        return paired_speedup(before, after) if min(before) > 0 and min(after) > 0 else None
 
     @property
     def method_share(self) -> float | None:
@@ -123,6 +128,12 @@ class Bench:
         """All numbers, ready for JSON."""
         head = {key: value for key, value in vars(self).items() if key != "rows"}
         return {**head, "rows": [row.to_dict() for row in self.rows]}
+
+
+def paired_speedup(before: Sequence[float], after: Sequence[float]) -> Estimate:
+    """`median_ratio` of an odd number of rounds; without an interval where they are fewer than `FEWEST`."""
+    found = median_ratio(before, after)
+    return found if len(before) >= FEWEST else replace(found, low=None, high=None)
 
 
 def _cost(cost: Cost, phase: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tokenprune.study.cases import Case, normal, same_words
+from tokenprune.study.evaluate.agree import agreement
 from tokenprune.study.evaluate.conditions import BASELINES, SMALLER, UNTOUCHED, Condition, make_conditions
 from tokenprune.study.evaluate.results import GATE, ConditionRow, Evaluation, Outcome, Pair
 from tokenprune.study.evaluate.sweep import evaluate
@@ -21,6 +22,7 @@ __all__ = [
     "Outcome",
     "Pair",
     "accuracy",
+    "agreement",
     "difference",
     "evaluate",
     "holm",

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,8 @@ class Evaluation:
 
     cases: list[Case]
     outcomes: list[Outcome]
+    measure: Literal["accuracy", "agreement"] = "accuracy"
+    """What counts as right: the answer that the case expects, or that of the untouched model (see `agreement`)."""
 
     @cached_property
     def tasks(self) -> dict[str, int]:
@@ -178,6 +180,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return {
+            "measure": self.measure,
             "questions": len(self.cases),
             "pictures": len({case.picture_id for case in self.cases}),
             "tasks": {
