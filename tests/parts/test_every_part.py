@@ -59,8 +59,19 @@ WITH_ARGUMENTS: list[Part] = [
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
 ]
+
+
+def trained(part: Learned) -> Learned:
+    """With other weights than training starts from, which may do nothing yet."""
+    part.start(Host("", strategies.WIDTH), seed=0)
+    draw = torch.Generator().manual_seed(1)
+    for parameter in part.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    return part
+
+
 DEFAULTS = [
-    part() if not issubclass(part, Learned) else part().start(Host("", strategies.WIDTH), seed=0)
+    trained(part()) if issubclass(part, Learned) else part()
     for role in registry.ROLES
     for part in registry.parts(role).values()
     if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved"}
