@@ -18,10 +18,13 @@ from tokenprune.parts.learned import Host
 from tokenprune.parts.recyclers.abstraction import AbstractionRecycler
 from tokenprune.parts.recyclers.convolution import ConvolutionRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
+from tokenprune.parts.recyclers.fusion import FusionRecycler, scan
 from tokenprune.parts.recyclers.pool import PoolRecycler
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.samplers.even import UniformSampler
 from tokenprune.parts.schedulers.threshold import ThresholdScheduler
+from tokenprune.parts.scorers.dual_expert import DualExpertScorer
+from tokenprune.parts.scorers.trimmer import TrimmerScorer
 from tokenprune.parts.work import Work
 from tokenprune.recipe import load_recipe
 from tokenprune.stage import Stage
@@ -52,8 +55,9 @@ def shaken(part: Any, seed: int = 1) -> Any:
     [
         (ConvolutionRecycler(dim=4), PoolRecycler(), UniformSampler()),
         (AbstractionRecycler(dim=4), DropRecycler(), TopKSampler()),
+        (FusionRecycler(dim=4), DropRecycler(), TopKSampler()),
     ],
-    ids=["convolution is pool", "abstraction is drop"],
+    ids=["convolution is pool", "abstraction is drop", "fusion is drop"],
 )
 @pytest.mark.parametrize("keep", [4, 9, 17])
 def test_training_starts_exactly_at_the_baseline(part: Any, baseline: Any, sampler: Any, keep: int) -> None:
@@ -117,7 +121,9 @@ def test_abstraction_asks_for_the_question_or_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [ConvolutionRecycler(dim=4), AbstractionRecycler(dim=4)], ids=lambda part: str(part.title)
+    "part",
+    [ConvolutionRecycler(dim=4), AbstractionRecycler(dim=4), FusionRecycler(dim=4)],
+    ids=lambda part: str(part.title),
 )
 def test_a_sample_that_loses_nothing_stays_as_it_is(part: Any) -> None:
     given = tokens()
@@ -136,6 +142,9 @@ def test_costs_are_those_of_the_formulas() -> None:
     assert ConvolutionRecycler(dim=4).multiply_adds(WORK) == 40 * 10 * (3 + 8) + 4 * 8 * (40 + 10) + 40 * 10 * 4
     projected = (2 * 40 + 2 * 10 + 1) * 8
     assert AbstractionRecycler(dim=4).multiply_adds(WORK) == 4 * (projected + 2 * 10 * 40) + 10 * 40
+    assert FusionRecycler(dim=4).multiply_adds(WORK) == 4 * 8 * (40 + 6 + 10) + 4 * 4 * 4 * (40 + 6)
+    assert TrimmerScorer(dim=4).multiply_adds(WORK) == 4 * 8 * (40 + 2) + 40 * (16 * 4 + 4 * 2)
+    assert DualExpertScorer().multiply_adds(WORK) == 40 * 8 * (1 + 6)
 
 
 def test_counts_by_a_bar_are_the_samples_own() -> None:
@@ -216,3 +225,61 @@ def test_a_rectifier_cannot_be_fitted_beside_gates() -> None:
 
     with pytest.raises(RecipeError, match="rectifier 'log_mass' adds to attention"):
         soft(Stage(place="after_vision", rectifier=LogMassRectifier()), 3)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 64, 65])
+def test_a_scan_is_the_loop(length: int) -> None:
+    draw = torch.Generator().manual_seed(length)
+    a, b = torch.rand(2, length, 3, generator=draw), torch.randn(2, length, 3, generator=draw)
+    state, expected = torch.zeros(2, 3), []
+    for step in range(length):
+        state = a[:, step] * state + b[:, step]
+        expected.append(state)
+    assert torch.allclose(scan(a, b), torch.stack(expected, 1), atol=1e-5)
+
+
+def test_fusion_brings_every_token_to_every_survivor_and_the_question_too() -> None:
+    given = tokens(3, 3, batch=1)
+    hidden, words = given.hidden.requires_grad_(), given.question.embeddings.requires_grad_()
+    part = shaken(FusionRecycler(dim=4).start(HOST, seed=0))
+    part.recycle(given, torch.tensor([[4]]), torch.zeros(1, 9), 1).hidden[0, 0].square().sum().backward()
+    assert hidden.grad is not None
+    assert words.grad is not None
+    assert bool((hidden.grad.abs().sum(-1) > 0).all())
+    assert bool((words.grad.abs().sum(-1) > 0).all())
+
+
+def test_the_window_of_fusion_is_a_depthwise_convolution_on_each_picture() -> None:
+    given = tokens(4, 5)
+    part = shaken(FusionRecycler(dim=4, window=3).start(HOST, seed=0))
+    picture = part.narrow(part.norm(given.hidden)).mT.reshape(2, 4, 4, 5)
+    expected = torch.nn.functional.conv2d(picture, part.kernel.T.reshape(4, 1, 3, 3), padding=1, groups=4)
+    assert torch.allclose(part._local(given), expected.flatten(2).mT, atol=1e-5)
+
+
+def test_two_experts_each_decide_alone_where_they_have_all_the_weight() -> None:
+    given = tokens()
+    whole = given.hidden.mean(1, keepdim=True)
+    visual = torch.cosine_similarity(given.hidden, whole, dim=-1)
+    native = torch.cosine_similarity(given.hidden.unsqueeze(2), given.question.embeddings.unsqueeze(1), dim=-1).amax(-1)
+    for norm in ("rank", "minmax", "softmax"):
+        for weight, alone in ((1.0, visual), (0.0, native)):
+            score = DualExpertScorer(weight=weight, norm=norm)(given)  # type: ignore[arg-type]
+            assert torch.equal(score.argsort(1), alone.argsort(1))
+    ranks = DualExpertScorer()(given)
+    both = sum(each.argsort(1).argsort(1).float() + 1 for each in (visual, native)) / 2 / 36
+    assert torch.allclose(ranks, both, atol=1e-6)
+    better = DualExpertScorer(combine="max")(given)
+    assert torch.allclose(
+        better, torch.maximum(*(each.argsort(1).argsort(1).float() + 1 for each in (visual, native))) / 2 / 36
+    )
+
+
+def test_a_trimmer_keeps_everything_at_first_and_counts_are_each_samples_own_later() -> None:
+    first, _ = fresh_stages(load_recipe("smarttrim"), HOST)
+    given = tokens(8, 8, batch=4)
+    assert first(given).tokens.sizes == (64,) * 4
+    shaken(first.scorer)
+    sizes = first(given).tokens.sizes
+    assert len(set(sizes)) > 1
+    assert all(4 <= size <= 64 for size in sizes)
