@@ -11,7 +11,7 @@ import torch
 import tokenprune as tp
 from tokenprune.core.gates import batch_threshold
 from tokenprune.core.merge import merged_mass
-from tokenprune.errors import RecipeError
+from tokenprune.errors import InputError, RecipeError
 from tokenprune.fit.fresh import fresh_stages
 from tokenprune.fit.soft import SoftStage
 from tokenprune.parts.learned import Host
@@ -24,6 +24,7 @@ from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.samplers.even import UniformSampler
 from tokenprune.parts.schedulers.threshold import ThresholdScheduler
 from tokenprune.parts.scorers.dual_expert import DualExpertScorer
+from tokenprune.parts.scorers.mask import MaskScorer
 from tokenprune.parts.scorers.trimmer import TrimmerScorer
 from tokenprune.parts.work import Work
 from tokenprune.recipe import load_recipe
@@ -283,3 +284,16 @@ def test_a_trimmer_keeps_everything_at_first_and_counts_are_each_samples_own_lat
     sizes = first(given).tokens.sizes
     assert len(set(sizes)) > 1
     assert all(4 <= size <= 64 for size in sizes)
+
+
+def test_an_oracle_scores_cells_by_their_overlap_with_the_mask() -> None:
+    given = tokens(4, 8, batch=1)
+    box = [0.2, 0.3, 0.7, 0.9]
+    fine = torch.zeros(400, 800)  # the same by pixels
+    fine[120:360, 160:560] = 1.0
+    expected = torch.nn.functional.avg_pool2d(fine[None], 100).flatten()
+    assert torch.allclose(MaskScorer(boxes=[box])(given)[0], expected, atol=1e-5)
+    both = MaskScorer(boxes=[box, [0.0, 0.0, 0.125, 0.25]])(given)[0]
+    assert both[0] == 1.0
+    with pytest.raises(InputError, match="is empty; expected left < right"):
+        MaskScorer(boxes=[[0.5, 0.1, 0.5, 0.9]])

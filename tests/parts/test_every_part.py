@@ -29,6 +29,8 @@ from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.baseline import RandomScorer
 from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
+from tokenprune.parts.scorers.dual_expert import DualExpertScorer
+from tokenprune.parts.scorers.mask import MaskScorer
 from tokenprune.parts.scorers.question import QuestionScorer
 
 WITH_ARGUMENTS: list[Part] = [
@@ -38,6 +40,8 @@ WITH_ARGUMENTS: list[Part] = [
     RandomScorer(seed=7),
     NormScorer(order="low"),
     QuestionScorer(words="focused", overall=0.5),
+    MaskScorer(boxes=[[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.3]]),
+    *(DualExpertScorer(norm=norm, combine="max") for norm in ("minmax", "softmax")),
     *(QuestionScorer(words=words, sign="unlike") for words in ("last", "max")),
     DensityPeaksScorer(neighbours=2),
     FixedScheduler(keep=3),
@@ -74,7 +78,7 @@ DEFAULTS = [
     trained(part()) if issubclass(part, Learned) else part()
     for role in registry.ROLES
     for part in registry.parts(role).values()
-    if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved"}
+    if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved", "mask"}
 ]
 PARTS = [*DEFAULTS, *WITH_ARGUMENTS]
 every_part = pytest.mark.parametrize("part", PARTS, ids=repr)
