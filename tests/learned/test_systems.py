@@ -252,7 +252,7 @@ def test_fusion_brings_every_token_to_every_survivor_and_the_question_too() -> N
 
 def test_the_window_of_fusion_is_a_depthwise_convolution_on_each_picture() -> None:
     given = tokens(4, 5)
-    part = shaken(FusionRecycler(dim=4, window=3).start(HOST, seed=0))
+    part = shaken(FusionRecycler(dim=4, reach=1).start(HOST, seed=0))
     picture = part.narrow(part.norm(given.hidden)).mT.reshape(2, 4, 4, 5)
     expected = torch.nn.functional.conv2d(picture, part.kernel.T.reshape(4, 1, 3, 3), padding=1, groups=4)
     assert torch.allclose(part._local(given), expected.flatten(2).mT, atol=1e-5)

@@ -28,8 +28,8 @@ from tokenprune.parts.schedulers.lattice import LatticeScheduler
 from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.baseline import RandomScorer
-from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 from tokenprune.parts.scorers.dual_expert import DualExpertScorer
+from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 from tokenprune.parts.scorers.mask import MaskScorer
 from tokenprune.parts.scorers.question import QuestionScorer
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,7 +29,7 @@ class FusionRecycler(Learned, Recycler):
 
     Args:
         dim: channels of the scan; higher carries more and costs more.
-        window: rows and columns of the neighbourhood; 1 looks at the token alone.
+        reach: rows and columns of the neighbourhood on each side; 0 looks at the token alone.
         question: whether the scan starts with the question.
         weights: file beside the recipe, with its digest; `tokenprune fit` writes both.
     """
@@ -37,13 +38,13 @@ class FusionRecycler(Learned, Recycler):
         self,
         *,
         dim: Width = 64,
-        window: Literal[1, 3, 5, 7] = 3,
+        reach: Annotated[int, Field(ge=0, le=4)] = 1,
         question: bool = True,
         weights: Weights | None = None,
     ) -> None:
         super().__init__()
         self.dim = dim
-        self.window = window
+        self.reach = reach
         self.question = question
         self.weights = weights
         self.check()
@@ -55,7 +56,7 @@ class FusionRecycler(Learned, Recycler):
     def make(self, host: Host) -> None:
         self.norm = nn.LayerNorm(host.width)
         self.narrow = nn.Linear(host.width, self.dim)
-        self.kernel = nn.Parameter(torch.randn(self.window**2, self.dim) / self.window)
+        self.kernel = nn.Parameter(torch.randn((2 * self.reach + 1) ** 2, self.dim) / (2 * self.reach + 1))
         self.gate = nn.Linear(self.dim, 2 * self.dim)
         self.expand = nn.Linear(self.dim, host.width)
         nn.init.zeros_(self.expand.weight)
@@ -101,7 +102,7 @@ class FusionRecycler(Learned, Recycler):
     def _local(self, tokens: Tokens) -> Tensor:
         """``[B, N, dim]`` weighted sums over each token's neighbours on its picture, as many as are still there."""
         channels = self.narrow(self.norm(tokens.hidden.float())).masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
-        reach = self.window // 2
+        reach, window = self.reach, 2 * self.reach + 1
         shapes = [grid for grids in tokens.grids for grid in grids]
         rows, columns = (max([0, *(shape[axis] for shape in shapes)]) + 2 * reach for axis in (1, 2))
         images = max([1, *(sum([grid[0] for grid in grids]) for grids in tokens.grids)])
@@ -114,7 +115,7 @@ class FusionRecycler(Learned, Recycler):
         total = torch.zeros_like(channels)
         place = place.masked_fill(~tokens.valid, reach * columns + reach)
         for number, weight in enumerate(self.kernel):
-            down, right = number // self.window - reach, number % self.window - reach
+            down, right = number // window - reach, number % window - reach
             near = stands.gather(1, place + down * columns + right)
             total = total + weight * ops.take_rows(padded, near)
         return total
