@@ -35,6 +35,23 @@ def test_it_equals_the_masked_reference(family: str, name: str) -> None:
     assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all())
 
 
+def test_counts_of_each_samples_own_equal_the_masked_reference() -> None:
+    model = build("llava", layers=LAYERS)
+    stages = fresh_stages(load_recipe("smarttrim"), host_of(anatomy(model)))
+    draw = torch.Generator().manual_seed(2)
+    for stage in stages:
+        for parameter in stage.parameters():
+            parameter.data += 0.5 * torch.randn(parameter.shape, generator=draw)
+        stage.scorer.policy[-1].bias.data += torch.tensor([2.0, 0.0])  # or nearly all are kept
+    pipeline = Pipeline(stages, depth=LAYERS, name="smarttrim")
+    difference, (got, expected), report = run_both(model, inputs("llava", model), pipeline)
+    assert torch.equal(got, expected)
+    assert difference < TOLERANCE
+    sizes = [stage.sizes for stage in report.stages]
+    assert any(len(set(each)) > 1 for each in sizes)
+    assert all(0 < last < first < total for last, first, total in zip(sizes[1], sizes[0], report.total, strict=True))
+
+
 def test_gates_are_the_pruned_model_and_give_every_score_a_gradient() -> None:
     """With hard gates and the same choice, the soft stage's logits are those of the model without the tokens."""
     model = build("llava", layers=LAYERS)

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 import tokenprune as tp
+from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
+from tokenprune.families.anatomy import anatomy
+from tokenprune.families.chat import Chat
 from tokenprune.fit import Plan, fit
+from tokenprune.fit.fresh import fresh_stages
+from tokenprune.fit.objectives import LogitsObjective
+from tokenprune.fit.written import learned_parts
+from tokenprune.recipe import list_learned_recipes, load_recipe
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import training_cases
 from tokenprune.study.cases import Case
@@ -45,6 +52,36 @@ def test_it_learns_and_leaves_the_model_as_it_is(
         inputs = processor(images=cases[0].picture(), text="<image> what ?", return_tensors="pt")
         model(**inputs)
     assert attached.report.vision_tokens[0].tolist() == [43] * 8
+
+
+@pytest.mark.parametrize("name", list_learned_recipes())
+def test_predictions_teach_every_parameter_of_every_learned_recipe(
+    name: str, embedded: tuple[Any, Any], cases: list[Case]
+) -> None:
+    model, processor = embedded
+    model.requires_grad_(False)
+    stages = fresh_stages(load_recipe(name), host_of(anatomy(model)))
+    parts = learned_parts(stages)
+    draw = torch.Generator().manual_seed(0)
+    for part in parts.values():
+        part.requires_grad_(True)
+        for parameter in part.parameters():
+            if not parameter.any():  # nothing goes through what starts at 0
+                parameter.data += 0.05 * torch.randn(parameter.shape, generator=draw)
+    goal = LogitsObjective(Chat("", model, processor), stages, Plan(aim="logits", keep=(0.3, 0.3)))
+    prompts = [case.picture() for case in cases[:4]], [case.question for case in cases[:4]]
+    goal.loss(prompts, torch.Generator().manual_seed(0)).backward()
+    silent = {
+        f"{place} {parameter}"
+        for place, part in parts.items()
+        for parameter, value in part.named_parameters()
+        if value.grad is None or not value.grad.any()
+    }
+    # A constant that all scores share decides nothing among them.
+    assert not {each for each in silent if not each.startswith("select-scorer own.2.bias")}
+    assert all(
+        value.grad is None or value.grad.isfinite().all() for part in parts.values() for value in part.parameters()
+    )
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(

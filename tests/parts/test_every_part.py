@@ -33,8 +33,10 @@ from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.schedulers.reference import AboveReferenceScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.parts.scorers.baseline import RandomScorer
+from tokenprune.parts.scorers.dual_expert import DualExpertScorer
 from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 from tokenprune.parts.scorers.layers import AffinityScorer, ChangeScorer
+from tokenprune.parts.scorers.mask import MaskScorer
 from tokenprune.parts.scorers.question import QuestionScorer
 from tokenprune.parts.scorers.video import OutlierScorer, TemporalChangeScorer
 
@@ -45,6 +47,8 @@ WITH_ARGUMENTS: list[Part] = [
     RandomScorer(seed=7),
     NormScorer(order="low"),
     QuestionScorer(words="focused", overall=0.5),
+    MaskScorer(boxes=[[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.3]]),
+    *(DualExpertScorer(norm=norm, combine="max") for norm in ("minmax", "softmax")),
     *(QuestionScorer(words=words, sign="unlike") for words in ("last", "max")),
     DensityPeaksScorer(neighbours=2),
     FixedScheduler(keep=3),
@@ -80,11 +84,22 @@ WITH_ARGUMENTS: list[Part] = [
     FrameGrouper(whole=2),
     SceneGrouper(cuts=0, below=0.5),
 ]
+
+
+def trained(part: Learned) -> Learned:
+    """With other weights than training starts from, which may do nothing yet."""
+    part.start(Host("", strategies.WIDTH), seed=0)
+    draw = torch.Generator().manual_seed(1)
+    for parameter in part.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    return part
+
+
 DEFAULTS = [
-    part() if not issubclass(part, Learned) else part().start(Host("", strategies.WIDTH), seed=0)
+    trained(part()) if issubclass(part, Learned) else part()
     for role in registry.ROLES
     for part in registry.parts(role).values()
-    if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved"}
+    if part.name() not in {"fixed", "table", "pyramid", "lattice", "solved", "mask"}
 ]
 PARTS = [*DEFAULTS, *WITH_ARGUMENTS]
 every_part = pytest.mark.parametrize("part", PARTS, ids=repr)

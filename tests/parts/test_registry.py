@@ -121,7 +121,7 @@ def test_every_setting_is_documented_and_bounded():
             "attenton",
             r"unknown scorer 'attenton' \(did you mean 'attention'\?\); expected one of: \w+, ",
         ),
-        ("recycler", "zzz", r"unknown recycler 'zzz'; expected one of: .*\bcluster, drop"),
+        ("recycler", "zzz", r"unknown recycler 'zzz'; expected one of: .*\bcluster, convolution, drop"),
         ("scheduller", "fixed", r"unknown role 'scheduller' \(did you mean 'scheduler'\?\)"),
     ],
 )

@@ -61,6 +61,21 @@ def gumbel(scores: Tensor, *, temperature: float = 1.0, generator: torch.Generat
     return _straight_through((noisy > 0).to(scores.dtype), torch.sigmoid(noisy / temperature))
 
 
+def batch_threshold(scores: Tensor, share: float) -> Tensor:
+    """The score that `share` of all real tokens of the batch lie above, a scalar with a gradient.
+
+    Halfway between the last that is above and the first that is not. An adaptive gate that is centred there meets its
+    budget on average, and each sample as it needs.
+
+    Args:
+        scores: ``[B, N]`` float32, -inf on padding.
+        share: of the tokens, in (0, 1].
+    """
+    real = scores[scores.isfinite()].sort(descending=True).values
+    count = min(len(real), max(1, round(share * len(real))))
+    return (real[count - 1] + real[min(count, len(real) - 1)]) / 2
+
+
 def log_gate(gate: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The bias ``[B, N]`` that a gate adds to attention: 0 for an open one; `dtype` is that of the attention."""
     return torch.log(gate + EPSILON[dtype]) - torch.log(torch.ones_like(gate) + EPSILON[dtype])

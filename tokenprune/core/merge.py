@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tokenprune.core import gram, ops
+from tokenprune.core import gram, ops, transfer
 from tokenprune.core.tokens import Tokens
 
 
@@ -70,6 +71,23 @@ class Merge:
         if self.source_counts is not None and not ops.ragged(self.source_counts):
             return self.source
         return self.source.clamp(min=0)
+
+
+def only(plan: Merge, samples: Sequence[bool]) -> Merge:
+    """`plan`, which has survivors alone for targets, for these samples of the batch; it does nothing to the others.
+
+    A learned part needs it: what it writes is not what was there even where nothing was dropped, and a sample must not
+    depend on whether others of its batch lose tokens.
+    """
+    if all(samples):
+        return plan
+    on = transfer.ints(samples, plan.target.device).bool()
+    return replace(
+        plan,
+        target=plan.target.masked_fill(~on[:, None], -1),
+        weight=plan.weight * on[:, None, None],
+        share=None if plan.share is None else plan.share * on[:, None, None],
+    )
 
 
 def merge(x: Tensor, plan: Merge) -> Tensor:

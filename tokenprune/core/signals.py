@@ -45,6 +45,13 @@ class Question:
             keys = Undeclared(reader, "keys of the question", "question=True, layer_keys=True")
         return replace(self, states=states, keys=keys)
 
+    def mean(self) -> Tensor:
+        """Mean embedding ``[B, D]`` float32 of each sample's real text tokens; 0 where there are none."""
+        if not self.padded:
+            return self.embeddings.float().sum(1) / max(1, self.embeddings.shape[1])
+        words = self.embeddings.float().masked_fill(~self.valid.unsqueeze(-1), 0.0).sum(1)
+        return words / self.valid.sum(1, keepdim=True).clamp(min=1)
+
 
 @dataclass(frozen=True, eq=False)
 class Signal:

@@ -22,9 +22,8 @@ from tokenprune.families.chat import Chat
 from tokenprune.fit.fresh import fresh_stages
 from tokenprune.fit.objectives import Objective, Prompts, objective
 from tokenprune.fit.plan import Plan
-from tokenprune.parts.learned import Learned
+from tokenprune.fit.written import learned_parts, write_weights
 from tokenprune.recipe import Recipe, load_recipe
-from tokenprune.recipe.weights import digest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,12 +102,7 @@ class _Run:
         self.recipe, self.folder, self.plan = recipe, folder, plan
         host = host_of(anatomy(chat.model))
         self.stages = fresh_stages(recipe, host, seed=plan.seed)
-        self.parts: dict[str, Learned] = {
-            f"{stage.name}-{part.role}": part
-            for stage in self.stages
-            for part in stage.parts
-            if isinstance(part, Learned)
-        }
+        self.parts = learned_parts(self.stages)
         if not self.parts:
             raise RecipeError(f"{recipe.name}: no part of it learns; `tokenprune ls parts` says which do")
         self.learner = nn.ModuleDict(self.parts).to(chat.model.device).requires_grad_(True)
@@ -203,28 +197,11 @@ class _Run:
     def write(self) -> Fitted:
         """Weights, the recipe that names them, and the log."""
         self.learner.load_state_dict(self.best)
-        told = self.recipe.to_dict()
-        name = self.recipe.name
-        paths = []
-        for stage in told["stages"]:
-            for role, settings in stage.items():
-                part = self.parts.get(f"{stage['name']}-{role}")
-                if part is None:
-                    continue
-                own = name if len(self.parts) == 1 else f"{name}-{stage['name']}-{role}"
-                data = part.to_bytes(recipe=name, made_by="tokenprune fit")
-                path = self.folder / f"{own}.safetensors"
-                with whole_file(path) as file:
-                    file.write(data)
-                settings["weights"] = f"{path.name}#{digest(data)}"
-                paths.append(path)
-        written = self.folder / f"{name}.yaml"
-        with whole_file(written) as file:
-            file.write(load_recipe(told).dump().encode())
+        written, paths = write_weights(self.recipe, self.parts, self.folder, made_by="tokenprune fit")
         with whole_file(self.folder / "log.json") as file:
             log = {"plan": self.plan.to_dict(), "losses": self.losses, "looks": self.looks, "best": self._best_step()}
             file.write((json.dumps(log) + "\n").encode())
-        return Fitted(written, tuple(paths), tuple(self.losses), tuple(self.looks), self._best_step())
+        return Fitted(written, paths, tuple(self.losses), tuple(self.looks), self._best_step())
 
     def _best_step(self) -> int:
         return min(self.looks, key=lambda look: look[1])[0]

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tokenprune.core.gates import batch_threshold
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat, end_tokens
 from tokenprune.fit.plan import Plan
-from tokenprune.fit.soft import Probe, SoftStage
+from tokenprune.fit.soft import Probe, SoftStage, counted
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.raters.text import LastTextRaters
+from tokenprune.parts.schedulers.fixed import SolvedScheduler
+from tokenprune.parts.schedulers.threshold import ThresholdScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
@@ -84,8 +87,12 @@ class AttentionObjective:
         teacher = attention / attention.sum(1, keepdim=True).clamp(min=1e-12)
         losses = []
         for stage, tokens, weights in seen:
-            student = stage.scorer(tokens, weights).log_softmax(1).masked_fill(~tokens.valid, 0.0)
+            scores = stage.scorer(tokens, weights)
+            student = scores.log_softmax(1).masked_fill(~tokens.valid, 0.0)
             losses.append(functional.kl_div(student, teacher, reduction="batchmean"))
+            if isinstance(stage.scheduler, ThresholdScheduler):  # a softmax knows no bar
+                bar = stage.scheduler
+                losses[-1] = losses[-1] + (batch_threshold(scores, bar.expected) - bar.above).square()
         return torch.stack(losses).mean()
 
 
@@ -93,7 +100,8 @@ class LogitsObjective:
     """The model's predictions with gates learn to be those of the untouched model, on its own answer.
 
     ``KL(untouched ‖ reduced)`` at every token of the answer that the untouched model gives. Each step draws a budget,
-    log-uniformly, so that one set of weights serves many.
+    log-uniformly, so that one set of weights serves many. Stages with a threshold have a budget of their own: what
+    scores are off the bar is added. Stages whose scorer does not learn drop tokens as ever.
     """
 
     def __init__(self, chat: Chat, stages: Sequence[Stage], plan: Plan) -> None:
@@ -115,14 +123,19 @@ class LogitsObjective:
         inputs = self._chat.batch([[picture] for picture in prompts[0]], prompts[1])
         length = inputs["input_ids"].shape[1]
         inputs, told = self._with_answers(inputs)
-        rows = slice(length - 1, -1)
+        rows = slice(-told.shape[1] - 1, -1)  # from the end: where tokens go, logits go
         with torch.no_grad():
             teacher = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
-        with attach(self._chat.model, Pipeline(self._stages, depth=self._depth, name="fit")) as attached:
+        stages = [
+            counted(stage, self._share) if isinstance(stage.scheduler, SolvedScheduler) else stage
+            for stage in self._stages
+        ]
+        with attach(self._chat.model, Pipeline(stages, depth=self._depth, name="fit")) as attached:
             attached.engine.now.limit = length  # answers are no part of the question
             student = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
         apart = functional.kl_div(student, teacher, log_target=True, reduction="none").sum(-1)
-        return (apart * told).sum() / told.sum()
+        off = [stage.off for stage in self._stages if isinstance(stage, SoftStage) and stage.off is not None]
+        return (apart * told).sum() / told.sum() + sum(off, torch.zeros((), device=apart.device))
 
     def _with_answers(self, inputs: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The prompts with the untouched model's answers, and ``[B, A]`` 1.0 where an answer has a token."""

@@ -24,3 +24,5 @@ Phase = Annotated[int, Field(ge=0, le=3)]
 """Which of four shifts an even layout has."""
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A seed for the hash that stands in for a random generator."""
+Width = Annotated[int, Field(ge=4, le=4096)]
+"""Numbers inside a learned part."""

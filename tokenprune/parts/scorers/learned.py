@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.learned import Host, Learned, Weights
+from tokenprune.parts.limits import Width
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.work import Work
-
-Width = Annotated[int, Field(ge=4, le=4096)]
 
 
 class TextConditionedScorer(Learned, Scorer):
