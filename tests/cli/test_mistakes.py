@@ -76,7 +76,7 @@ MISTAKES = [
     # usage
     ("rnu", "no such command 'rnu' (did you mean 'run'?); see tokenprune --help"),
     ("run --imag x", "no such option: --imag (did you mean --image?); see tokenprune run --help"),
-    ("run surplus", "got unexpected extra argument(s) (surplus); see tokenprune run --help"),
+    ("show fastv surplus", "got unexpected extra argument(s) (surplus); see tokenprune show --help"),
     ("run --image", "option '--image' requires an argument"),
     ("show", "missing argument 'recipe'; see tokenprune show --help"),
     ("check", "missing argument 'FILE...'; see tokenprune check --help"),

@@ -54,6 +54,8 @@ def test_a_file_of_any_name_is_a_picture(tmp_path: Path) -> None:
             None,
             "DIR is a folder; to ask about each of its pictures: tokenprune run ",
         ),
+        (["fastv"], None, "no such picture: fastv; a recipe stands behind --recipe, a question of one word behind"),
+        ([" "], None, "the question is empty"),
         (["PIC", " "], None, "the question is empty"),
         (["PIC"], " ", "--question is empty"),
     ],

@@ -28,6 +28,9 @@ def pictures_and_question(
     rest = list(words)
     if question is None and rest and not _names_picture(rest[-1]):
         question = rest.pop()
+        if question.strip() and not (rest or pictures or " " in question.strip()):
+            told = "a recipe stands behind --recipe, a question of one word behind --question"
+            raise InputError(f"no such picture: {question}; {told}")
     if question is not None and not question.strip():
         raise InputError("--question is empty" if question not in words else "the question is empty")
     for word in rest:
