@@ -132,3 +132,13 @@ def test_devices() -> None:
         device_named("gpu")
     with pytest.raises(InputError, match=r"^device 'cuda:99' is not available: PyTorch sees .* here$"):
         device_named("cuda:99")
+
+
+def test_a_hub_out_of_reach_is_not_asked_again_and_again(
+    cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    outcome = cli("run", "--model", "nobody/nothing")
+    assert outcome.status == 2 and outcome.err.count("\n") == 1 and "the hub is out of reach" in outcome.err
+    assert not waits

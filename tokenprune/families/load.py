@@ -139,6 +139,8 @@ def _config(source: str) -> Any:
             raise InputError(f"{file} is not readable JSON: {error}") from None
         if not isinstance(content, dict) or "model_type" not in content:
             raise InputError(f"{file} names no model_type, so it is no transformers model")
+    else:
+        _ask_hub(source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -151,6 +153,24 @@ def _config(source: str) -> Any:
         known = ", ".join(adapters())
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, not supported yet; supported: {known}")
     return config
+
+
+def _ask_hub(source: str) -> None:
+    """One question to the hub where nothing is cached: transformers would try six times, for half a minute.
+
+    Raises:
+        InputError: the hub is out of reach.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return
+    try:
+        get_hf_file_metadata(hf_hub_url(source, "config.json"))
+    except Exception as error:  # of httpx, of the hub, of sockets; only what is out of reach is told here
+        told = explained(source, error)
+        if "out of reach" in str(told):
+            raise told from None
 
 
 def _processor(source: str, config: Any) -> Any:
