@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenprune.core import ops
-from tokenprune.core.lattice import Lattice
+from tokenprune.core.cells import Cells
 from tokenprune.core.merge import Merge, only
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
@@ -104,11 +104,11 @@ class FusionRecycler(Learned, Recycler):
         """``[B, N, dim]`` weighted sums over each token's neighbours on its picture, as many as are still there."""
         channels = self.narrow(self.norm(tokens.hidden.float())).masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
         reach, window = self.reach, 2 * self.reach + 1
-        lattice = Lattice.of(tokens, reach)
+        cells = Cells.of(tokens, reach)
         padded = functional.pad(channels, (0, 0, 0, 1))  # what stands nowhere is 0
         total = torch.zeros_like(channels)
         for number, weight in enumerate(self.kernel):
-            near = lattice.around(number // window - reach, number % window - reach)
+            near = cells.around(number // window - reach, number % window - reach)
             total = total + weight * ops.take_rows(padded, near)
         return total
 

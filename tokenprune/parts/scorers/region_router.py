@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenprune.core import ops
-from tokenprune.core.lattice import Lattice
+from tokenprune.core.cells import Cells
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.learned import Host, Learned, Weights
@@ -60,12 +60,12 @@ class RegionRouterScorer(Learned, Scorer):
         channels = self.narrow(self.norm(tokens.hidden.float())).masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
         one = tokens.valid.unsqueeze(-1).float()
         padded = functional.pad(torch.cat([channels, channels.square(), one], -1), (0, 0, 0, 1))
-        lattice = Lattice.of(tokens, REGION)
+        cells = Cells.of(tokens, REGION)
         row, column = (tokens.cell[..., axis] % REGION for axis in (1, 2))
         row, column = row.masked_fill(~tokens.valid, 0), column.masked_fill(~tokens.valid, 0)
         total = torch.zeros_like(padded[:, :-1])
         for number in range(REGION**2):
-            total = total + ops.take_rows(padded, lattice.around(number // REGION - row, number % REGION - column))
+            total = total + ops.take_rows(padded, cells.around(number // REGION - row, number % REGION - column))
         count = total[..., -1:].clamp(min=1.0)
         mean, square = (total[..., :-1] / count).chunk(2, -1)
         # A root near 0 would make much of rounding, which differs between batches.

@@ -1,4 +1,4 @@
-"""`Lattice`: which token stands where on its picture, for parts that look around a token or through a region."""
+"""`Cells`: which token stands where on its picture, for parts that look around a token or through a region."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenprune.core.tokens import Tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Lattice:
+class Cells:
     """All pictures of a batch laid out by cells, with a margin around each: a look-up without a search."""
 
     stands: Tensor
@@ -23,7 +23,7 @@ class Lattice:
     """Cells from one row to the next."""
 
     @classmethod
-    def of(cls, tokens: Tokens, margin: int) -> Lattice:
+    def of(cls, tokens: Tokens, margin: int) -> Cells:
         """Of tokens whose part may read the grid; `margin` cells on each side of a picture are empty."""
         shapes = [grid for grids in tokens.grids for grid in grids]
         rows, columns = (max([1, *(shape[axis] for shape in shapes)]) + 2 * margin for axis in (1, 2))
