@@ -324,3 +324,10 @@ def test_a_router_sees_its_region_and_nothing_else() -> None:
     apart = (part(given) - part(replace(given, hidden=changed))).abs().view(8, 8) > 1e-6
     assert bool(apart[:4, :4].all())
     assert not bool(apart[4:].any() or apart[:, 4:].any())
+
+
+def test_a_sample_below_the_bar_of_its_batch_keeps_its_best() -> None:
+    (stage,) = fresh_stages(load_recipe("text-conditioned"), HOST)
+    stage.scheduler = ThresholdScheduler(expected=0.5)
+    scores = torch.tensor([[90.0, 80.0, 70.0, 60.0], [-60.0, -50.0, -70.0, -80.0]])
+    assert soft(stage, 1)._gate(scores, (4, 4)).tolist() == [[1, 1, 1, 1], [0, 1, 0, 0]]
