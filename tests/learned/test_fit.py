@@ -84,6 +84,19 @@ def test_predictions_teach_every_parameter_of_every_learned_recipe(
     )
 
 
+def test_a_bar_that_scores_are_off_costs_in_the_loss(embedded: tuple[Any, Any], cases: list[Case]) -> None:
+    model, processor = embedded
+    prompts = [case.picture() for case in cases[:2]], [case.question for case in cases[:2]]
+    losses = []
+    for above in (0.0, 100.0):
+        recipe = load_recipe("smarttrim", sets=[f"stages.first.scheduler.above={above}"])
+        stages = fresh_stages(recipe, host_of(anatomy(model)))
+        goal = LogitsObjective(Chat("", model, processor), stages, Plan(aim="logits"))
+        with torch.no_grad():
+            losses.append(goal.loss(prompts, torch.Generator().manual_seed(0)).item())
+    assert losses[1] - losses[0] == pytest.approx(100**2, rel=0.1)
+
+
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(
     embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path
 ) -> None:

@@ -25,6 +25,7 @@ from tokenprune.parts.samplers.even import UniformSampler
 from tokenprune.parts.schedulers.threshold import ThresholdScheduler
 from tokenprune.parts.scorers.dual_expert import DualExpertScorer
 from tokenprune.parts.scorers.mask import MaskScorer
+from tokenprune.parts.scorers.region_router import RegionRouterScorer
 from tokenprune.parts.scorers.trimmer import TrimmerScorer
 from tokenprune.parts.work import Work
 from tokenprune.recipe import load_recipe
@@ -145,6 +146,7 @@ def test_costs_are_those_of_the_formulas() -> None:
     assert AbstractionRecycler(dim=4).multiply_adds(WORK) == 4 * (projected + 2 * 10 * 40) + 10 * 40
     assert FusionRecycler(dim=4).multiply_adds(WORK) == 4 * 8 * (40 + 6 + 10) + 4 * 4 * 4 * (40 + 6)
     assert TrimmerScorer(dim=4).multiply_adds(WORK) == 4 * 8 * (40 + 2) + 40 * (16 * 4 + 4 * 2)
+    assert RegionRouterScorer(dim=4).multiply_adds(WORK) == 40 * (4 * 8 + 8 * 4 + 4 * 2)
     assert DualExpertScorer().multiply_adds(WORK) == 40 * 8 * (1 + 6)
 
 
@@ -240,10 +242,10 @@ def test_a_scan_is_the_loop(length: int) -> None:
 
 
 def test_fusion_brings_every_token_to_every_survivor_and_the_question_too() -> None:
-    given = tokens(3, 3, batch=1)
+    given = tokens(5, 5, batch=1)
     hidden, words = given.hidden.requires_grad_(), given.question.embeddings.requires_grad_()
     part = shaken(FusionRecycler(dim=4).start(HOST, seed=0))
-    part.recycle(given, torch.tensor([[4]]), torch.zeros(1, 9), 1).hidden[0, 0].square().sum().backward()
+    part.recycle(given, torch.tensor([[12]]), torch.zeros(1, 25), 1).hidden[0, 0].square().sum().backward()
     assert hidden.grad is not None
     assert words.grad is not None
     assert bool((hidden.grad.abs().sum(-1) > 0).all())
@@ -297,3 +299,35 @@ def test_an_oracle_scores_cells_by_their_overlap_with_the_mask() -> None:
     assert both[0] == 1.0
     with pytest.raises(InputError, match="is empty; expected left < right"):
         MaskScorer(boxes=[[0.5, 0.1, 0.5, 0.9]])
+
+
+def test_a_router_keeps_each_region_at_one_of_three_scales() -> None:
+    given = tokens(8, 12, batch=2)
+    part = shaken(RegionRouterScorer(dim=4).start(HOST, seed=0))
+    scores = part(given).view(2, 2, 4, 3, 4).transpose(2, 3).reshape(2, 6, 16)  # by regions
+    assert torch.equal(scores.argmax(-1), torch.full((2, 6), 5))  # row 1, column 1
+    four, twelve = [5, 7, 13, 15], [i for i in range(16) if i not in {5, 7, 13, 15}]
+    second, third = scores[..., four[1:]], scores[..., twelve]
+    assert torch.allclose(second, second[..., :1].expand_as(second), atol=1e-5)
+    assert torch.allclose(third, third[..., :1].expand_as(third), atol=1e-5)
+    assert bool((third[..., 0] < second[..., 0]).all())
+    assert second[..., 0].flatten().unique().numel() > 6
+    for bar in (-3.0, -0.5, 0.0, 0.5, 3.0):
+        assert set((scores > bar).sum(-1).flatten().tolist()) <= {1, 4, 16}
+
+
+def test_a_router_sees_its_region_and_nothing_else() -> None:
+    given = tokens(8, 8, batch=1)
+    part = shaken(RegionRouterScorer(dim=4).start(HOST, seed=0))
+    changed = given.hidden.clone()
+    changed[0, 0] *= torch.linspace(-2.0, 3.0, WIDTH)
+    apart = (part(given) - part(replace(given, hidden=changed))).abs().view(8, 8) > 1e-6
+    assert bool(apart[:4, :4].all())
+    assert not bool(apart[4:].any() or apart[:, 4:].any())
+
+
+def test_a_sample_below_the_bar_of_its_batch_keeps_its_best() -> None:
+    (stage,) = fresh_stages(load_recipe("text-conditioned"), HOST)
+    stage.scheduler = ThresholdScheduler(expected=0.5)
+    scores = torch.tensor([[90.0, 80.0, 70.0, 60.0], [-60.0, -50.0, -70.0, -80.0]])
+    assert soft(stage, 1)._gate(scores, (4, 4)).tolist() == [[1, 1, 1, 1], [0, 1, 0, 0]]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenprune.core import ops
+from tokenprune.core.cells import Cells
 from tokenprune.core.merge import Merge, only
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
@@ -103,20 +104,11 @@ class FusionRecycler(Learned, Recycler):
         """``[B, N, dim]`` weighted sums over each token's neighbours on its picture, as many as are still there."""
         channels = self.narrow(self.norm(tokens.hidden.float())).masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
         reach, window = self.reach, 2 * self.reach + 1
-        shapes = [grid for grids in tokens.grids for grid in grids]
-        rows, columns = (max([0, *(shape[axis] for shape in shapes)]) + 2 * reach for axis in (1, 2))
-        images = max([1, *(sum([grid[0] for grid in grids]) for grids in tokens.grids)])
-        place = ((tokens.cell[..., 0] * rows) + tokens.cell[..., 1] + reach) * columns + tokens.cell[..., 2] + reach
-        batch, n = tokens.valid.shape
-        index = torch.arange(n, device=place.device).expand(batch, n)
-        # Where on the grids, with a margin around each, which token stands; n: none does.
-        stands = ops.put_(place.new_full((batch, images * rows * columns), n), place, index, tokens.valid)
-        padded = functional.pad(channels, (0, 0, 0, 1))
+        cells = Cells.of(tokens, reach)
+        padded = functional.pad(channels, (0, 0, 0, 1))  # what stands nowhere is 0
         total = torch.zeros_like(channels)
-        place = place.masked_fill(~tokens.valid, reach * columns + reach)
         for number, weight in enumerate(self.kernel):
-            down, right = number // window - reach, number % window - reach
-            near = stands.gather(1, place + down * columns + right)
+            near = cells.around(number // window - reach, number % window - reach)
             total = total + weight * ops.take_rows(padded, near)
         return total
 
