@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import IMAGE, Batch, Row, _text, build, inputs, row_inputs, vision_mask
+from families import IMAGE, Batch, Row, build, inputs, row_inputs, vision_mask
+from family_models.tiny import text
 from kinds import ATTENTION, KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, reference_stages, run_both, stage_results, worst
 from reference import masked_reference
@@ -38,7 +39,7 @@ def pixtral() -> Any:
     vision = tf.PixtralVisionConfig(num_hidden_layers=2, image_size=40, patch_size=4, **shape)
     config = tf.LlavaConfig(
         vision_config=vision,
-        text_config=tf.MistralConfig(**_text(sliding_window=None, num_hidden_layers=4)),
+        text_config=tf.MistralConfig(**text(sliding_window=None, num_hidden_layers=4)),
         image_token_index=IMAGE,
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",

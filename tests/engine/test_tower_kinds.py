@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import IMAGE, _text
+from family_models.tiny import IMAGE, text
 from torch import Tensor, nn
 from towers import reading
 from transformers.models.internvl.modeling_internvl import InternVLModel
@@ -144,7 +144,7 @@ def test_llava_with_other_towers(vision: Callable[[], Any], strategy: str) -> No
     """SigLIP, without a class token; and a class token that is itself a vision token."""
     config = tf.LlavaConfig(
         vision_config=vision(),
-        text_config=tf.LlamaConfig(**_text(num_hidden_layers=2)),
+        text_config=tf.LlamaConfig(**text(num_hidden_layers=2)),
         image_token_index=IMAGE,
         vision_feature_select_strategy=strategy,
         vision_feature_layer=-1,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import VIDEO, Batch, Row, build, inputs
+from families import Batch, Row, build, inputs
+from family_models import MODELS
+from family_models.tiny import VIDEO
 from pruned import TOLERANCE, run_both
 
 import tokenprune as tp
@@ -30,6 +32,7 @@ def video_batch(model: object, frames: int = 4) -> Batch:
             "second_per_grid_ts": torch.ones(1),
         },
         [0],
+        MODELS["qwen2_5_vl"],
     )
 
 
