@@ -15,6 +15,8 @@ from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.catalogue import REFUSED, adapter_of, adapters
 
 CHOSEN = pairwise(ALL)
+IN_TURN = [(family, cell) for turn, family in enumerate(MODELS) for cell in CHOSEN[turn % 3 :: 3]]
+"""A third of the cells for each family, so that every cell runs on a third of the families: what CI has time for."""
 
 
 def check(family: str, cell: Cell) -> None:
@@ -32,14 +34,13 @@ def same_words(refusal: str) -> str:
     return re.sub(r"\d+", "#", refusal)
 
 
-@pytest.mark.parametrize("cell", CHOSEN, ids=str)
-@pytest.mark.parametrize("family", MODELS)
-def test_pairs_equal_the_masked_reference(family: str, cell: Cell) -> None:
+@pytest.mark.parametrize(("family", "cell"), IN_TURN, ids=str)
+def test_cells_in_turn_equal_the_masked_reference(family: str, cell: Cell) -> None:
     check(family, cell)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", [cell for cell in ALL if cell not in CHOSEN], ids=str)
+@pytest.mark.parametrize("cell", ALL, ids=str)
 @pytest.mark.parametrize("family", MODELS)
 def test_all_equal_the_masked_reference(family: str, cell: Cell) -> None:
     check(family, cell)
