@@ -10,6 +10,7 @@ from families import (
     CACHE,
     FAMILIES,
     IMAGE,
+    MODELS,
     PAD,
     VISION_END,
     VISION_START,
@@ -32,6 +33,7 @@ from transformers import DynamicCache
 TOLERANCE = 1e-5
 
 families = pytest.mark.parametrize("family", FAMILIES)
+everyone = pytest.mark.parametrize("family", MODELS)
 sides = pytest.mark.parametrize("side", ["left", "right"])
 
 
@@ -71,7 +73,7 @@ def test_build_is_a_function_of_the_seed(family: str) -> None:
     assert not any(torch.equal(value, other[name]) for name, value in first.items())
 
 
-@families
+@everyone
 def test_models_can_show_an_error(family: str) -> None:
     """Attention has peaks, vision tokens differ from each other, pixels and words and every parameter count."""
     model: Any = build(family, attention="eager")
@@ -84,10 +86,10 @@ def test_models_can_show_an_error(family: str) -> None:
     hook.remove()
     assert output.logits.isfinite().all() and 0.3 < output.logits.std() < 3
     for attention in output.attentions:
-        assert attention[0, :, -1].max(-1).values.mean() > 2.5 / attention.shape[-1]
+        assert attention[0, :, -1].max(-1).values.mean() > 2 / attention.shape[-1]  # of equal ones it would be 1
     vision = torch.nn.functional.normalize(embeddings[0][vision_mask(model, batch["input_ids"])], dim=-1)
     cosines = (vision @ vision.T).fill_diagonal_(0)
-    if family == "llava_next":  # the newline of each row is one and the same vector: real ties, as in the real model
+    if hasattr(model.model, "image_newline"):  # the newline of each row is one and the same vector: real ties, as in the real model
         newlines = (cosines > 0.999).any(0)
         assert newlines.sum() == 4
         cosines = cosines[~newlines][:, ~newlines]
@@ -154,7 +156,7 @@ def test_every_size_has_its_own_token_count(family: str) -> None:
     model(**batch)
 
 
-@families
+@everyone
 @sides
 def test_row_alone_equals_batch_row(family: str, side: Side) -> None:
     model = build(family)

@@ -1,4 +1,7 @@
-"""The law: a pruned model answers what the unpruned one answers when the dropped tokens are hidden by the mask."""
+"""The law: a pruned model answers what the unpruned one answers when the dropped tokens are hidden by the mask.
+
+Beside test_matrix.py, which holds every family to it in every way to generate: padding, turns, raters, caches.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +11,13 @@ import pytest
 import torch
 from families import CACHE, FAMILIES, Row, build, inputs, next_turn, ragged_rows, row_inputs, sizes, vision_mask
 from kinds import KINDS, fixed, recipe, stage
-from pruned import TOLERANCE, logits_of, reference_stages, run_both, stage_results, worst
+from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference, pruned_difference
 
 import tokenprune as tp
 from tokenprune.parts.raters.text import AboveMeanRaters
 
 ATTENTIONS = ("sdpa", "eager")
-
-
-def batches(family: str, shape: str) -> list[Row]:
-    """One sample, or two that differ in text, in number and size of images."""
-    return [Row(images=sizes(family)[:1])] if shape == "single" else ragged_rows(family)
-
-
-@pytest.mark.parametrize("shape", ["single", "ragged"])
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_generation_equals_the_masked_reference(family: str, kind: str, attention: Any, shape: str) -> None:
-    model = build(family, attention=attention)
-    batch = inputs(family, model, rows=batches(family, shape))
-    difference, (got, expected), report = run_both(model, batch, KINDS[kind])
-    assert torch.equal(got, expected)
-    assert difference < TOLERANCE
-    assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all()), "nothing was dropped"
-
-
-MODES: dict[str, tuple[int, dict[str, Any]]] = {
-    "beams": (3, {"num_beams": 3}),
-    "sampling": (1, {"do_sample": True, "temperature": 1.5}),
-    "several answers": (2, {"do_sample": True, "num_return_sequences": 2}),
-    "static cache": (1, {"cache_implementation": "static"}),
-    "static cache, beams": (2, {"cache_implementation": "static", "num_beams": 2}),
-    "no cache": (1, {"use_cache": False}),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("attention", ATTENTIONS)
-@pytest.mark.parametrize("kind", ["attention", "adaptive"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_way_to_generate_equals_the_masked_reference(family: str, kind: str, attention: Any, mode: str) -> None:
-    model = build(family, attention=attention)
-    expand, options = MODES[mode]
-    difference, (got, expected), _ = run_both(model, inputs(family, model), KINDS[kind], expand=expand, **options)
-    assert torch.equal(got, expected)
-    assert difference < TOLERANCE
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

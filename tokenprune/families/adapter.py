@@ -51,6 +51,8 @@ class Adapter(ABC):
     """`config.model_type` of the full model."""
     title: ClassVar[str]
     """Name for people."""
+    pictures: ClassVar[str] = ""
+    """The vision tokens of a picture in a few words, and what is peculiar to the family, for docs/models.md."""
     deepstack: ClassVar[str | None] = None
     """Method of the text model that adds vision features to early layers, at original indices (Qwen3-VL)."""
     newline: ClassVar[str | None] = None
@@ -131,7 +133,7 @@ class Adapter(ABC):
 
     def vision_shape(self, config: Any) -> VisionShape:
         """The shape of the vision tower and of the projector behind it."""
-        self._refuse("ledger: no shape known for", "vision_shape")
+        self.refuse("ledger: no shape known for", "vision_shape")
 
     # What bench needs: prompts of noise, and models of random weights.
 
@@ -141,11 +143,11 @@ class Adapter(ABC):
         Raises:
             InputError: no number of whole pictures has so many tokens.
         """
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def smaller_picture(self, config: Any, tokens: int) -> tuple[Grid, ...]:
         """Grids of one picture of at most `tokens` vision tokens, as near to them and to a square as can be."""
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def pixels(
         self, config: Any, grids: Sequence[Grid], ids: Tensor, random: torch.Generator, dtype: torch.dtype
@@ -159,7 +161,7 @@ class Adapter(ABC):
             random: draws the pixels.
             dtype: of the pixels.
         """
-        self._refuse(_NO_PICTURES, _PICTURES)
+        self.refuse(_NO_PICTURES, _PICTURES)
 
     def any_resolution(self, base: Any) -> AbstractContextManager[None]:
         """Lets the model take the sizes of `smaller_picture` until it closes; by default it takes them as it is."""
@@ -167,17 +169,18 @@ class Adapter(ABC):
 
     def deepen_tower(self, config: Any, ratio: float) -> None:
         """Scale the depth of the vision tower in place, once the decoder of `config` has its new number of layers."""
-        self._refuse(_NO_SCALE, _SCALE)
+        self.refuse(_NO_SCALE, _SCALE)
 
     def published(self, shape: ModelShape) -> Any:
         """A transformers configuration of this published shape (`tokenprune.cost.presets`)."""
-        self._refuse("sketch: no configuration can be made for", "published")
+        self.refuse("sketch: no configuration can be made for", "published")
 
     def widen_tower(self, config: Any, ratio: float) -> None:
         """Scale the width of the vision tower in place, once the decoder of `config` has its new `hidden_size`."""
-        self._refuse(_NO_SCALE, _SCALE)
+        self.refuse(_NO_SCALE, _SCALE)
 
-    def _refuse(self, what: str, write: str) -> NoReturn:
+    def refuse(self, what: str, write: str) -> NoReturn:
+        """Raise `UnsupportedModelError` that names the family and the methods which are missing."""
         raise UnsupportedModelError(
             f"{what} {self.family} ({self.title}): write {write} in its adapter, {type(self).__name__}"
         )

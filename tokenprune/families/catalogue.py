@@ -6,15 +6,26 @@ from typing import Any
 
 from tokenprune.errors import UnsupportedModelError, did_you_mean
 from tokenprune.families.adapter import Adapter
+from tokenprune.families.internvl import InternVL
 from tokenprune.families.llava import Llava, LlavaNext
-from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen3
+from tokenprune.families.llava_next_video import LlavaNextVideo
+from tokenprune.families.llava_onevision import LlavaOnevision
+from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen3, Qwen3Moe
+from tokenprune.families.video_llava import VideoLlava
+from tokenprune.families.vipllava import VipLlava
 
 ADAPTERS: tuple[Adapter, ...] = (
     Llava(),
     LlavaNext(),
+    LlavaNextVideo(),
+    LlavaOnevision(),
+    VipLlava(),
+    VideoLlava(),
     Qwen2(),
     Qwen2_5(),
     Qwen3(),
+    Qwen3Moe(),
+    InternVL(),
 )
 """In the order in which people are told of them; docs/models.md says what is tested for each."""
 

@@ -52,7 +52,7 @@ class _Clip(Adapter):
             projector=((width * len(read), out), (out, out)),
             unused=layers - last,
             side=int(vision.image_size // vision.patch_size),
-            class_token=config.vision_feature_select_strategy == "default",
+            class_token=getattr(config, "vision_feature_select_strategy", "default") == "default",
         )
 
     def published(self, shape: ModelShape) -> Any:
@@ -92,6 +92,7 @@ class Llava(_Clip):
 
     family = "llava"
     title = "LLaVA-1.5"
+    pictures = "one square grid; other sizes where the tower is called with `interpolate_pos_encoding`"
     packs = True
     clip = ClipShape
     sizes = "image_sizes"
@@ -154,6 +155,7 @@ class LlavaNext(_Clip):
 
     family = "llava_next"
     title = "LLaVA-NeXT"
+    pictures = "an overview, then tiles whose rows end in a newline token"
     newline = "image_newline"
     tiles = True
     clip = TiledClip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.tokens import Grid
-from tokenprune.cost.shape import ModelShape, QwenShape, VisionShape
+from tokenprune.cost.shape import DecoderShape, ModelShape, QwenShape, VisionShape
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionRow, decoder_arguments
 from tokenprune.families.sides import exact_sides, largest_sides
@@ -22,6 +22,7 @@ HEAD = 80
 class _Qwen(Adapter):
     """What the three have in common. Their configurations name the tower's numbers differently."""
 
+    pictures = "rows × columns of any size; M-RoPE"
     vision = ("visual",)
     sizes = "image_grid_thw"
     tower_width: ClassVar[str] = "hidden_size"
@@ -171,10 +172,21 @@ class Qwen3(_Qwen):
 
     family = "qwen3_vl"
     title = "Qwen3-VL"
+    pictures = "as Qwen2-VL; DeepStack adds features behind early layers"
     deepstack = "_deepstack_process"
 
     def tower_shape(self, vision: Any) -> dict[str, Any]:
         return {**super().tower_shape(vision), "projectors": 1 + len(vision.deepstack_visual_indexes)}
+
+
+class Qwen3Moe(Qwen3):
+    """Qwen3-VL with experts."""
+
+    family = "qwen3_vl_moe"
+    title = "Qwen3-VL MoE"
+
+    def decoder_shape(self, text: Any) -> DecoderShape:
+        self.refuse("ledger: no shape known for", "decoder_shape")  # which counts the experts that see a token
 
 
 def _as_words(row: VisionRow) -> bool:

@@ -1,0 +1,113 @@
+"""What a family can do, one check for each ability; `support.json` holds what they found, docs/models.md shows it.
+
+A check raises `UnsupportedModelError` where the family refuses by name, `AssertionError` where it is not exact, and
+nothing where it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import matrix
+import torch
+from families import CACHE, Row, inputs, next_turn, ragged_rows, row_inputs, vision_mask
+from kinds import KINDS, fixed, recipe, stage
+from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
+from reference import generate_logits, masked_reference
+
+import tokenprune as tp
+from tokenprune.errors import UnsupportedModelError
+
+FOUND = Path(__file__).parent / "support.json"
+"""For each family what it refuses, and with which words: ``python scripts/support.py`` writes it."""
+
+
+KEPT = recipe(
+    "kept",
+    stage("after_vision", fixed(1.0), sampler="uniform"),
+    stage(5, {"type": "pyramid", "keep": 1.0}, scorer="norm", recycler="cluster"),
+)
+"""Stages that keep everything, and ask nothing that a family may refuse."""
+
+
+def everything_kept(family: str) -> None:
+    """``keep: 1.0`` is bit-identical, in generation and in one forward."""
+    model = matrix.model_of(family, "sdpa")
+    batch = inputs(family, model)
+    plain, full = generate_logits(model, batch, max_new_tokens=matrix.STEPS), logits_of(model, batch)
+    with tp.attach(model, KEPT):
+        kept = generate_logits(model, batch, max_new_tokens=matrix.STEPS)
+        assert torch.equal(full, logits_of(model, batch))
+    assert torch.equal(plain[0], kept[0]) and all(map(torch.equal, plain[1], kept[1]))
+    again = generate_logits(model, batch, max_new_tokens=matrix.STEPS)
+    assert all(map(torch.equal, plain[1], again[1])), "detaching left a trace"
+
+
+def row_alone(family: str) -> None:
+    """A row of a batch keeps the tokens, and gives the logits, of the sample alone."""
+    model = matrix.model_of(family, "sdpa")
+    batch = inputs(family, model, rows=[*ragged_rows(family), Row(before=1, after=4)])
+    with tp.attach(model, KINDS["merging"]) as attached:
+        sequences, logits = generate_logits(model, batch, max_new_tokens=matrix.STEPS)
+        together = attached.report.stages
+        for row in range(3):
+            single, alone = generate_logits(model, row_inputs(batch, row), max_new_tokens=matrix.STEPS)
+            for stage, both in zip(attached.report.stages, together, strict=True):
+                assert both.kept[row][both.kept[row] >= 0].tolist() == stage.kept[0].tolist()
+            assert torch.equal(sequences[row, -matrix.STEPS :], single[0, -matrix.STEPS :])
+            assert worst(tuple(step[row : row + 1] for step in logits), alone) < TOLERANCE
+
+
+def second_turn(family: str) -> None:
+    """A second turn of text on the same cache equals the masked reference's."""
+    model = matrix.model_of(family, "sdpa")
+    batch = inputs(family, model)
+
+    def two_turns() -> tuple[torch.Tensor, ...]:
+        first = model.generate(**batch, max_new_tokens=matrix.STEPS, do_sample=False, return_dict_in_generate=True)
+        following = next_turn(batch, first.sequences)
+        return generate_logits(model, {**following, CACHE: first[CACHE]}, max_new_tokens=matrix.STEPS)[1]
+
+    with tp.attach(model, KINDS["merging"]) as attached, stage_results(attached) as results:
+        logits = two_turns()
+    with masked_reference(model, vision_mask(model, batch["input_ids"]), reference_stages(attached.report, results)):
+        expected = two_turns()
+    assert worst(logits, expected) < TOLERANCE
+    assert attached.report.prefills == 1
+
+
+def prompt_lookup(family: str) -> None:
+    """Prompt-lookup decoding, which reads candidates with the prompt and crops the cache, gives the greedy answer."""
+    model = matrix.model_of(family, "sdpa")
+    batch = row_inputs(inputs(family, model, rows=[Row(after=12)]), 0)
+    with tp.attach(model, KINDS["merging"]):
+        greedy = model.generate(**batch, max_new_tokens=8, do_sample=False)
+        looked_up = model.generate(**batch, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(greedy, looked_up)
+
+
+CHECKS: dict[str, Callable[[str], None]] = {
+    **{name: partial(lambda cell, family: matrix.run(family, cell), cell) for name, cell in matrix.ABILITIES.items()},
+    "keep 1.0": everything_kept,
+    "row alone": row_alone,
+    "second turn": second_turn,
+    "prompt lookup": prompt_lookup,
+}
+"""Ability to check, in the order of the table's columns."""
+
+
+def refusal(family: str, ability: str) -> str | None:
+    """What the family says when it refuses this; None where it is exact."""
+    try:
+        CHECKS[ability](family)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
+def refused(family: str) -> dict[str, str]:
+    """What was found: abilities that the family refuses, with its words."""
+    return json.loads(FOUND.read_text(encoding="utf-8")).get(family, {}) if FOUND.is_file() else {}

@@ -1,0 +1,99 @@
+"""The Qwen families: a tower for pictures of any size, 2 x 2 patches a vision token, M-RoPE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import Tensor
+
+from family_models.tiny import IMAGE, VIDEO, VISION_END, VISION_START, Size, Tiny, text
+
+
+class Grid(Tiny):
+    """Pictures of any even number of patches of 4 x 4 pixels and 2 frames, ``[patches, 96]`` in one list."""
+
+    sizes = ((8, 8), (8, 12), (12, 10), (4, 20))  # 16, 24, 30, 20 vision tokens
+    marks = True
+    kinds = "mm_token_type_ids"
+    by_image = ("image_grid_thw",)
+
+    def check(self, size: Size) -> None:
+        if any(side % 2 for side in size):
+            raise ValueError(f"image size {size} of {self.name}: expected even numbers of patches")
+
+    def tokens(self, model: Any, size: Size) -> int:
+        return size[0] * size[1] // 4
+
+    def pixels(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+        grid = torch.tensor([(1, *size) for size in images])
+        return {"pixel_values": torch.randn(int(grid.prod(-1).sum()), 96, generator=random), "image_grid_thw": grid}
+
+    def images(self, batch: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+        patches = batch["image_grid_thw"].prod(-1)
+        start, end = int(patches[:first].sum()), int(patches[:last].sum())
+        return super().images(batch, first, last) | {"pixel_values": batch["pixel_values"][start:end]}
+
+
+def joined(config_class: Any, vision: dict[str, Any], **words: Any) -> Any:
+    """The configuration of a Qwen model."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    return config_class(
+        vision_config={"depth": 3, "num_heads": 2, "patch_size": 4, "hidden_size": 32, **vision},
+        text_config=text(rope_parameters=rope, **words),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+    )
+
+
+class Qwen2(Grid):
+    """Bias in q, k, v."""
+
+    name = "qwen2_vl"
+
+    def config(self) -> tuple[Any, Any]:
+        return tf.Qwen2VLForConditionalGeneration, joined(tf.Qwen2VLConfig, {"embed_dim": 32, "hidden_size": 64})
+
+
+class Qwen2_5(Grid):
+    """Bias in q, k, v; window attention in the vision tower but for its last block."""
+
+    name = "qwen2_5_vl"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = {"out_hidden_size": 64, "intermediate_size": 64, "window_size": 16, "fullatt_block_indexes": [2]}
+        return tf.Qwen2_5_VLForConditionalGeneration, joined(tf.Qwen2_5_VLConfig, vision)
+
+
+DEEP = {"out_hidden_size": 64, "intermediate_size": 64, "num_position_embeddings": 64}
+
+
+class Qwen3(Grid):
+    """Norms on q and k; DeepStack adds vision features after decoder layers 0 and 1."""
+
+    name = "qwen3_vl"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = DEEP | {"deepstack_visual_indexes": [0, 1]}
+        return tf.Qwen3VLForConditionalGeneration, joined(tf.Qwen3VLConfig, vision, head_dim=16)
+
+
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+
+
+class Qwen3Moe(Grid):
+    """Qwen3-VL with four experts, of which two see each token."""
+
+    name = "qwen3_vl_moe"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = DEEP | {"deepstack_visual_indexes": [0, 1]}
+        config = joined(tf.Qwen3VLMoeConfig, vision, head_dim=16, **EXPERTS)
+        return tf.Qwen3VLMoeForConditionalGeneration, config
+
+
+MODELS: tuple[Tiny, ...] = (Qwen2(), Qwen2_5(), Qwen3(), Qwen3Moe())

@@ -1,0 +1,111 @@
+"""The matrix that every family runs: recipes x attention x batch x cache x mode, each against the masked reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import combinations, product
+from typing import Any, NamedTuple
+
+import torch
+from families import Row, build, inputs, ragged_rows, sizes
+from kinds import KINDS
+from pruned import TOLERANCE, run_both
+
+STEPS = 3
+"""Tokens that each cell generates: one of the prefill, one on its cache, one on what that has added."""
+
+CACHES: dict[str, dict[str, Any]] = {
+    "dynamic": {},
+    "static": {"cache_implementation": "static"},
+    "none": {"use_cache": False},
+}
+MODES: dict[str, tuple[int, dict[str, Any]]] = {
+    "greedy": (1, {}),
+    "beams": (3, {"num_beams": 3}),
+    "sampling": (2, {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2}),
+}
+"""Rows that `generate` makes of one, and what it is called with."""
+
+
+class Cell(NamedTuple):
+    """One way to run a pruned model."""
+
+    recipe: str = "deep"
+    attention: str = "sdpa"
+    batch: str = "single"
+    cache: str = "dynamic"
+    mode: str = "greedy"
+
+    def __str__(self) -> str:
+        return "-".join(self)
+
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What a family must be able to do to run it (`abilities.py`), beside what all of them can."""
+        scored = "rater attention" if self.recipe in ("attention", "adaptive") else None
+        named = (scored, *(name for name in self if name in ABILITIES))
+        return tuple(name for name in named if name)
+
+
+FACTORS: Mapping[str, Sequence[str]] = {
+    "recipe": tuple(KINDS),
+    "attention": ("sdpa", "eager"),
+    "batch": ("single", "ragged"),
+    "cache": tuple(CACHES),
+    "mode": tuple(MODES),
+}
+
+ALL = tuple(Cell(*values) for values in product(*FACTORS.values()))
+"""The full matrix: 180 cells."""
+
+ABILITIES: dict[str, Cell] = {
+    "rater attention": Cell(recipe="attention"),
+    "sdpa": Cell(),
+    "eager": Cell(attention="eager"),
+    "ragged": Cell(batch="ragged"),
+    "static": Cell(cache="static"),
+    "none": Cell(cache="none"),
+    "beams": Cell(mode="beams"),
+    "sampling": Cell(mode="sampling"),
+}
+"""Values of the factors that a family may refuse, each with the cell that differs from the plainest by it alone."""
+
+
+def pairwise(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Some of `cells` in which every two values of different factors meet as they do somewhere in `cells`."""
+    missing = {pair for cell in cells for pair in pairs(cell)}
+    chosen: list[Cell] = []
+    while missing:
+        best = max(cells, key=lambda cell: len(missing & pairs(cell)))  # the first of equals
+        chosen.append(best)
+        missing -= pairs(best)
+    return tuple(chosen)
+
+
+def pairs(cell: Cell) -> set[tuple[tuple[int, str], tuple[int, str]]]:
+    """Every two values of a cell, by number of their factors."""
+    return set(combinations(enumerate(cell), 2))
+
+
+@cache
+def model_of(family: str, attention: str) -> Any:
+    """Built once: attaching and detaching leaves no trace, as test_attach.py shows."""
+    return build(family, attention=attention)  # type: ignore[arg-type]
+
+
+def run(family: str, cell: Cell) -> None:
+    """Raise `AssertionError` unless the cell gives what the masked reference gives.
+
+    Raises:
+        UnsupportedModelError: the family refuses it.
+    """
+    model = model_of(family, cell.attention)
+    rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
+    batch = inputs(family, model, rows=rows)
+    expand, options = MODES[cell.mode]
+    asked = {**CACHES[cell.cache], **options, "max_new_tokens": STEPS}
+    difference, (got, expected), report = run_both(model, batch, KINDS[cell.recipe], expand=expand, **asked)
+    assert torch.equal(got, expected)
+    assert difference < TOLERANCE
+    assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all()), "nothing was dropped"

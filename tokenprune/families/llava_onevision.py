@@ -1,0 +1,19 @@
+"""LLaVA-OneVision: a SigLIP tower, the tiles of LLaVA-NeXT, Qwen 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenprune.cost.shape import VisionShape
+from tokenprune.families.llava import LlavaNext
+
+
+class LlavaOnevision(LlavaNext):
+    """Its pictures are laid out as LLaVA-NeXT's, though many tiles are interpolated to fewer tokens."""
+
+    family = "llava_onevision"
+    title = "LLaVA-OneVision"
+    pictures = "as LLaVA-NeXT, many tiles interpolated to fewer tokens"
+
+    def vision_shape(self, config: Any) -> VisionShape:
+        self.refuse("ledger: no shape known for", "vision_shape")  # LLaVA-NeXT's is of CLIP
