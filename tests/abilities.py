@@ -33,6 +33,27 @@ KEPT = recipe(
 """Stages that keep everything, and ask nothing that a family may refuse."""
 
 
+def rater_attention(family: str) -> None:
+    """A recipe that reads attention is exact, and what it reads is what eager attention gives, in layers of any type."""
+    matrix.run(matrix.ABILITIES["rater attention"], family)
+    model, eager = (matrix.model_of(family, attention) for attention in ("sdpa", "eager"))
+    batch = inputs(family, model)
+    vision = vision_mask(model, batch["input_ids"])
+    with torch.no_grad():
+        attentions = eager(**batch, output_attentions=True).attentions
+    for layer in range(1, 5):
+        for source, row in (("previous", layer - 1), ("next", layer)):
+            scorer = {"type": "attention", "layer": source}
+            with tp.attach(
+                model, recipe("rows", stage(layer, fixed(0.5), raters="last_text", scorer=scorer))
+            ) as attached:
+                logits_of(model, batch)
+                (told,) = attached.report.stages
+            for b, own in enumerate(vision):
+                expected = attentions[row][b, :, -1, own].mean(0)  # padding stands on the left: the last is a word
+                assert (told.scores[b, : len(expected)] - expected).abs().max() < TOLERANCE
+
+
 def everything_kept(family: str) -> None:
     """``keep: 1.0`` is bit-identical, in generation and in one forward."""
     model = matrix.model_of(family, "sdpa")
@@ -90,7 +111,8 @@ def prompt_lookup(family: str) -> None:
 
 
 CHECKS: dict[str, Callable[[str], None]] = {
-    **{name: partial(lambda cell, family: matrix.run(family, cell), cell) for name, cell in matrix.ABILITIES.items()},
+    **{name: partial(matrix.run, cell) for name, cell in matrix.ABILITIES.items()},
+    "rater attention": rater_attention,
     "keep 1.0": everything_kept,
     "row alone": row_alone,
     "second turn": second_turn,

@@ -142,9 +142,8 @@ def inputs(
     }
     if tiny.kinds is not None:
         tensors[tiny.kinds] = (tensors["input_ids"] == IMAGE).long()
-    every_image = [size for row_images in images for size in row_images]
-    if every_image:
-        tensors |= tiny.pixels(model, every_image, random)
+    if any(images):
+        tensors |= tiny.pixels(model, images, random)
     return Batch(tensors, [len(row_images) for row_images in images], tiny)
 
 
@@ -159,9 +158,7 @@ def row_inputs(batch: Batch, b: int) -> Batch:
     """Sample `b` of the batch alone: its own pixels, and no padding tokens."""
     real = batch["attention_mask"][b].bool()
     tensors = {name: batch[name][b : b + 1, real] for name in _PER_TOKEN if name in batch}
-    first, last = sum(batch.images[:b]), sum(batch.images[: b + 1])
-    if last > first:
-        tensors |= batch.tiny.images(batch, first, last)
+    tensors |= batch.tiny.row(batch, b)
     return Batch(tensors, [batch.images[b]], batch.tiny)
 
 

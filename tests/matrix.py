@@ -94,7 +94,7 @@ def model_of(family: str, attention: str) -> Any:
     return build(family, attention=attention)  # type: ignore[arg-type]
 
 
-def run(family: str, cell: Cell) -> None:
+def run(cell: Cell, family: str) -> None:
     """Raise `AssertionError` unless the cell gives what the masked reference gives.
 
     Raises:

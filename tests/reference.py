@@ -102,20 +102,19 @@ class _LayerHook:
         if cache is not None:
             past = int(cache.get_seq_length(self.index))
             width, offset = cache.get_mask_sizes(length, self.index)
-        if offset:
-            raise ValueError("the reference does not know sliding windows")
-
         for stage in self.stages:
             hidden = self.write_merged(hidden, stage, past, expansion)
 
         mask = kwargs.get("attention_mask")
         queries = past + torch.arange(length, device=hidden.device)[:, None]
-        keys = torch.arange(width, device=hidden.device)
+        keys = offset + torch.arange(width, device=hidden.device)
         if mask is None:
-            mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation)
+            window = getattr(layer.self_attn, "sliding_window", None)
+            mask = _dense_causal(queries, keys, hidden.dtype, layer.self_attn.config._attn_implementation, window)
         if mask.ndim != 4 or mask.shape[-1] != width:
             raise ValueError(f"attention mask {tuple(mask.shape)}: expected 4 dimensions and {width} columns")
-        dropped = pad(self.hidden_columns, (0, max(0, width - self.hidden_columns.shape[1])))[:, :width]
+        end = offset + width
+        dropped = pad(self.hidden_columns, (0, max(0, end - self.hidden_columns.shape[1])))[:, offset:end]
         dropped = dropped.repeat_interleave(expansion, dim=0)[:, None, None, :]
         dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
         mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
@@ -126,7 +125,7 @@ class _LayerHook:
                 if mask.dtype == torch.bool
                 else mask
             )
-            bias = pad(self.biases, (0, max(0, width - self.biases.shape[1])))[:, :width]
+            bias = pad(self.biases, (0, max(0, end - self.biases.shape[1])))[:, offset:end]
             mask = numbers + bias.to(hidden.dtype).repeat_interleave(expansion, dim=0)[:, None, None, :]
         return (hidden, *rest), kwargs | {"attention_mask": mask}
 
@@ -172,9 +171,15 @@ def _by_column(vision: Tensor, columns: Sequence[Tensor], bias: Tensor) -> Tenso
     return placed
 
 
-def _dense_causal(queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str) -> Tensor:
-    """The mask [1, 1, queries, keys] that transformers leaves out: no padding, every token sees itself and the past."""
-    allowed = (keys <= queries)[None, None]
+def _dense_causal(
+    queries: Tensor, keys: Tensor, dtype: torch.dtype, attention: str, window: int | None = None
+) -> Tensor:
+    """The mask [1, 1, queries, keys] that transformers leaves out: no padding, every token sees itself and the past, or
+    as much of it as a window holds."""
+    allowed = keys <= queries
+    if window is not None:
+        allowed = allowed & (queries - keys < window)
+    allowed = allowed[None, None]
     if attention == "sdpa":
         return allowed
     if attention == "eager":

@@ -18,10 +18,10 @@ CHOSEN = pairwise(ALL)
 def check(family: str, cell: Cell) -> None:
     told = [words for ability, words in refused(family).items() if ability in cell.abilities]
     if not told:
-        run(family, cell)
+        run(cell, family)
         return
     with pytest.raises(UnsupportedModelError) as caught:
-        run(family, cell)
+        run(cell, family)
     assert str(caught.value) in told
 
 
@@ -38,7 +38,7 @@ def test_all_equal_the_masked_reference(family: str, cell: Cell) -> None:
     check(family, cell)
 
 
-@pytest.mark.parametrize("ability", [name for name in CHECKS if name not in ABILITIES])
+@pytest.mark.parametrize("ability", [name for name in CHECKS if name == "rater attention" or name not in ABILITIES])
 @pytest.mark.parametrize("family", MODELS)
 def test_a_family_can_do_what_was_found(family: str, ability: str) -> None:
     assert refusal(family, ability) == refused(family).get(ability)

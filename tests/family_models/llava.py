@@ -70,7 +70,7 @@ class LlavaNext(Tiny):
         tiles = torch.empty(_tile_count(model, size), 4, 1)
         return int(model.model.pack_image_features([tiles], [list(size)], "default", torch.empty(1))[1])
 
-    def pixels(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         tiles = [torch.randn(_tile_count(model, size), 3, 8, 8, generator=random) for size in images]
         pixels = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
         return {"pixel_values": pixels, "image_sizes": torch.tensor(images)}

@@ -27,7 +27,7 @@ class Grid(Tiny):
     def tokens(self, model: Any, size: Size) -> int:
         return size[0] * size[1] // 4
 
-    def pixels(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         grid = torch.tensor([(1, *size) for size in images])
         return {"pixel_values": torch.randn(int(grid.prod(-1).sum()), 96, generator=random), "image_grid_thw": grid}
 

@@ -43,7 +43,7 @@ class Tiny(ABC):
         """Vision tokens of one image."""
 
     @abstractmethod
-    def pixels(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         """Noise for these images: every vision token differs from every other."""
 
     def check(self, size: Size) -> None:
@@ -54,6 +54,15 @@ class Tiny(ABC):
     def placeholders(self, model: Any, size: Size) -> Tensor:
         """What stands for one image in the ids, int64 [n]: some families put text between its parts."""
         return torch.full((self.tokens(model, size),), IMAGE)
+
+    def pixels(self, model: Any, rows: Sequence[Sequence[Size]], random: torch.Generator) -> dict[str, Tensor]:
+        """`noise` for the images of each sample: as a rule those of all samples stand in one list."""
+        return self.noise(model, [size for images in rows for size in images], random)
+
+    def row(self, batch: Any, b: int) -> dict[str, Tensor]:
+        """The inputs of the images of sample `b` of a batch (`families.Batch`)."""
+        first, last = sum(batch.images[:b]), sum(batch.images[: b + 1])
+        return self.images(batch, first, last) if last > first else {}
 
     def images(self, batch: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
         """The inputs of the images `first` to `last` of a batch, without the latter."""
@@ -75,7 +84,7 @@ class Square(Tiny):
     def tokens(self, model: Any, size: Size) -> int:
         return self.count
 
-    def pixels(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         return {"pixel_values": torch.randn(len(images), 3, self.side, self.side, generator=random)}
 
 

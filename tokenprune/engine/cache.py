@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from tokenprune.errors import InputError, UnsupportedModelError
 
@@ -152,6 +152,24 @@ class VirtualDynamicLayer(VirtualLength, DynamicLayer):
         self.removed, self.slots, self.held = 0, None, None
 
 
+class VirtualSlidingLayer(VirtualLength, DynamicSlidingWindowLayer):
+    """A dynamic layer with a window that counts the untouched tokens.
+
+    It keeps as many of the last survivors as the window has room for, which go further back than the window does: the
+    mask hides those that lie before it.
+    """
+
+    def crop(self, tokens_to_remove: int) -> None:
+        before, stored = self.cumulative_length, self.keys.shape[-2]
+        super().crop(tokens_to_remove)
+        if before < self.sliding_window:  # it has taken what it stores for its length
+            self.cumulative_length = before - (stored - self.keys.shape[-2])
+
+    def reset(self) -> None:
+        super().reset()
+        self.removed, self.slots = 0, None
+
+
 class VirtualStaticLayer(VirtualLength, StaticLayer):
     """A static layer whose buffer holds the survivors and what follows them, and that reports the untouched length."""
 
@@ -178,8 +196,12 @@ class VirtualStaticLayer(VirtualLength, StaticLayer):
         self.removed, self.shrunk, self.slots, self.held = 0, 0, None, None
 
 
-CacheLayer = VirtualDynamicLayer | VirtualStaticLayer
-_VIRTUAL = {DynamicLayer: VirtualDynamicLayer, StaticLayer: VirtualStaticLayer}
+CacheLayer = VirtualDynamicLayer | VirtualSlidingLayer | VirtualStaticLayer
+_VIRTUAL = {
+    DynamicLayer: VirtualDynamicLayer,
+    DynamicSlidingWindowLayer: VirtualSlidingLayer,
+    StaticLayer: VirtualStaticLayer,
+}
 
 
 def _waiting(layer: VirtualLength) -> int:
@@ -231,6 +253,16 @@ def different_slots(cache: Cache | None) -> list[Slots]:
         if slots is not None and not (found and found[-1] is slots):
             found.append(slots)
     return found
+
+
+def window_of(layer: CacheLayer | None) -> int | None:
+    """Keys that a dynamic sliding layer can show a query, itself included; None for any other layer."""
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+
+
+def held_by(layer: CacheLayer, window: int) -> int:
+    """Keys of earlier forwards that a sliding layer shows to the coming one."""
+    return min(int(layer.keys.shape[-2]), window - 1) if layer.is_initialized else 0
 
 
 def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor | None:
@@ -328,6 +360,9 @@ def _shrink(layer: StaticLayer, removed: int) -> None:
 def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
     """Note that `removed` tokens of the present forward will never be stored in this layer."""
     layer.slots = slots
+    if isinstance(layer, VirtualSlidingLayer):
+        layer.cumulative_length += removed
+        return
     layer.removed += removed
     if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
         _shrink(layer, removed)

@@ -307,6 +307,11 @@ class Engine:
             prefill = planned(prompt, self.pipeline, self.depth, forward.length)
             if prefill.drops:
                 check_cache(cache)
+                if forward.flash and self.anatomy.windowed:
+                    raise UnsupportedModelError(
+                        "flash attention counts a sliding window in the tokens that it is given, which are fewer after "
+                        "a stage; load the model with attn_implementation='sdpa' or 'eager'"
+                    )
             now.ran = []
             self.report.begin(total, prompt.grids, prompt.unrated)
             if self.buckets is not None and not self.pipeline.static:
@@ -424,8 +429,14 @@ class Engine:
 
 
 def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
-    """Raise `UnsupportedModelError` for stages inside the vision tower: no hook is there yet."""
+    """Raise `UnsupportedModelError` for stages inside the vision tower, where no hook is yet, and for position ids that
+    one table of rotary embeddings cannot hold."""
     for stage in pipeline:
+        if stage.positions == "renumber" and anatomy.rotary_by_type:
+            raise UnsupportedModelError(
+                f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
+                "whose types of layers have rotary embeddings of their own; expected original"
+            )
         if stage.place.kind == "in_vision":
             raise UnsupportedModelError(
                 f"{stage.name} ({stage.place}): stages inside the vision tower of {anatomy.adapter.title} are not "

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
-from tokenprune.engine.cache import CacheLayer, Slots, forget, slots_of
+from tokenprune.engine.cache import CacheLayer, Slots, forget, held_by, slots_of, window_of
 from tokenprune.engine.gather import take
 from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
 from tokenprune.engine.projections import Rope
@@ -69,6 +69,8 @@ class Forward:
     changes: Memo = field(default_factory=lambda: Memo())
     """Memos of what layers between two stages share. Made by lambdas, as torch.compile cannot trace a class that a
     dataclass calls, and transformers compiles decoding on static caches."""
+    windowed: Memo = field(default_factory=lambda: Memo())
+    """`changes` of layers with a window, which take turns with the others."""
     shifted: Memo = field(default_factory=lambda: Memo())
     slots: Memo = field(default_factory=lambda: Memo())
     ends: Memo = field(default_factory=lambda: Memo())
@@ -178,8 +180,12 @@ class Forward:
         if self.alive is None and (slots is None or (mask is None and slots.plain)):
             return kwargs
         of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
-        stored = self._physical(layer) if self.static and layer is not None else 0
-        return {**kwargs, **self.changes.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
+        window = window_of(layer)
+        if layer is not None and window is not None:
+            shared, stored = self.windowed, held_by(layer, window)
+        else:
+            shared, stored = self.changes, self._physical(layer) if self.static and layer is not None else 0
+        return {**kwargs, **shared.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
 
     def store(self, layer: CacheLayer | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""
@@ -192,7 +198,9 @@ class Forward:
         """Tokens of earlier forwards that stand before this forward's keys in `layer`."""
         if layer is None:
             return 0
-        slots = slots_of(layer)
+        slots, window = slots_of(layer), window_of(layer)
+        if window is not None:
+            return held_by(layer, window)
         if slots is None:
             return self.past
         return slots.cropped(self.past).origin.shape[1] + max(0, self.past - slots.tail)
@@ -203,7 +211,7 @@ class Forward:
         return any(keys is not None and keys.bias is not None for keys in (self.alive, slots))
 
     def _forget_shared(self) -> None:
-        for shared in (self.changes, self.shifted, self.slots):
+        for shared in (self.changes, self.windowed, self.shifted, self.slots):
             shared.of, shared.value = (), None
 
     def _slots(self, slots: Slots | None) -> Slots:
@@ -226,17 +234,23 @@ class Forward:
             return None
         index = torch.arange(self.length, device=device).expand(self.batch, -1) if alive is None else alive.index
         valid, bias = (None, None) if alive is None else (alive.valid, alive.bias)
+        window, first = window_of(layer), 0
+        if window is not None and mask is not None:
+            first = self.past + self.length - mask.shape[-1]
         if layer is None:  # without a cache a layer sees this forward alone
             keys = Keys(index, valid, bias)
         elif self.static and alive is None and slots is not None:
             keys = buffer_keys(slots, layer.max_cache_len)
         else:
             keys = stored_keys(slots, self.past, self.batch, device).then(self.past + index, valid, bias)
-            if self.static:  # attention sees the whole buffer: what is free stands behind what has been written
+            if window is not None:  # which keeps the last keys alone
+                keys = keys.last(held_by(layer, window) + index.shape[1])
+            elif self.static:  # attention sees the whole buffer: what is free stands behind what has been written
                 start, free = self.past + self.length, self._physical(layer) - keys.origin.shape[1]
                 keys = keys.then(torch.arange(start, start + free, device=device).expand(self.batch, -1))
         rows = None if alive is None else alive.index
-        return reduce_mask(mask, rows=rows, queries=self.past + index, keys=keys, flash=self.flash, dtype=dtype)
+        queries = self.past + index
+        return reduce_mask(mask, rows=rows, queries=queries, keys=keys, flash=self.flash, dtype=dtype, first=first)
 
     def _physical(self, layer: CacheLayer) -> int:
         """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""

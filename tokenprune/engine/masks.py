@@ -28,6 +28,13 @@ class Keys:
     bias: Tensor | None = None
     """``[B, K]`` float32, added to the logits of every query with this key; None: nothing is."""
 
+    def last(self, count: int) -> Keys:
+        """The last `count` of these keys."""
+        if count >= self.origin.shape[1]:
+            return self
+        valid, bias = (None if x is None else x[:, -count:] for x in (self.valid, self.bias))
+        return Keys(self.origin[:, -count:], valid, bias)
+
     def then(self, origin: Tensor, valid: Tensor | None = None, bias: Tensor | None = None) -> Keys:
         """These keys and more of them behind: arguments as the fields."""
         sides = self.origin.shape[1], origin.shape[1]
@@ -56,7 +63,14 @@ def buffer_keys(slots: Slots, size: int) -> Keys:
 
 
 def reduce_mask(
-    mask: Mask | None, *, rows: Tensor | None, queries: Tensor, keys: Keys, flash: bool, dtype: torch.dtype
+    mask: Mask | None,
+    *,
+    rows: Tensor | None,
+    queries: Tensor,
+    keys: Keys,
+    flash: bool,
+    dtype: torch.dtype,
+    first: int = 0,
 ) -> Mask | None:
     """The mask of a pruned layer.
 
@@ -69,6 +83,7 @@ def reduce_mask(
         keys: as the layer stores them.
         flash: the kernel is causal by itself and takes padding masks only.
         dtype: of the layer's activations, which a mask with biases must have.
+        first: original index of the mask's first column, where a window has moved on.
 
     Returns:
         The same kind of mask over the queries and keys at hand; None stays None unless padding slots must be hidden.
@@ -88,11 +103,14 @@ def reduce_mask(
         causal = keys.origin[:, None, None, :] <= queries[:, None, :, None]
         return _biased(causal if keys.valid is None else causal & keys.valid[:, None, None, :], keys, dtype)
     width = mask.shape[-1]
+    columns = keys.origin - first if first else keys.origin
     # transformers' mask may be narrower than the buffer: what lies beyond it has not been written yet
-    visible = keys.origin < width
+    visible = columns < width
+    if first:
+        visible = visible & (columns >= 0)
     if keys.valid is not None:
         visible = visible & keys.valid
-    columns = keys.origin.clamp(max=width - 1)
+    columns = columns.clamp(min=0, max=width - 1)
     if isinstance(mask, BlockMask):
         return _reduce_block_mask(mask, rows, queries, columns, visible)
     if mask.dim() == 2:

@@ -78,6 +78,11 @@ def rotary(attention: nn.Module) -> Turn:
     return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)
 
 
+def unturned(x: Tensor, rope: Rope) -> Tensor:
+    """The rotary embedding of a layer that has none."""
+    return x
+
+
 def check_attention(layer: nn.Module) -> None:
     """Raise `UnsupportedModelError` unless the layer has the projections that rater attention is computed from."""
     attention = getattr(layer, "self_attn", None)

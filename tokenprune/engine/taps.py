@@ -18,7 +18,7 @@ from tokenprune.engine.cache import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
 from tokenprune.engine.hooks import Spot
-from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary
+from tokenprune.engine.projections import LayerInput, Turn, check_attention, rater_attention, rotary, unturned
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.state import Threads
 from tokenprune.engine.traces import post_hook, pre_hook

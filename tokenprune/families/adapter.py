@@ -89,7 +89,11 @@ class Adapter(ABC):
 
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         """Vision tokens of a picture of this size, as `sizes` names it: which pictures are whose in a batch."""
-        self._refuse("no sizes of pictures are read for", "picture_tokens")
+        self.refuse("no sizes of pictures are read for", "picture_tokens")
+
+    def turns(self, attention: Any) -> bool:
+        """Whether this decoder layer's attention has a rotary embedding: some layers of some families have none."""
+        return bool(getattr(attention, "use_rope", True))
 
     def tower(self, base: Any) -> nn.Module | None:
         """The vision tower, where `compile=True` may compile it: one graph for each number of pictures. None: not."""

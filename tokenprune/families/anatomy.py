@@ -16,6 +16,9 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of, adapters
 from tokenprune.families.wrappers import base_model, text_model, unwrapped
 
+LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Types of decoder layers (`config.layer_types`) that the engine is exact for."""
+
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
@@ -44,6 +47,18 @@ class Anatomy:
         known = inspect.signature(type(self.text).forward).parameters
         return "cache" if "cache" in known else "past_key_values"
 
+    @cached_property
+    def windowed(self) -> bool:
+        """Whether some layer sees the last tokens alone."""
+        config = self.text.config
+        types = getattr(config, "layer_types", None)
+        return "sliding_attention" in types if types else getattr(config, "sliding_window", None) is not None
+
+    @cached_property
+    def rotary_by_type(self) -> bool:
+        """Whether layers of different types have rotary embeddings of their own (Gemma 3)."""
+        return "layer_type" in inspect.signature(self.text.rotary_emb.forward).parameters
+
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
         found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
@@ -68,7 +83,7 @@ def anatomy(model: nn.Module) -> Anatomy:
     model = unwrapped(model, adapters())
     adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    kinds = set(getattr(text_config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    kinds = set(getattr(text_config, "layer_types", None) or ()) - LAYERS
     if kinds:
         raise UnsupportedModelError(
             f"attach: {adapter.family} with {', '.join(sorted(kinds))} layers is not supported yet"

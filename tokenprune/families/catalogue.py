@@ -6,6 +6,8 @@ from typing import Any
 
 from tokenprune.errors import UnsupportedModelError, did_you_mean
 from tokenprune.families.adapter import Adapter
+from tokenprune.families.cohere import AyaVision, Cohere2Vision
+from tokenprune.families.gemma import Gemma3, PaliGemma
 from tokenprune.families.internvl import InternVL
 from tokenprune.families.llava import Llava, LlavaNext
 from tokenprune.families.llava_next_video import LlavaNextVideo
@@ -26,6 +28,10 @@ ADAPTERS: tuple[Adapter, ...] = (
     Qwen3(),
     Qwen3Moe(),
     InternVL(),
+    Gemma3(),
+    PaliGemma(),
+    AyaVision(),
+    Cohere2Vision(),
 )
 """In the order in which people are told of them; docs/models.md says what is tested for each."""
 
