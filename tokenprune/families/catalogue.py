@@ -6,12 +6,17 @@ from typing import Any
 
 from tokenprune.errors import UnsupportedModelError, did_you_mean
 from tokenprune.families.adapter import Adapter
+from tokenprune.families.aria import Aria
 from tokenprune.families.cohere import AyaVision, Cohere2Vision
+from tokenprune.families.deepseek import DeepseekVL, DeepseekVLHybrid, Janus
 from tokenprune.families.gemma import Gemma3, PaliGemma
+from tokenprune.families.glm import Glm4v, Glm4vMoe, Glm46v, GlmOcr
+from tokenprune.families.idefics import Idefics2, Idefics3, SmolVLM
 from tokenprune.families.internvl import InternVL
 from tokenprune.families.llava import Llava, LlavaNext
 from tokenprune.families.llava_next_video import LlavaNextVideo
 from tokenprune.families.llava_onevision import LlavaOnevision
+from tokenprune.families.ovis import Ovis2
 from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen3, Qwen3Moe
 from tokenprune.families.video_llava import VideoLlava
 from tokenprune.families.vipllava import VipLlava
@@ -32,6 +37,18 @@ ADAPTERS: tuple[Adapter, ...] = (
     PaliGemma(),
     AyaVision(),
     Cohere2Vision(),
+    Idefics2(),
+    Idefics3(),
+    SmolVLM(),
+    Glm4v(),
+    Glm46v(),
+    Glm4vMoe(),
+    GlmOcr(),
+    DeepseekVL(),
+    DeepseekVLHybrid(),
+    Janus(),
+    Ovis2(),
+    Aria(),
 )
 """In the order in which people are told of them; docs/models.md says what is tested for each."""
 

@@ -19,16 +19,12 @@ HEAD = 80
 """Numbers per head of the published towers."""
 
 
-class _Qwen(Adapter):
-    """What the three have in common. Their configurations name the tower's numbers differently."""
+class Mrope(Adapter):
+    """Pictures of any size, whose rows and columns are in the position ids of their tokens."""
 
     pictures = "rows × columns of any size; M-RoPE"
     vision = ("visual",)
     sizes = "image_grid_thw"
-    tower_width: ClassVar[str] = "hidden_size"
-    """What `vision_config` calls the numbers per hidden state of the tower."""
-    tower_out: ClassVar[str] = "out_hidden_size"
-    """What `vision_config` calls the width of a vision token, which is that of the decoder."""
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
         """M-RoPE ids are the grid: one image (or stretch of video) per run of vision tokens.
@@ -60,6 +56,14 @@ class _Qwen(Adapter):
 
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         return prod(size) // int(base.config.vision_config.spatial_merge_size) ** 2
+
+class _Qwen(Mrope):
+    """What the three have in common. Their configurations name the tower's numbers differently."""
+
+    tower_width: ClassVar[str] = "hidden_size"
+    """What `vision_config` calls the numbers per hidden state of the tower."""
+    tower_out: ClassVar[str] = "out_hidden_size"
+    """What `vision_config` calls the width of a vision token, which is that of the decoder."""
 
     def vision_shape(self, config: Any) -> VisionShape:
         vision = config.vision_config
