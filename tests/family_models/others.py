@@ -94,20 +94,4 @@ class Aria(Square):
         return tf.AriaForConditionalGeneration, config
 
 
-class GotOcr2(Square):
-    """SAM and Qwen 2."""
-
-    name, side, count = "got_ocr2", 256, 16
-
-    def config(self) -> tuple[Any, Any]:
-        sam = {"output_channels": 16, "patch_size": 16, "mlp_dim": 64, "global_attn_indexes": [1], "window_size": 4}
-        config = tf.GotOcr2Config(
-            text_config=tf.Qwen2Config(**text()),
-            vision_config=vit(256, num_hidden_layers=2) | sam,
-            image_token_index=IMAGE,
-            image_seq_length=16,
-        )
-        return tf.GotOcr2ForConditionalGeneration, config
-
-
-MODELS: tuple[Tiny, ...] = (DeepseekVL(), DeepseekVLHybrid(), Janus(), Ovis2(), Aria(), GotOcr2())
+MODELS: tuple[Tiny, ...] = (DeepseekVL(), DeepseekVLHybrid(), Janus(), Ovis2(), Aria())

@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from family_models.tiny import IMAGE, VIDEO, VISION_END, VISION_START, Size, Tiny, text
+from family_models.tiny import IMAGE, SEPARATOR, VIDEO, VISION_END, VISION_START, Size, Tiny, text
 
 
 class Grid(Tiny):
@@ -96,4 +96,37 @@ class Qwen3Moe(Grid):
         return tf.Qwen3VLMoeForConditionalGeneration, config
 
 
-MODELS: tuple[Tiny, ...] = (Qwen2(), Qwen2_5(), Qwen3(), Qwen3Moe())
+class Omni(Grid):
+    """The part of an Omni model that reads and writes text; its position ids need no kinds of tokens."""
+
+    kinds = None
+    audio = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "output_dim": 64}
+
+    def joined(self, config_class: Any, vision: dict[str, Any], **words: Any) -> Any:
+        config = joined(config_class, vision, **words).to_dict()
+        ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": SEPARATOR}
+        return config_class(**config | ids | {"audio_config": self.audio | {"num_mel_bins": 8}})
+
+
+class Qwen2_5Omni(Omni):
+    """Qwen2.5-VL and a tower for sound."""
+
+    name = "qwen2_5_omni_thinker"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = {"out_hidden_size": 64, "intermediate_size": 64, "window_size": 16, "fullatt_block_indexes": [2]}
+        return tf.Qwen2_5OmniThinkerForConditionalGeneration, self.joined(tf.Qwen2_5OmniThinkerConfig, vision)
+
+
+class Qwen3Omni(Omni):
+    """Qwen3-VL MoE and a tower for sound."""
+
+    name = "qwen3_omni_moe_thinker"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = DEEP | {"deepstack_visual_indexes": [0, 1]}
+        config = self.joined(tf.Qwen3OmniMoeThinkerConfig, vision, head_dim=16, **EXPERTS)
+        return tf.Qwen3OmniMoeThinkerForConditionalGeneration, config
+
+
+MODELS: tuple[Tiny, ...] = (Qwen2(), Qwen2_5(), Qwen3(), Qwen3Moe(), Qwen2_5Omni(), Qwen3Omni())
