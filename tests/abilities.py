@@ -34,7 +34,7 @@ KEPT = recipe(
 
 
 def rater_attention(family: str) -> None:
-    """A recipe that reads attention is exact, and what it reads is what eager attention gives, in layers of any type."""
+    """A recipe that reads attention is exact, and reads what eager attention gives, in layers of any type."""
     matrix.run(matrix.ABILITIES["rater attention"], family)
     model, eager = (matrix.model_of(family, attention) for attention in ("sdpa", "eager"))
     batch = inputs(family, model)

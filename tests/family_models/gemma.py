@@ -12,7 +12,7 @@ MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_at
 
 
 class Gemma3(Square):
-    """Windows of 16 tokens in most layers, two rotary embeddings, norms on q and k, images that see all of themselves."""
+    """Windows of 16 tokens in most layers, two rotary embeddings, norms on q and k; images see all of themselves."""
 
     name, side, count = "gemma3", 32, 16
     marks, kinds = True, "token_type_ids"

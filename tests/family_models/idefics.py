@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import transformers as tf
-from family_models.tiny import IMAGE, SEPARATOR, Size, Tiny, text, vit
 from torch import Tensor
+
+from family_models.tiny import IMAGE, SEPARATOR, Size, Tiny, text, vit
 
 
 class Tiled(Tiny):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import transformers as tf
+
 from family_models.tiny import IMAGE, VOCAB, Square, Tiny, siglip, text, vit
 
 

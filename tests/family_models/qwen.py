@@ -100,12 +100,12 @@ class Omni(Grid):
     """The part of an Omni model that reads and writes text; its position ids need no kinds of tokens."""
 
     kinds = None
-    audio = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, "output_dim": 64}
 
     def joined(self, config_class: Any, vision: dict[str, Any], **words: Any) -> Any:
         config = joined(config_class, vision, **words).to_dict()
         ids = {"image_token_id": IMAGE, "video_token_id": VIDEO, "audio_token_id": SEPARATOR}
-        return config_class(**config | ids | {"audio_config": self.audio | {"num_mel_bins": 8}})
+        sound = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
+        return config_class(**config | ids | {"audio_config": sound | {"output_dim": 64, "num_mel_bins": 8}})
 
 
 class Qwen2_5Omni(Omni):

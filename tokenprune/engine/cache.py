@@ -159,6 +159,8 @@ class VirtualSlidingLayer(VirtualLength, DynamicSlidingWindowLayer):
     mask hides those that lie before it.
     """
 
+    cumulative_length: int
+
     def crop(self, tokens_to_remove: int) -> None:
         before, stored = self.cumulative_length, self.keys.shape[-2]
         super().crop(tokens_to_remove)
@@ -262,7 +264,8 @@ def window_of(layer: CacheLayer | None) -> int | None:
 
 def held_by(layer: CacheLayer, window: int) -> int:
     """Keys of earlier forwards that a sliding layer shows to the coming one."""
-    return min(int(layer.keys.shape[-2]), window - 1) if layer.is_initialized else 0
+    keys = layer.keys
+    return 0 if keys is None or not layer.is_initialized else min(int(keys.shape[-2]), window - 1)
 
 
 def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor | None:
@@ -289,7 +292,7 @@ def check_cache(cache: Any | None) -> None:
             known = ", ".join(cls.__name__ for cls in _VIRTUAL)
             raise UnsupportedModelError(
                 f"cache: {type(layer).__name__} cannot hold a shortened sequence; expected one of {known}. "
-                "Use the default cache, or cache_implementation='static'"
+                "Use the default cache"
             )
 
 

@@ -16,8 +16,9 @@ from tokenprune.families.internvl import InternVL
 from tokenprune.families.llava import Llava, LlavaNext
 from tokenprune.families.llava_next_video import LlavaNextVideo
 from tokenprune.families.llava_onevision import LlavaOnevision
+from tokenprune.families.mistral import LightOnOcr, Mistral3
 from tokenprune.families.ovis import Ovis2
-from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen3, Qwen3Moe
+from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen2_5Omni, Qwen3, Qwen3Moe, Qwen3Omni
 from tokenprune.families.video_llava import VideoLlava
 from tokenprune.families.vipllava import VipLlava
 
@@ -32,6 +33,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     Qwen2_5(),
     Qwen3(),
     Qwen3Moe(),
+    Qwen2_5Omni(),
+    Qwen3Omni(),
     InternVL(),
     Gemma3(),
     PaliGemma(),
@@ -40,6 +43,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     Idefics2(),
     Idefics3(),
     SmolVLM(),
+    Mistral3(),
+    LightOnOcr(),
     Glm4v(),
     Glm46v(),
     Glm4vMoe(),

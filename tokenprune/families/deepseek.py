@@ -14,11 +14,12 @@ class DeepseekVL(OneSize):
     vision = ("vision_model", "aligner")
 
 
-class DeepseekVLHybrid(DeepseekVL):
+class DeepseekVLHybrid(OneSize):
     """DeepSeek-VL 7B: SigLIP, and SAM on the same picture at a higher resolution."""
 
     family = "deepseek_vl_hybrid"
     title = "DeepSeek-VL hybrid"
+    pictures = "one square grid"
     vision = ("vision_model", "high_res_vision_model", "high_res_vision_neck", "high_res_vision_proj", "aligner")
 
 

@@ -57,6 +57,7 @@ class Mrope(Adapter):
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         return prod(size) // int(base.config.vision_config.spatial_merge_size) ** 2
 
+
 class _Qwen(Mrope):
     """What the three have in common. Their configurations name the tower's numbers differently."""
 
@@ -191,6 +192,22 @@ class Qwen3Moe(Qwen3):
 
     def decoder_shape(self, text: Any) -> DecoderShape:
         self.refuse("ledger: no shape known for", "decoder_shape")  # which counts the experts that see a token
+
+
+class Qwen2_5Omni(Mrope):
+    """The thinker of Qwen2.5-Omni: Qwen2.5-VL and a tower for sound, whose tokens stay."""
+
+    family = "qwen2_5_omni_thinker"
+    title = "Qwen2.5-Omni thinker"
+
+
+class Qwen3Omni(Mrope):
+    """The thinker of Qwen3-Omni: Qwen3-VL MoE and a tower for sound, whose tokens stay."""
+
+    family = "qwen3_omni_moe_thinker"
+    title = "Qwen3-Omni thinker"
+    pictures = Qwen3.pictures
+    deepstack = "_deepstack_process"
 
 
 def _as_words(row: VisionRow) -> bool:
