@@ -33,25 +33,24 @@ KEPT = recipe(
 """Stages that keep everything, and ask nothing that a family may refuse."""
 
 
-def rater_attention(family: str) -> None:
-    """A recipe that reads attention is exact, and reads what eager attention gives, in layers of any type."""
-    matrix.run(matrix.ABILITIES["rater attention"], family)
+def attention_rows(family: str) -> None:
+    """What raters read is what eager attention gives, before and behind places in layers of any type."""
     model, eager = (matrix.model_of(family, attention) for attention in ("sdpa", "eager"))
     batch = inputs(family, model)
     vision = vision_mask(model, batch["input_ids"])
+    with_attention = [i for i, layer in enumerate(model.get_decoder().layers) if hasattr(layer, "self_attn")]
     with torch.no_grad():
-        attentions = eager(**batch, output_attentions=True).attentions
-    for layer in range(1, 5):
-        for source, row in (("previous", layer - 1), ("next", layer)):
+        attentions = dict(zip(with_attention, eager(**batch, output_attentions=True).attentions, strict=True))
+    for row in [index for index in with_attention if index < 5]:
+        for source, place in (("previous", row + 1), ("next", row)):
             scorer = {"type": "attention", "layer": source}
-            with tp.attach(
-                model, recipe("rows", stage(layer, fixed(0.5), raters="last_text", scorer=scorer))
-            ) as attached:
+            asked = recipe("rows", stage(place, fixed(0.5), raters="last_text", scorer=scorer))
+            with tp.attach(model, asked) as attached:
                 logits_of(model, batch)
-                (told,) = attached.report.stages
+                scores = attached.report.stages[0].scores
             for b, own in enumerate(vision):
                 expected = attentions[row][b, :, -1, own].mean(0)  # padding stands on the left: the last is a word
-                assert (told.scores[b, : len(expected)] - expected).abs().max() < TOLERANCE
+                assert (scores[b, : len(expected)] - expected).abs().max() < TOLERANCE
 
 
 def everything_kept(family: str) -> None:
@@ -112,7 +111,6 @@ def prompt_lookup(family: str) -> None:
 
 CHECKS: dict[str, Callable[[str], None]] = {
     **{name: partial(matrix.run, cell) for name, cell in matrix.ABILITIES.items()},
-    "rater attention": rater_attention,
     "keep 1.0": everything_kept,
     "row alone": row_alone,
     "second turn": second_turn,

@@ -69,8 +69,11 @@ def masked_reference(
                 if step.bias is not None:
                     biases = _by_column(vision, columns, step.bias)
             if any((step.layer or 0) <= index for step in steps):
-                hook = _LayerHook(index, here, columns, hidden_columns, biases)
-                handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                if hasattr(layer, "self_attn"):
+                    hook = _LayerHook(index, here, columns, hidden_columns, biases)
+                    handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                else:
+                    handles += _recurrent_hooks(layer, here, columns, hidden_columns)
         yield
     finally:
         for handle in handles:
@@ -151,6 +154,59 @@ class _LayerHook:
             here = inside[anchors]
             hidden[row, slots[anchors[here]]] = merged[here]
         return hidden
+
+
+def _recurrent_hooks(
+    layer: Any, stages: Sequence[Stage], columns: Sequence[Tensor], hidden_columns: Tensor
+) -> list[Any]:
+    """Hooks on a layer that reads tokens one after the other into a state, where no mask can hide one from the next.
+
+    Its mixer is handed the survivors alone, flush right behind zeros, as it is handed prompts that are padded on the
+    left; what it says of them goes back to their columns. Everything else of the layer runs on all columns.
+    """
+    writer = _LayerHook(0, stages, columns, hidden_columns, None)
+    mixer = layer.linear_attn if hasattr(layer, "linear_attn") else layer.conv
+    state: dict[str, Any] = {}
+
+    def write(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0]
+        if hidden.shape[1] == hidden_columns.shape[1]:  # the prompt
+            for stage in stages:
+                hidden = writer.write_merged(hidden, stage, 0, len(hidden) // len(columns))
+        return (hidden, *args[1:]), kwargs
+
+    def compress(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        state.clear()
+        if hidden.shape[1] < hidden_columns.shape[1]:
+            return None
+        expansion = len(hidden) // len(columns)
+        gone = pad(hidden_columns, (0, hidden.shape[1] - hidden_columns.shape[1])).repeat_interleave(expansion, 0)
+        mask = kwargs.get("attention_mask")
+        real = torch.ones_like(gone) if mask is None else mask.bool()
+        rows = [(~gone[row] & real[row]).nonzero().flatten() for row in range(len(hidden))]
+        longest = max(map(len, rows))
+        short = hidden.new_zeros(len(rows), longest, hidden.shape[-1])
+        there = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for row, own in enumerate(rows):
+            short[row, longest - len(own) :], there[row, longest - len(own) :] = hidden[row, own], True
+        state.update(rows=rows, length=hidden.shape[1])
+        kwargs = kwargs | {"attention_mask": None if there.all() else there}
+        return ((short, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": short})
+
+    def expand(module: Any, args: Any, output: Tensor) -> Tensor | None:
+        if not state:
+            return None
+        full = output.new_zeros(len(output), state["length"], output.shape[-1])
+        for row, own in enumerate(state["rows"]):
+            full[row, own] = output[row, output.shape[1] - len(own) :]
+        return full
+
+    return [
+        layer.register_forward_pre_hook(write, with_kwargs=True),
+        mixer.register_forward_pre_hook(compress, with_kwargs=True),
+        mixer.register_forward_hook(expand),
+    ]
 
 
 def _visible(vision: Tensor, columns: Sequence[Tensor], stage: Stage) -> Tensor:

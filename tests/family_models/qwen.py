@@ -129,4 +129,45 @@ class Qwen3Omni(Omni):
         return tf.Qwen3OmniMoeThinkerForConditionalGeneration, config
 
 
-MODELS: tuple[Tiny, ...] = (Qwen2(), Qwen2_5(), Qwen3(), Qwen3Moe(), Qwen2_5Omni(), Qwen3Omni())
+LINEAR = ["linear_attention", "linear_attention", "linear_attention", "full_attention"] * 2
+
+
+def hybrid(config_class: Any, **words: Any) -> Any:
+    """The configuration of a Qwen3.5: three layers of four are recurrent, and a quarter of each head is turned."""
+    heads = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+    words |= heads | {"linear_num_value_heads": 4, "linear_conv_kernel_dim": 4, "layer_types": LINEAR, "head_dim": 16}
+    config = joined(config_class, DEEP, **words).to_dict()
+    rope = {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5, "rope_type": "default", "rope_theta": 10000.0}
+    config["text_config"] |= {"rope_parameters": rope}
+    return config_class(**config)
+
+
+class Qwen3_5(Grid):
+    """Gates beside the queries of the full layers."""
+
+    name = "qwen3_5"
+
+    def config(self) -> tuple[Any, Any]:
+        return tf.Qwen3_5ForConditionalGeneration, hybrid(tf.Qwen3_5Config)
+
+
+class Qwen3_5Moe(Grid):
+    """Qwen3.5 with experts."""
+
+    name = "qwen3_5_moe"
+
+    def config(self) -> tuple[Any, Any]:
+        config = hybrid(tf.Qwen3_5MoeConfig, shared_expert_intermediate_size=32, **EXPERTS)
+        return tf.Qwen3_5MoeForConditionalGeneration, config
+
+
+MODELS: tuple[Tiny, ...] = (
+    Qwen2(),
+    Qwen2_5(),
+    Qwen3(),
+    Qwen3Moe(),
+    Qwen3_5(),
+    Qwen3_5Moe(),
+    Qwen2_5Omni(),
+    Qwen3Omni(),
+)

@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
 from tokenprune.errors import InputError, UnsupportedModelError
 
@@ -288,6 +295,8 @@ def written_keys(layer: CacheLayer | None, stored: int, length: int) -> Tensor |
 def check_cache(cache: Any | None) -> None:
     """Raise `UnsupportedModelError` unless `cache` has layers, each of which can hold a shortened sequence."""
     for layer in () if cache is None else getattr(cache, "layers", (cache,)):
+        if type(layer) is LinearAttentionLayer:  # a state of fixed size, whatever it has read
+            continue
         if type(layer) not in _VIRTUAL and not isinstance(layer, VirtualLength):
             known = ", ".join(cls.__name__ for cls in _VIRTUAL)
             raise UnsupportedModelError(

@@ -394,28 +394,29 @@ class Engine:
 
     def _layer_hook(self, index: int) -> Callable[..., Any]:
         stages = [i for i, layer in enumerate(self.layers) if layer == index]
-        first = self.first
+        first, recurrent = self.first, index in self.anatomy.recurrent
 
         def before_layer(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
             now = self.now
             forward = now.forward
             if forward is None or kwargs is None:  # see LayerHooks
                 return None
-            store = layer_of(cache_in(kwargs), index)
+            # A recurrent layer has a state and no keys: it needs no more than the mask of the tokens it is given.
+            store = None if recurrent else layer_of(cache_in(kwargs), index)
             prefill = self.prefill
             if prefill is None:
                 return args, forward.adjust(kwargs, store)
             hidden = args[0] if args else kwargs["hidden_states"]
             if forward.alive is not None:
                 virtualise(store, self.owner)
-            call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
+            call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)
             for number in stages:
                 hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
                 assert now.ran is not None
                 now.ran.append(ran)
                 if forward.alive is not None:
                     virtualise(store, self.owner)
-                call = LayerCall(index, hidden, forward.adjust(kwargs, store), store, forward, prefill)
+                call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)
             self.taps.layer_enters(call)
             if index >= first:
                 forward.store(store)

@@ -71,6 +71,8 @@ class Forward:
     dataclass calls, and transformers compiles decoding on static caches."""
     windowed: Memo = field(default_factory=lambda: Memo())
     """`changes` of layers with a window, which take turns with the others."""
+    recurrent: Memo = field(default_factory=lambda: Memo())
+    """`changes` of recurrent layers."""
     shifted: Memo = field(default_factory=lambda: Memo())
     slots: Memo = field(default_factory=lambda: Memo())
     ends: Memo = field(default_factory=lambda: Memo())
@@ -171,16 +173,23 @@ class Forward:
             return low.amin(1), high.amax(1) + 1
         return low.masked_fill(~real, int(1e9)).amin(1), high.masked_fill(~real, -1).amax(1) + 1
 
-    def adjust(self, kwargs: dict[str, Any], layer: CacheLayer | None) -> dict[str, Any]:
+    def adjust(self, kwargs: dict[str, Any], layer: CacheLayer | None, recurrent: bool = False) -> dict[str, Any]:
         """Keyword arguments of a decoder layer, in that layer's own coordinates.
 
         Untouched where they are right already, which in most steps of decoding they are.
+
+        Args:
+            kwargs: as the text model gives them.
+            layer: the layer's cache; None without.
+            recurrent: the layer has a state instead of keys, and is given a mask of padding alone.
         """
         slots, mask = slots_of(layer), kwargs.get("attention_mask")
         if self.alive is None and (slots is None or (mask is None and slots.plain)):
             return kwargs
         of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
         window = window_of(layer)
+        if recurrent:
+            return {**kwargs, **self.recurrent.get(of, lambda: self._changes(kwargs, None, None, recurrent=True))}
         if layer is not None and window is not None:
             shared, stored = self.windowed, held_by(layer, window)
         else:
@@ -211,7 +220,7 @@ class Forward:
         return any(keys is not None and keys.bias is not None for keys in (self.alive, slots))
 
     def _forget_shared(self) -> None:
-        for shared in (self.changes, self.windowed, self.shifted, self.slots):
+        for shared in (self.changes, self.windowed, self.recurrent, self.shifted, self.slots):
             shared.of, shared.value = (), None
 
     def _slots(self, slots: Slots | None) -> Slots:
@@ -259,7 +268,27 @@ class Forward:
             return size
         return size + int(layer.shrunk) - (self.length - self.alive.index.shape[1])
 
-    def _changes(self, kwargs: dict[str, Any], layer: CacheLayer | None, slots: Slots | None) -> dict[str, Any]:
+    def _padding(self, mask: Any) -> Tensor | None:
+        """The mask ``[B, Q]`` of a recurrent layer, False on padding; None without."""
+        alive = self.alive
+        assert alive is not None
+        if alive.bias is not None:
+            raise UnsupportedModelError(
+                "the recipe adds a bias to the survivors' keys (rectifier), and recurrent layers have no keys"
+            )
+        if alive.valid is not None and self.past:
+            raise UnsupportedModelError(
+                "samples that keep different numbers of tokens are padded, which would move the states that recurrent "
+                "layers bring from earlier turns; keep a fixed count, or pass the turn's samples one by one"
+            )
+        if mask is None:
+            return alive.valid
+        own = take(mask, alive.index, 1)
+        return own if alive.valid is None else own * alive.valid.to(own.dtype)
+
+    def _changes(
+        self, kwargs: dict[str, Any], layer: CacheLayer | None, slots: Slots | None, *, recurrent: bool = False
+    ) -> dict[str, Any]:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
         if self.alive is not None:
@@ -275,7 +304,8 @@ class Forward:
             which = [shift is slots.shift for shift in self.shifts].index(True)
             rope, moved = self.shifted.get((rope[0],), lambda: self._shifted(rope[0]))[which]
             ids = moved if ids is not None and moved.dim() == 2 else ids
-        mask = self._mask(kwargs.get("attention_mask"), layer, slots, rope[0].dtype)
+        mask = kwargs.get("attention_mask")
+        mask = self._padding(mask) if recurrent else self._mask(mask, layer, slots, rope[0].dtype)
         changed = {"attention_mask": mask, "position_embeddings": rope}
         return {**changed, "position_ids": ids} if "position_ids" in kwargs else changed
 

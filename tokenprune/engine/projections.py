@@ -200,8 +200,17 @@ def _columns(tokens: Tokens, within: Tokens) -> Tensor | None:
     return slots.gather(1, tokens.origin.clamp(min=0))
 
 
+def _query_heads(attention: Any) -> int:
+    """Heads of the queries; 0 where the layer does not tell."""
+    keys = getattr(attention.k_proj, "out_features", 0) // attention.head_dim
+    return int(keys * getattr(attention, "num_key_value_groups", 0))
+
+
 def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
-    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does."""
+    """``[B, n, H·d]`` to ``[B, H, n, d]``, normed where the family does; gates that a layer projects beside its queries
+    are left out."""
     heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
+    if which == "q" and heads.shape[-2] == 2 * _query_heads(attention):
+        heads = heads[..., ::2, :]  # each head's gate stands behind its query
     norm = getattr(attention, f"{which}_norm", None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)

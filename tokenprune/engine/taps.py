@@ -75,9 +75,16 @@ class Taps:
         self._bound = self._attentions()
 
     def _turn(self, layer: int) -> Turn:
-        found: Any = self.anatomy.layers[layer]
+        anatomy = self.anatomy
+        if layer in anatomy.recurrent:
+            others = ", ".join(str(index) for index in range(len(anatomy.layers)) if index not in anatomy.recurrent)
+            raise UnsupportedModelError(
+                f"layer {layer} of {anatomy.adapter.title} is recurrent and has no attention that raters could pay; these "
+                f"have: {others}. A scorer reads the layer before its place, or with layer: next the one behind it"
+            )
+        found: Any = anatomy.layers[layer]
         check_attention(found)
-        return rotary(found.self_attn)
+        return rotary(found.self_attn) if anatomy.adapter.turns(found.self_attn) else unturned
 
     def _attentions(self) -> list[nn.Module | None]:
         return [getattr(self.anatomy.layers[index], "self_attn", None) for index in (*self.previous, *self.next)]

@@ -16,7 +16,9 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of, adapters
 from tokenprune.families.wrappers import base_model, text_model, unwrapped
 
-LAYERS = frozenset({"full_attention", "sliding_attention"})
+RECURRENT = frozenset({"linear_attention", "conv"})
+"""Of these, the ones without keys: they read tokens one after the other into a state of fixed size."""
+LAYERS = frozenset({"full_attention", "sliding_attention"}) | RECURRENT
 """Types of decoder layers (`config.layer_types`) that the engine is exact for."""
 
 
@@ -53,6 +55,12 @@ class Anatomy:
         config = self.text.config
         types = getattr(config, "layer_types", None)
         return "sliding_attention" in types if types else getattr(config, "sliding_window", None) is not None
+
+    @cached_property
+    def recurrent(self) -> frozenset[int]:
+        """Indices of the layers that read tokens into a state, and have neither keys nor attention."""
+        types = getattr(self.text.config, "layer_types", None) or ()
+        return frozenset(index for index, kind in enumerate(types) if kind in RECURRENT)
 
     @cached_property
     def rotary_by_type(self) -> bool:

@@ -18,7 +18,7 @@ from tokenprune.families.llava_next_video import LlavaNextVideo
 from tokenprune.families.llava_onevision import LlavaOnevision
 from tokenprune.families.mistral import LightOnOcr, Mistral3
 from tokenprune.families.ovis import Ovis2
-from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen2_5Omni, Qwen3, Qwen3Moe, Qwen3Omni
+from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen2_5Omni, Qwen3, Qwen3_5, Qwen3_5Moe, Qwen3Moe, Qwen3Omni
 from tokenprune.families.video_llava import VideoLlava
 from tokenprune.families.vipllava import VipLlava
 
@@ -33,6 +33,8 @@ ADAPTERS: tuple[Adapter, ...] = (
     Qwen2_5(),
     Qwen3(),
     Qwen3Moe(),
+    Qwen3_5(),
+    Qwen3_5Moe(),
     Qwen2_5Omni(),
     Qwen3Omni(),
     InternVL(),

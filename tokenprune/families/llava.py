@@ -104,7 +104,8 @@ class Llava(_Clip):
             return tuple((1, *_patches(base, size)) for size in row.pictures)
         rows, columns = _patches(base, row.pixels or (vision.image_size, vision.image_size))
         # Strategy "full" leaves the class token, where the tower has one, before the patches of its picture.
-        full = base.config.vision_feature_select_strategy == "full" and vision.model_type == "clip_vision_model"
+        strategy = getattr(base.config, "vision_feature_select_strategy", "default")
+        full = strategy == "full" and vision.model_type == "clip_vision_model"
         n, whole = sum(row.runs), rows * columns + full
         if not rows * columns or n % whole:
             of = f"{rows} x {columns} patches and a class token" if full else f"{rows} x {columns}"

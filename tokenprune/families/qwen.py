@@ -194,6 +194,21 @@ class Qwen3Moe(Qwen3):
         self.refuse("ledger: no shape known for", "decoder_shape")  # which counts the experts that see a token
 
 
+class Qwen3_5(Mrope):
+    """Qwen3.5: three decoder layers of four are recurrent, and read the survivors alone."""
+
+    family = "qwen3_5"
+    title = "Qwen3.5"
+    pictures = "as Qwen2-VL; three decoder layers of four are recurrent"
+
+
+class Qwen3_5Moe(Qwen3_5):
+    """Qwen3.5 with experts."""
+
+    family = "qwen3_5_moe"
+    title = "Qwen3.5 MoE"
+
+
 class Qwen2_5Omni(Mrope):
     """The thinker of Qwen2.5-Omni: Qwen2.5-VL and a tower for sound, whose tokens stay."""
 
