@@ -95,6 +95,7 @@ def build(family: str, *, attention: Attention = "sdpa", seed: int = 0, layers: 
                 weight.mul_(8.0 if peaked else 4.0)
             elif weight.ndim == 1:  # norms start at 1 and biases at 0: code that forgets them must not pass a test
                 weight.add_(0.1 * torch.randn_like(weight))
+        MODELS[family].finish(model)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = None
     model.generation_config.suppress_tokens = [PAD, BOS, EOS, *range(190, VOCAB)]

@@ -38,6 +38,9 @@ class Tiny(ABC):
     def config(self) -> tuple[Any, Any]:
         """The model's class and its configuration."""
 
+    def finish(self, model: Any) -> None:
+        """Whatever random weights need to be as trained ones are."""
+
     @abstractmethod
     def tokens(self, model: Any, size: Size) -> int:
         """Vision tokens of one image."""

@@ -422,9 +422,10 @@ class Engine:
                 forward.store(store)
             if index == self.depth - 1:
                 now.prefill = None
+            args, kwargs = forward.beside(args, call.kwargs, self.anatomy.adapter.per_token)
             if args:
-                return (hidden, *args[1:]), call.kwargs
-            return args, {**call.kwargs, "hidden_states": hidden}
+                return (hidden, *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": hidden}
 
         return before_layer
 

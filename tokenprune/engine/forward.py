@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
@@ -195,6 +195,18 @@ class Forward:
         else:
             shared, stored = self.changes, self._physical(layer) if self.static and layer is not None else 0
         return {**kwargs, **shared.get(of, lambda: self._changes(kwargs, layer, slots), stored)}
+
+    def beside(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], per_token: Mapping[str, int]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a layer, those of `Adapter.per_token` ``[B, L, ...]`` for the tokens that are left."""
+        if self.alive is None or not per_token:
+            return args, kwargs
+        index = self.alive.index
+        places = {place for place in per_token.values() if place < len(args) and args[place] is not None}
+        names = [name for name in per_token if kwargs.get(name) is not None]
+        args = tuple(take(value, index, 1) if place in places else value for place, value in enumerate(args))
+        return args, {**kwargs, **{name: take(kwargs[name], index, 1) for name in names}}
 
     def store(self, layer: CacheLayer | None) -> None:
         """Tell a pruned layer's cache what it is about to store."""

@@ -8,7 +8,7 @@ without a sensible default refuse by name and say what to write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -55,6 +55,9 @@ class Adapter(ABC):
     """The vision tokens of a picture in a few words, and what is peculiar to the family, for docs/models.md."""
     deepstack: ClassVar[str | None] = None
     """Method of the text model that adds vision features to early layers, at original indices (Qwen3-VL)."""
+    per_token: ClassVar[Mapping[str, int]] = {}
+    """Arguments of a decoder layer with an entry for each token, beside hidden states, mask and positions: their names,
+    and their places where they come without (Gemma 4)."""
     newline: ClassVar[str | None] = None
     """Attribute of the base model: the embedding that ends a row of tiles (LLaVA-NeXT)."""
     sizes: ClassVar[str | None] = None
@@ -86,6 +89,10 @@ class Adapter(ABC):
         Raises:
             InputError: they cannot be told, and why. It refuses the prompt only where a part reads grids.
         """
+
+    def picture_sizes(self, kwargs: Mapping[str, Any]) -> Any:
+        """Sizes of the pictures ``[pictures, 2 or 3]`` among the arguments of the model; None where nothing tells."""
+        return None if self.sizes is None else kwargs.get(self.sizes)
 
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         """Vision tokens of a picture of this size, as `sizes` names it: which pictures are whose in a batch."""

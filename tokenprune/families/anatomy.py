@@ -91,6 +91,11 @@ def anatomy(model: nn.Module) -> Anatomy:
     model = unwrapped(model, adapters())
     adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    if shared := getattr(text_config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"attach: {adapter.title} whose last {shared} layers read keys and values of earlier layers is not "
+            "supported yet: those hold tokens that are dropped in between"
+        )
     kinds = set(getattr(text_config, "layer_types", None) or ()) - LAYERS
     if kinds:
         raise UnsupportedModelError(
@@ -116,7 +121,7 @@ class Pictures:
 
 def pictures_in(adapter: Adapter, kwargs: Mapping[str, Any]) -> Pictures:
     """What the arguments of `generate`, or of the model, tell about its pictures."""
-    pixels, sizes = kwargs.get("pixel_values"), None if adapter.sizes is None else kwargs.get(adapter.sizes)
+    pixels, sizes = kwargs.get("pixel_values"), adapter.picture_sizes(kwargs)
     of_one_size = isinstance(pixels, Tensor) and pixels.dim() == 4
     return Pictures(
         pixels=(pixels.shape[2], pixels.shape[3]) if of_one_size else None,  # type: ignore[union-attr]

@@ -9,7 +9,7 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.aria import Aria
 from tokenprune.families.cohere import AyaVision, Cohere2Vision
 from tokenprune.families.deepseek import DeepseekVL, DeepseekVLHybrid, Janus
-from tokenprune.families.gemma import Gemma3, PaliGemma
+from tokenprune.families.gemma import Gemma3, Gemma4, PaliGemma
 from tokenprune.families.glm import Glm4v, Glm4vMoe, Glm46v, GlmOcr
 from tokenprune.families.idefics import Idefics2, Idefics3, SmolVLM
 from tokenprune.families.internvl import InternVL
@@ -39,6 +39,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Qwen3Omni(),
     InternVL(),
     Gemma3(),
+    Gemma4(),
     PaliGemma(),
     AyaVision(),
     Cohere2Vision(),
