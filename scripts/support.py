@@ -1,8 +1,8 @@
-"""Writes what each family can do into tests/support.json and docs/models.md: python scripts/support.py [--check]
+"""Writes what each family can do into tests/support.json and docs/models.md: python scripts/support.py [--page | --check]
 
 Every check of tests/abilities.py runs for every tiny model of tests/family_models, about a minute in all. A family that
-is wrong without saying so ends the script: then there is no table. `--check` runs nothing: it compares the page with
-the file, and tests/engine/test_matrix.py compares the file with what the families do.
+is wrong without saying so ends the script: then there is no table. `--page` runs nothing, and writes the page from the
+file; `--check` compares the two, and tests/engine/test_matrix.py compares the file with what the families do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from abilities import CHECKS, FOUND, refusal  # noqa: E402
 from family_models import MODELS  # noqa: E402
 
-from tokenprune.families.catalogue import adapters  # noqa: E402
+from tokenprune.families.catalogue import REFUSED, adapters  # noqa: E402
 
 PAGE = ROOT / "docs" / "models.md"
 START, END = "<!-- generated: support -->\n", "<!-- end of support -->"
@@ -49,8 +49,10 @@ def table(found: Found) -> str:
         marks = [f"– ({reasons.index(told[ability]) + 1})" if ability in told else "✓" for ability in CHECKS]
         lines.append("| " + " | ".join([title, f"`{adapter.family}`", adapter.pictures, *marks]) + " |")
     if reasons:
-        lines += ["", "What is refused, and how:", ""]
+        lines += ["", "What is refused, and with which words:", ""]
         lines += [f"{number}. {words}" for number, words in enumerate(reasons, start=1)]
+    lines += ["", "Families that are refused altogether:", ""]
+    lines += [f"- `{family}`: {reason}" for family, reason in REFUSED.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -62,7 +64,10 @@ def written(found: Found) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Write file and page, or print what is out of date."""
+    """Write file and page, or the page alone, or print what is out of date."""
+    if "--page" in arguments:
+        PAGE.write_text(written(json.loads(FOUND.read_text(encoding="utf-8"))), encoding="utf-8")
+        return
     if "--check" in arguments:
         found = json.loads(FOUND.read_text(encoding="utf-8"))
         if set(found) != set(MODELS) or written(found) != PAGE.read_text(encoding="utf-8"):

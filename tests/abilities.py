@@ -103,6 +103,10 @@ def prompt_lookup(family: str) -> None:
     """Prompt-lookup decoding, which reads candidates with the prompt and crops the cache, gives the greedy answer."""
     model = matrix.model_of(family, "sdpa")
     batch = row_inputs(inputs(family, model, rows=[Row(after=12)]), 0)
+    try:
+        model.generate(**batch, max_new_tokens=1, do_sample=False, prompt_lookup_num_tokens=3)
+    except ValueError as error:
+        raise UnsupportedModelError(f"transformers: {error}") from None
     with tp.attach(model, KINDS["merging"]):
         greedy = model.generate(**batch, max_new_tokens=8, do_sample=False)
         looked_up = model.generate(**batch, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)

@@ -161,6 +161,48 @@ class Qwen3_5Moe(Grid):
         return tf.Qwen3_5MoeForConditionalGeneration, config
 
 
+class PaddleOcr(Grid):
+    """Patches ``[patches, 3, 4, 4]``, and Ernie."""
+
+    name = "paddleocr_vl"
+
+    def config(self) -> tuple[Any, Any]:
+        vision = {"num_attention_heads": 2, "num_hidden_layers": 2, "image_size": 32, "spatial_merge_size": 2}
+        config = joined(tf.PaddleOCRVLConfig, vision | {"intermediate_size": 64}, head_dim=16)
+        return tf.PaddleOCRVLForConditionalGeneration, config
+
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+        made = super().noise(model, images, random)
+        return made | {"pixel_values": made["pixel_values"][:, :48].reshape(-1, 3, 4, 4)}
+
+
+class Kimi(Grid):
+    """Latent attention: keys and values come from a narrow state."""
+
+    name, kinds = "kimi_k25", None
+
+    def config(self) -> tuple[Any, Any]:
+        experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1}
+        latent = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+        words = text(num_key_value_heads=4, topk_group=1, first_k_dense_replace=1, **experts, **latent)
+        places = {"pos_emb_height": 8, "pos_emb_width": 8, "pos_emb_time": 4, "merge_kernel_size": (2, 2)}
+        tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = tf.Kimi_K25Config(
+            text_config=words | {"model_type": "deepseek_v3"},
+            vision_config=tower | places | {"patch_size": 4},
+            projection_hidden_size=32,
+            image_token_id=IMAGE,
+            video_token_id=VIDEO,
+            vision_start_token_id=VISION_START,
+            vision_end_token_id=VISION_END,
+        )
+        return tf.Kimi_K25ForConditionalGeneration, config
+
+    def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
+        made = super().noise(model, images, random)
+        return made | {"pixel_values": made["pixel_values"][:, :48].reshape(-1, 3, 4, 4)}
+
+
 MODELS: tuple[Tiny, ...] = (
     Qwen2(),
     Qwen2_5(),
@@ -170,4 +212,6 @@ MODELS: tuple[Tiny, ...] = (
     Qwen3_5Moe(),
     Qwen2_5Omni(),
     Qwen3Omni(),
+    PaddleOcr(),
+    Kimi(),
 )

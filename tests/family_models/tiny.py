@@ -38,8 +38,8 @@ class Tiny(ABC):
     def config(self) -> tuple[Any, Any]:
         """The model's class and its configuration."""
 
-    def finish(self, model: Any) -> None:
-        """Whatever random weights need to be as trained ones are."""
+    def finish(self, model: Any) -> None:  # noqa: B027
+        """Whatever random weights need to be as trained ones are: nothing, as a rule."""
 
     @abstractmethod
     def tokens(self, model: Any, size: Size) -> int:

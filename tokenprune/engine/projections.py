@@ -87,12 +87,18 @@ def check_attention(layer: nn.Module) -> None:
     """Raise `UnsupportedModelError` unless the layer has the projections that rater attention is computed from."""
     attention = getattr(layer, "self_attn", None)
     missing = [n for n in ("q_proj", "k_proj", "head_dim", "scaling") if not hasattr(attention, n)]
-    if not hasattr(layer, "input_layernorm"):
+    if _norm_before(layer) is None:
         missing.append("input_layernorm")
     if missing:
         raise UnsupportedModelError(
             f"{type(layer).__name__} has no {', '.join(missing)}: rater attention cannot be computed"
         )
+
+
+def _norm_before(layer: nn.Module) -> Any:
+    """The norm that a layer's attention reads through; None where no norm has its name."""
+    names = ("input_layernorm", "operator_norm")
+    return next((getattr(layer, name) for name in names if hasattr(layer, name)), None)
 
 
 def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -112,7 +118,7 @@ def project(source: LayerInput, *, rope: bool, rows: Tensor | None = None) -> tu
     attention: Any = source.layer.self_attn
     text = source.text if rows is None else source.text.gather(1, rows)
     if source.hidden is not None:
-        norm: Any = source.layer.input_layernorm
+        norm: Any = _norm_before(source.layer)
         queries = attention.q_proj(norm(take(source.hidden, text, 1)))
         keys = attention.k_proj(norm(source.hidden))
     elif source.queries is None or source.keys is None:
@@ -212,5 +218,6 @@ def _heads(attention: Any, which: str, projected: Tensor) -> Tensor:
     heads = projected.view(*projected.shape[:-1], -1, attention.head_dim)
     if which == "q" and heads.shape[-2] == 2 * _query_heads(attention):
         heads = heads[..., ::2, :]  # each head's gate stands behind its query
-    norm = getattr(attention, f"{which}_norm", None)
+    names = (f"{which}_norm", f"{which}_layernorm")
+    norm = next((getattr(attention, name) for name in names if hasattr(attention, name)), None)
     return (heads if norm is None else norm(heads)).transpose(1, 2)

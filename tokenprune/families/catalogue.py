@@ -13,12 +13,24 @@ from tokenprune.families.gemma import Gemma3, Gemma4, PaliGemma
 from tokenprune.families.glm import Glm4v, Glm4vMoe, Glm46v, GlmOcr
 from tokenprune.families.idefics import Idefics2, Idefics3, SmolVLM
 from tokenprune.families.internvl import InternVL
+from tokenprune.families.kimi import Kimi
+from tokenprune.families.lfm2 import Lfm2VL
 from tokenprune.families.llava import Llava, LlavaNext
 from tokenprune.families.llava_next_video import LlavaNextVideo
 from tokenprune.families.llava_onevision import LlavaOnevision
 from tokenprune.families.mistral import LightOnOcr, Mistral3
 from tokenprune.families.ovis import Ovis2
-from tokenprune.families.qwen import Qwen2, Qwen2_5, Qwen2_5Omni, Qwen3, Qwen3_5, Qwen3_5Moe, Qwen3Moe, Qwen3Omni
+from tokenprune.families.qwen import (
+    PaddleOcr,
+    Qwen2,
+    Qwen2_5,
+    Qwen2_5Omni,
+    Qwen3,
+    Qwen3_5,
+    Qwen3_5Moe,
+    Qwen3Moe,
+    Qwen3Omni,
+)
 from tokenprune.families.video_llava import VideoLlava
 from tokenprune.families.vipllava import VipLlava
 
@@ -57,8 +69,24 @@ ADAPTERS: tuple[Adapter, ...] = (
     Janus(),
     Ovis2(),
     Aria(),
+    PaddleOcr(),
+    Kimi(),
+    Lfm2VL(),
 )
 """In the order in which people are told of them; docs/models.md says what is tested for each."""
+
+
+REFUSED: dict[str, str] = {
+    "mllama": "layers of cross-attention read its pictures, and the sequence holds no vision tokens",
+    "florence2": "it is an encoder and a decoder: vision tokens stand in the encoder alone",
+    "blip-2": "its decoders (OPT, T5) have no rotary embeddings, and a picture is no more than 32 queries",
+    "instructblip": "its decoders (OPT, T5) have no rotary embeddings, and a picture is no more than 32 queries",
+    "chameleon": "one module embeds the picture and runs the layers, so no call between the two shows vision tokens",
+    "llama4": "its layers without rotary embeddings scale queries by their place in the sequence at hand, which moves "
+    "when tokens are dropped",
+    "gemma3n": "its layers run on four versions of the hidden states at once",
+}
+"""Families that cannot be supported as they are, by `model_type`, and why; docs/models.md shows it."""
 
 
 def adapters() -> dict[str, Adapter]:
@@ -75,12 +103,14 @@ def adapter_of(model_or_config: Any, *, asker: str, hint: str = "") -> Adapter:
         hint: closes the error message: what else can be done.
 
     Raises:
-        UnsupportedModelError: a family that nobody adapted.
+        UnsupportedModelError: a family that nobody adapted, or of `REFUSED`.
     """
     known = adapters()
     family = getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
     if family in known:
         return known[family]
+    if family in REFUSED:
+        raise UnsupportedModelError(f"{asker}: {family} is not supported: {REFUSED[family]}{hint}")
     kind = type(model_or_config).__name__
     got = kind if family is None else f"{kind} (model_type {family!r})"
     raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
-from tokenprune.families.catalogue import adapters
+from tokenprune.families.catalogue import REFUSED, adapters
 from tokenprune.families.chat import Chat
 from tokenprune.families.explain import explained, first_line
 
@@ -143,6 +143,8 @@ def _config(source: str) -> Any:
         raise explained(source, error) from None
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, which takes no images")
+    if config.model_type in REFUSED:
+        raise UnsupportedModelError(f"{source} is a {config.model_type} model: {REFUSED[config.model_type]}")
     if config.model_type not in adapters():
         known = ", ".join(adapters())
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, not supported yet; supported: {known}")

@@ -225,6 +225,13 @@ class Qwen3Omni(Mrope):
     deepstack = "_deepstack_process"
 
 
+class PaddleOcr(Mrope):
+    """PaddleOCR-VL: Ernie 4.5."""
+
+    family = "paddleocr_vl"
+    title = "PaddleOCR-VL"
+
+
 def _as_words(row: VisionRow) -> bool:
     """Whether the position ids count the vision tokens like words, alike on all axes; one token alone is no proof."""
     assert row.positions is not None
