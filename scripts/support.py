@@ -1,4 +1,4 @@
-"""Writes what each family can do into tests/support.json and docs/models.md: python scripts/support.py [--page | --check]
+"""Writes what each family can do to tests/support.json and docs/models.md: python scripts/support.py [--page | --check]
 
 Every check of tests/abilities.py runs for every tiny model of tests/family_models, about a minute in all. A family that
 is wrong without saying so ends the script: then there is no table. `--page` runs nothing, and writes the page from the
@@ -37,8 +37,17 @@ def find() -> Found:
     return found
 
 
+def plainly(words: str, name: str) -> str:
+    """A refusal without the family's names, so that families which refuse alike share a line."""
+    adapter = adapters()[MODELS[name].config()[1].model_type]
+    for own in (f"{adapter.family} ({adapter.title})", adapter.title):
+        words = words.replace(own, "this family")
+    return words.removesuffix(f", {type(adapter).__name__}")
+
+
 def table(found: Found) -> str:
     """One row a family, one column an ability, and the reasons below."""
+    found = {name: {ability: plainly(words, name) for ability, words in told.items()} for name, told in found.items()}
     reasons = list(dict.fromkeys(words for told in found.values() for words in told.values()))
     heads = ["family", "`model_type`", "vision tokens", *(HEADS.get(name, name) for name in CHECKS)]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]

@@ -17,9 +17,13 @@ from families import CACHE, Row, inputs, next_turn, ragged_rows, row_inputs, vis
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference
+from renumbered import numbered_through
 
 import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.noise import noise, usual_pictures
+from tokenprune.families.shape import model_shape
+from tokenprune.study.counters import torch_counts
 
 FOUND = Path(__file__).parent / "support.json"
 """For each family what it refuses, and with which words: ``python scripts/support.py`` writes it."""
@@ -113,12 +117,60 @@ def prompt_lookup(family: str) -> None:
     assert torch.equal(greedy, looked_up)
 
 
+TWICE = recipe(
+    "twice",
+    stage(2, fixed(0.6), scorer="random", positions="renumber"),
+    stage(5, fixed(0.3), scorer="norm", positions="renumber"),
+)
+
+
+def renumbered(family: str) -> None:
+    """``positions: renumber`` equals the renumbered reference, and is seen."""
+    model = matrix.model_of(family, "sdpa")
+    batch = inputs(family, model)
+    vision = vision_mask(model, batch["input_ids"])
+    with tp.attach(model, TWICE) as attached:
+        got, logits = generate_logits(model, batch, max_new_tokens=matrix.STEPS)
+    stages = [(told.layer, told.kept) for told in attached.report.stages]
+    with masked_reference(model, vision, stages):
+        original = generate_logits(model, batch, max_new_tokens=matrix.STEPS)[1]
+        with numbered_through(model, vision, batch["attention_mask"], stages):
+            expected, expected_logits = generate_logits(model, batch, max_new_tokens=matrix.STEPS)
+    assert torch.equal(got, expected)
+    assert worst(logits, expected_logits) < TOLERANCE < worst(original, logits) / 10
+
+
+def ledger(family: str) -> None:
+    """The closed form is what PyTorch counts, untouched and with a recipe, to the last multiply-add."""
+    model = matrix.model_of(family, "sdpa")
+    batch = inputs(family, model, rows=[Row(after=9)])
+    total = int(vision_mask(model, batch["input_ids"]).sum())
+    model_shape(model)  # refuses first, where it does
+    with tp.attach(model, "fastv", keep=0.4) as attached:
+        reduced = torch_counts(model, batch)[""]
+        grids = attached.report.grids[0]
+    told = tp.ledger(model, "fastv", keep=0.4, tokens=total, grids=grids, text=batch["input_ids"].shape[1] - total)
+    assert (told.untouched.prefill, told.reduced.prefill) == (torch_counts(model, batch)[""], reduced)
+
+
+def bench(family: str) -> None:
+    """Pictures of noise, of the usual size, run through the model."""
+    model = matrix.model_of(family, "sdpa")
+    pictures = usual_pictures(model.config)
+    with tp.attach(model, "uniform", keep=0.5) as attached:
+        logits_of(model, noise(model, pictures, text=9, batch=2))
+    assert attached.report.total == (pictures.tokens,) * 2
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     **{name: partial(matrix.run, cell) for name, cell in matrix.ABILITIES.items()},
     "keep 1.0": everything_kept,
     "row alone": row_alone,
     "second turn": second_turn,
     "prompt lookup": prompt_lookup,
+    "renumber": renumbered,
+    "ledger": ledger,
+    "bench": bench,
 }
 """Ability to check, in the order of the table's columns."""
 

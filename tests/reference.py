@@ -170,7 +170,7 @@ def _recurrent_hooks(
 
     def write(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0]
-        if hidden.shape[1] == hidden_columns.shape[1]:  # the prompt
+        if hidden.shape[1] >= hidden_columns.shape[1]:  # the prompt, or without a cache the answer with it
             for stage in stages:
                 hidden = writer.write_merged(hidden, stage, 0, len(hidden) // len(columns))
         return (hidden, *args[1:]), kwargs

@@ -434,10 +434,12 @@ def _refuse_places(anatomy: Anatomy, pipeline: Pipeline) -> None:
     """Raise `UnsupportedModelError` for stages inside the vision tower, where no hook is yet, and for position ids that
     one table of rotary embeddings cannot hold."""
     for stage in pipeline:
-        if stage.positions == "renumber" and anatomy.rotary_by_type:
+        if stage.positions == "renumber" and (anatomy.rotary_by_type or anatomy.counts_places):
+            own = "types of layers have rotary embeddings of their own"
+            scaled = "queries are scaled by their position ids"
             raise UnsupportedModelError(
                 f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
-                "whose types of layers have rotary embeddings of their own; expected original"
+                f"whose {own if anatomy.rotary_by_type else scaled}; expected original"
             )
         if stage.place.kind == "in_vision":
             raise UnsupportedModelError(

@@ -67,6 +67,11 @@ class Anatomy:
         """Whether layers of different types have rotary embeddings of their own (Gemma 3)."""
         return "layer_type" in inspect.signature(self.text.rotary_emb.forward).parameters
 
+    @cached_property
+    def counts_places(self) -> bool:
+        """Whether queries are scaled by their position ids (Ministral 3), which then are more than distances."""
+        return bool((getattr(self.text.config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"))
+
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
         found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
