@@ -79,8 +79,8 @@ class Taps:
         if layer in anatomy.recurrent:
             others = ", ".join(str(index) for index in range(len(anatomy.layers)) if index not in anatomy.recurrent)
             raise UnsupportedModelError(
-                f"layer {layer} of {anatomy.adapter.title} is recurrent and has no attention that raters could pay; these "
-                f"have: {others}. A scorer reads the layer before its place, or with layer: next the one behind it"
+                f"layer {layer} of {anatomy.adapter.title} is recurrent and has no attention that raters could pay; "
+                f"these have: {others}. A scorer reads the layer before its place, or with layer: next the one behind it"
             )
         found: Any = anatomy.layers[layer]
         check_attention(found)
