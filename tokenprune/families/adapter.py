@@ -122,11 +122,12 @@ class Adapter(ABC):
         Raises:
             UnsupportedModelError: the adapter has no `vision_shape`, or nobody has counted such a tower.
         """
+        vision = self.vision_shape(config)  # first, since it refuses what nobody has counted
         return ModelShape(
             name=name or getattr(config, "_name_or_path", "") or self.family,
             family=self.family,
             decoder=self.decoder_shape(config.get_text_config()),
-            vision=self.vision_shape(config),
+            vision=vision,
         )
 
     def decoder_shape(self, text: Any) -> DecoderShape:
