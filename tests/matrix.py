@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import torch
-from families import Row, build, inputs, ragged_rows, sizes
+from families import MODELS, Row, build, inputs, ragged_rows, sizes
 from kinds import KINDS
 from pruned import TOLERANCE, run_both
 
@@ -101,9 +102,11 @@ def run(cell: Cell, family: str) -> None:
         UnsupportedModelError: the family refuses it.
     """
     model = model_of(family, cell.attention)
-    rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
-    batch = inputs(family, model, rows=rows)
     expand, options = MODES[cell.mode]
+    rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
+    if expand > 1 and not MODELS[family].expands:
+        rows = [replace(row, images=row.images and row.images[:1]) for row in rows]
+    batch = inputs(family, model, rows=rows)
     asked = {**CACHES[cell.cache], **options, "max_new_tokens": STEPS}
     difference, (got, expected), report = run_both(model, batch, KINDS[cell.recipe], expand=expand, **asked)
     assert torch.equal(got, expected)

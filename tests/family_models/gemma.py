@@ -63,7 +63,7 @@ class Gemma4(Tiny):
     def finish(self, model: Any) -> None:
         """Attention is not scaled by the width of a head: trained norms of queries do that."""
         for layer in model.get_decoder().layers:
-            layer.self_attn.q_norm.weight.mul_(0.25)
+            layer.self_attn.q_norm.weight.mul_(0.125)
 
     def tokens(self, model: Any, size: Size) -> int:
         return size[0] * size[1] // 4

@@ -26,13 +26,13 @@ def joined(config_class: Any, **words: Any) -> Any:
 class Glm4v(Grid):
     """GLM-4.1V: bias in q, k, v, norms behind attention and MLP."""
 
-    name = "glm4v"
+    name, expands = "glm4v", False
 
     def config(self) -> tuple[Any, Any]:
         return tf.Glm4vForConditionalGeneration, joined(tf.Glm4vConfig)
 
 
-class Glm46v(Grid):
+class Glm46v(Glm4v):
     """GLM-4.6V Flash."""
 
     name = "glm46v"
@@ -41,7 +41,7 @@ class Glm46v(Grid):
         return tf.Glm46VForConditionalGeneration, joined(tf.Glm46VConfig, model_type="glm4v_text")
 
 
-class Glm4vMoe(Grid):
+class Glm4vMoe(Glm4v):
     """GLM-4.5V: experts behind the first layer."""
 
     name = "glm4v_moe"
@@ -52,7 +52,7 @@ class Glm4vMoe(Grid):
         return tf.Glm4vMoeForConditionalGeneration, joined(tf.Glm4vMoeConfig, **words)
 
 
-class GlmOcr(Grid):
+class GlmOcr(Glm4v):
     """GLM-OCR."""
 
     name = "glm_ocr"

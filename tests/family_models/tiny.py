@@ -31,6 +31,9 @@ class Tiny(ABC):
     """Whether the text tokens that touch an image are the marks of its start and end."""
     kinds: ClassVar[str | None] = None
     """The input that is 1 on vision tokens, where the family has one."""
+    expands: ClassVar[bool] = True
+    """Whether transformers gives each beam and each answer its own pictures where samples have different numbers of
+    them: that of GLM-4V does not (5.24), untouched as it is."""
     by_image: ClassVar[tuple[str, ...]] = ("pixel_values", "image_sizes")
     """The inputs whose first axis is the images."""
 

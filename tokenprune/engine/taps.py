@@ -93,7 +93,13 @@ class Taps:
             others = ", ".join(str(index) for index in range(len(anatomy.layers)) if index not in anatomy.recurrent)
             raise UnsupportedModelError(
                 f"layer {layer} of {anatomy.adapter.title} is recurrent and has no attention that raters could pay; "
-                f"these have: {others}. A scorer reads the layer before its place, or the one behind (layer: next)"
+                f"these have: {others}. A scorer reads the layer before its place, or with layer: next the one "
+                "behind it"
+            )
+        if anatomy.counts_places:
+            raise UnsupportedModelError(
+                f"{anatomy.adapter.title} scales its queries by their position ids: rater attention is not computed "
+                "there"
             )
         found: Any = anatomy.layers[layer]
         check_attention(found)
