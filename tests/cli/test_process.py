@@ -54,7 +54,7 @@ def test_interrupt_is_quiet(tmp_path: Path) -> None:
         "import signal, sys, time; from tokenprune.cli.main import call; import tokenprune.cli.run as run;"
         # A test run started in the background ignores the signal, and its children inherit that.
         "signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "run.open_picture = lambda path: (print('ready', flush=True), time.sleep(60));"
+        "run.open_picture = lambda *given: (print('ready', flush=True), time.sleep(60));"
         f"sys.exit(call(['run', '--image', 'x.png', '--question', 'x', '--save-plot', {str(tmp_path / 'x.png')!r}]))"
     )
     process = subprocess.Popen(
@@ -77,7 +77,7 @@ def test_terminal_without_unicode(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_memory_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(path: Path) -> None:
+    def full(path: Path, option: str) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. " * 50)
 
     monkeypatch.setattr("tokenprune.cli.run.open_picture", full)

@@ -255,8 +255,8 @@ def test_an_unknown_cache_is_refused_where_something_is_dropped() -> None:
     model = build("llava")
     batch = inputs("llava", model)
     cache = tf.DynamicCache()
-    cache.layers.append(tf.cache_utils.DynamicSlidingWindowLayer(sliding_window=8))
-    with tp.attach(model, HALF), pytest.raises(UnsupportedModelError, match="DynamicSlidingWindowLayer cannot hold"):
+    cache.layers += [OwnLayer() for _ in range(8)]
+    with tp.attach(model, HALF), pytest.raises(UnsupportedModelError, match="OwnLayer cannot hold"):
         model(**batch, **{CACHE: cache})
     with torch.no_grad():
         plain = model(**batch).logits

@@ -67,6 +67,8 @@ def within(rng: Random, schema: dict[str, Any]) -> Any:
     if kind == "object":
         keys = {rng.randint(1, 60) for _ in range(rng.randint(1, 3))}
         return {key: min(key, within(rng, schema["additionalProperties"])) for key in keys}
+    if kind == "array":  # boxes of a mask: the only setting that is one
+        return [[0.0, 0.0, round(rng.uniform(0.1, 1.0), 2), round(rng.uniform(0.1, 1.0), 2)]]
     return {"boolean": rng.random() < 0.5, "null": None, "string": "some.safetensors#0123456789ab"}[kind]
 
 
