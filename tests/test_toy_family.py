@@ -171,7 +171,9 @@ def test_what_is_not_known_is_refused_and_says_what_to_write(
         UnsupportedModelError, match=r"no shape known for toy_vl \(Toy-VL\): write vision_shape in its adapter, Bare"
     ):
         model_shape(model)
-    with pytest.raises(UnsupportedModelError, match=r"nobody makes pictures of noise for toy_vl .*: write picture, smaller_pict"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"nobody makes pictures of noise for toy_vl .*: write picture, smaller_pict"
+    ):
         usual_pictures(model.config)
     monkeypatch.setattr("tokenprune.families.sketch.read_config", lambda name, also: model.config)
     with pytest.raises(UnsupportedModelError, match=r"vision tower of toy_vl .*: write deepen_tower and wid"):

@@ -125,7 +125,9 @@ def test_any_llava_with_text_before_the_picture(kind: str, attention: Any) -> No
     with tp.attach(model, chosen) as attached:
         run = packed_run(attached, prompt)
         first = run.prefill()
-        second = run.step(first.argmax(-1))
+        said = first.clone()
+        said[:, model.generation_config.suppress_tokens or []] = -torch.inf  # as `generate` does
+        second = run.step(said.argmax(-1))
         counts = attached.report.vision_tokens
         for row, (question, picture) in enumerate(zip(questions, owner, strict=True)):
             alone = torch.cat([ids[:width], torch.tensor(question)])[None]
