@@ -107,7 +107,8 @@ def test_parts_and_recipes_work_without_transformers() -> None:
     code = BLOCK.format(blocked={"transformers", "matplotlib", "typer"}) + (
         "import torch, tokenprune as tp\n"
         "studies = {'audit', 'bench', 'evaluate', 'make_conditions', 'plot_kept', 'scene_cases'}\n"
-        "for name in {*tp.__all__} - studies - {'attach', 'Attached', 'AttachedVision', 'attach_vision'}: getattr(tp, name)\n"
+        "engine = {'attach', 'Attached', 'attach_vision', 'AttachedVision'}\n"
+        "for name in {*tp.__all__} - studies - engine: getattr(tp, name)\n"
         "pipeline = tp.build(tp.load_recipe('uniform', keep=16))\n"
         "tokens = tp.Tokens.from_hidden(torch.randn(2, 64, 8), text=torch.randn(2, 5, 8))\n"
         "reduced = pipeline['after_vision'](tokens)\n"
