@@ -16,7 +16,6 @@ import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
 
 
-@pytest.mark.slow
 def test_two_processes_keep_and_answer_what_one_does(tmp_path: Path) -> None:
     """Heads are spread over the processes; raters, scores of each head and their mean, gravity, counts that depend on
     scores, plain and grouped queries with biases."""
