@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import plain
+import plain_greedy
 import plain_layers
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ def priortr(seen: Seen, keep: int) -> list[int]:
     attention = plain.eager_attention(seen.q, seen.k)
     task, prior = (plain.attention_scores(attention, [row], seen.vision) for row in (seen.last, len(seen.hidden)))
     return plain.best(plain_layers.information(task, prior), keep)
+
+
+def greedyprune(seen: Seen, keep: int) -> list[int]:
+    scores = [plain_greedy.cosine(x, seen.states[-1]) for x in seen.hidden]
+    return sorted(plain_greedy.suppress(scores, plain_greedy.cosines(seen.hidden, seen.hidden), 0.9, keep))
 
 
 def v2drop(seen: Seen, keep: int) -> list[int]:
