@@ -34,7 +34,7 @@ def v2drop(seen: Seen, keep: int) -> list[int]:
 
 
 def max_sum(seen: Seen, keep: int) -> list[int]:
-    return plain_layers.max_sum(seen.hidden, keep)
+    return sorted(plain_layers.max_sum(seen.hidden, keep))
 
 
 def star(seen: Seen, keep: int) -> list[int]:
