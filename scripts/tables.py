@@ -10,14 +10,20 @@ import re
 import sys
 from pathlib import Path
 
+from tokenprune import ledger
 from tokenprune.budget import survivors
 from tokenprune.builder import build
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
 from tokenprune.recipe.part_models import PartSpec
+from tokenprune.recipe.schema import StageSpec
 from tokenprune.registry import ROLES, parts
 
 ROOT = Path(__file__).parent.parent
 TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
+MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
+"""What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
+UNBUDGETED = {"none", "vtw"}
+"""Recipes that a budget does not change."""
 START, END = "<!-- generated: {} -->\n", "<!-- end of {} -->"
 
 
@@ -43,9 +49,10 @@ def title(name: str) -> str:
     return f"`{name}`" + (" (baseline)" if is_baseline(name) else "")
 
 
-def places(recipe: Recipe) -> str:
-    """The places of the recipe's stages as shares of the depth."""
-    names = [str(stage.place).removeprefix("before_layer: ").replace("_", " ") for stage in recipe.stages]
+def places(recipe: Recipe, only: StageSpec | None = None) -> str:
+    """The places of the recipe's stages, or of `only` one, as shares of the depth."""
+    stages = recipe.stages if only is None else (only,)
+    names = [str(stage.place).removeprefix("before_layer: ").replace("_", " ") for stage in stages]
     return ", ".join(names) or "none"
 
 
@@ -133,10 +140,39 @@ def keys() -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods() -> str:
+    """A row for each recipe: paper, and place, parts and own cost of its stages."""
+    lines = [
+        "| recipe | paper | stages: place, parts that decide | own cost |",
+        "|---|---|---|---|",
+    ]
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        stages = "<br>".join(f"{places(recipe, stage)}: {deciding(stage)}" for stage in recipe.stages) or "none"
+        lines.append(f"| [`{name}`](recipes.md#{anchor(name)}) | {paper(recipe)} | {stages} | {own_cost(name)} |")
+    return "\n".join(lines) + "\n"
+
+
+def deciding(stage: StageSpec) -> str:
+    """The parts of a stage that are not the plainest of their role."""
+    plain = {"constant", "top_k", "drop", "solved", "fixed", "pyramid", "table"}
+    used = [f"`{part.type}`" for part in stage.parts.values() if part.type not in plain]
+    return ", ".join(used) or "nothing is kept"
+
+
+def own_cost(name: str) -> str:
+    """Multiply-adds of the recipe's own parts, as a share of the prefill that it leaves, under the common budget."""
+    plan = load_recipe(name, keep=None if name in UNBUDGETED else SHARE)
+    told = ledger(MODEL, plan, tokens=MANY, text=64).reduced
+    share = sum(stage.total for stage in told.stages) / told.prefill
+    return "none" if not share else "< 0.01 %" if share < 1e-4 else f"{share:.2%}".replace("%", " %")
+
+
 PAGES = {
     ROOT / "README.md": {"recipes": readme_table},
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
+    ROOT / "docs" / "methods.md": {"methods": methods},
 }
 """Page -> name of each generated part and what makes it."""
 

@@ -160,13 +160,13 @@ def dart(keys: Array, hidden: Array, text_keys: Array, text: Array, count: int, 
 
 
 def max_sum(hidden: Array, count: int) -> list[int]:
-    """ToDRE: each next token has the largest sum of distances to those chosen; the first, to all."""
+    """ToDRE: each next token has the largest sum of distances to those chosen; the first, to all. Picks in order."""
     kept: list[int] = []
     while len(kept) < count:
         to = kept or range(len(hidden))
         far = {i: sum(1 - cosine(hidden[i], hidden[j]) for j in to) for i in range(len(hidden)) if i not in kept}
         kept.append(max(far, key=lambda i: (round(far[i], 9), -i)))
-    return sorted(kept)
+    return kept
 
 
 def nearest(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import plain
+import plain_greedy
 import plain_layers
 
 if TYPE_CHECKING:
@@ -23,12 +24,17 @@ def priortr(seen: Seen, keep: int) -> list[int]:
     return plain.best(plain_layers.information(task, prior), keep)
 
 
+def greedyprune(seen: Seen, keep: int) -> list[int]:
+    scores = [plain_greedy.cosine(x, seen.states[-1]) for x in seen.hidden]
+    return sorted(plain_greedy.suppress(scores, plain_greedy.cosines(seen.hidden, seen.hidden), 0.9, keep))
+
+
 def v2drop(seen: Seen, keep: int) -> list[int]:
     return plain.best(plain_layers.change(seen.signals["earlier_1"], seen.hidden), keep)
 
 
 def max_sum(seen: Seen, keep: int) -> list[int]:
-    return plain_layers.max_sum(seen.hidden, keep)
+    return sorted(plain_layers.max_sum(seen.hidden, keep))
 
 
 def star(seen: Seen, keep: int) -> list[int]:

@@ -163,6 +163,7 @@ GOLDEN = (
     # Before a decoder layer.
     Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),
     Golden("dart", (2,), (64,), 96.0, variant="64", reference=by_layers.dart),
+    Golden("greedyprune", (2,), (192,), 216.0, reference=by_layers.greedyprune),
     Golden("priortr", (2,), (128,), 156.0, reference=by_layers.priortr),
     Golden("v2drop", (3, 17, 22), (384, 307, 192), 329.96875, reference=by_layers.v2drop),
     Golden("star", (0, 16), (288, 144), 216.0, reference=by_layers.star),

@@ -47,6 +47,7 @@ WITH_ARGUMENTS: list[Part] = [
     RandomScorer(seed=7),
     NormScorer(order="low"),
     QuestionScorer(words="focused", overall=0.5),
+    QuestionScorer(states="here"),
     MaskScorer(boxes=[[0.1, 0.2, 0.6, 0.9], [0.5, 0.0, 1.0, 0.3]]),
     *(DualExpertScorer(norm=norm, combine="max") for norm in ("minmax", "softmax")),
     *(QuestionScorer(words=words, sign="unlike") for words in ("last", "max")),

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import plain_greedy as plain
+import plain_layers
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,12 +18,14 @@ from tokenprune.parts.samplers.greedy import (
     DeterminantSampler,
     FacilityLocationSampler,
     MaxMinSampler,
+    MaxSumSampler,
     QuestionCoverageSampler,
     SuppressSampler,
 )
 
 SAMPLERS = [
     MaxMinSampler(),
+    MaxSumSampler(),
     FacilityLocationSampler(),
     FacilityLocationSampler(weight_on="covered", similarity="shifted", power=2.0),
     FacilityLocationSampler(weight_on="candidate"),
@@ -40,6 +43,8 @@ def by_hand(sampler, x, text, scores, count):
     share = scores / scores.max()
     if isinstance(sampler, MaxMinSampler):
         return plain.max_min(x, count)
+    if isinstance(sampler, MaxSumSampler):
+        return plain_layers.max_sum(x, count)
     if isinstance(sampler, SuppressSampler):
         return plain.suppress(scores, alike, sampler.threshold, count)
     if isinstance(sampler, QuestionCoverageSampler):

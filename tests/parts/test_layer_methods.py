@@ -19,7 +19,6 @@ from tokenprune.core.video import earlier_tokens, frame_numbers, videos
 from tokenprune.parts.groupers.geometric import ImageGrouper
 from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.recyclers.nearest import NearestRecycler
-from tokenprune.parts.samplers.dispersion import MaxSumSampler
 from tokenprune.parts.samplers.pivot import PivotSampler
 from tokenprune.parts.schedulers.reference import AboveReferenceScheduler
 from tokenprune.parts.scorers.layers import AffinityScorer, ChangeScorer, GlobalQueryScorer, SpectralChangeScorer
@@ -182,14 +181,6 @@ def test_dart(tokens: Tokens, vision: int, words: int, data: st.DataObject) -> N
     spoken = array(question.keys.flatten(2))
     expected = plain.dart(keys, array(tokens.hidden), spoken, array(question.states), count, min(vision, n), words)
     assert kept == expected
-
-
-@examples
-@given(samples(), st.data())
-def test_max_sum_diversity(tokens: Tokens, data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, tokens.sizes[0]))
-    kept = MaxSumSampler()(tokens, tokens.mass, count)[0].tolist()
-    assert kept == plain.max_sum(array(tokens.hidden), count)
 
 
 @examples

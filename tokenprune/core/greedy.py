@@ -88,6 +88,28 @@ class MaxMin:
         self.value = self._nearest
 
 
+class MaxSum:
+    """Sum of distances to the tokens picked (ToDRE); the first pick is the token with the largest sum to all.
+
+    Args:
+        similarity: ``[B, N, N]`` symmetric; distance is 1 - similarity.
+        valid: ``[B, N]`` bool; None: all.
+    """
+
+    def __init__(self, similarity: Tensor, valid: Tensor | None = None) -> None:
+        self._similarity = similarity
+        known = similarity if valid is None else similarity.masked_fill(~valid.unsqueeze(1), 0.0)
+        # In float64, where the order of a sum of float32 does not decide between equal tokens.
+        self.value = -known.sum(2, dtype=WIDE[similarity.device.type == "mps"])
+        self._first = True
+
+    def take(self, pick: Tensor) -> None:
+        # As far as the order of tokens goes, a sum of distances is minus the sum of similarities.
+        row = _row(self._similarity, pick).to(self.value.dtype)
+        self.value = -row if self._first else self.value - row
+        self._first = False
+
+
 class Coverage:
     """How much better all tokens would be covered: facility location, Σ_j w_j · max(0, s_jc - covered_j) · v_c.
 

@@ -51,6 +51,17 @@ class MaxMinSampler(GreedySampler):
         return greedy.MaxMin(alike, tokens.valid_if_padded)
 
 
+class MaxSumSampler(GreedySampler):
+    """Tokens far from each other on the whole: each has the largest sum of distances to those picked so far (ToDRE).
+
+    Distance is 1 - cosine of hidden states; scores are not looked at. The first has the largest sum to all tokens.
+    Unlike max-min, it may pick tokens that are near each other, if they are far from the rest.
+    """
+
+    def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
+        return greedy.MaxSum(gram.cosines(features(tokens)), tokens.valid_if_padded)
+
+
 class FacilityLocationSampler(GreedySampler):
     """Tokens that cover all others best: each adds most to how alike every token is to its nearest pick.
 

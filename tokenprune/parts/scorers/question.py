@@ -16,7 +16,7 @@ from tokenprune.parts.work import Work
 
 
 class QuestionScorer(Scorer):
-    """Cosine of a token and the words of the question, both as they enter the language model.
+    """Cosine of a token and the words of the question: as they enter the language model, or as they stand at the place.
 
     Published code compares in CLIP's space, where towers of picture and text meet; models without CLIP's text tower
     have none, so this is the form that CDPruner and EADP take on Qwen.
@@ -27,9 +27,9 @@ class QuestionScorer(Scorer):
             softmax(-entropy / 0.01) (EADP).
         sign: ``like`` keeps what resembles the question; ``unlike`` negates, as published code does in CLIP's space.
         overall: share of the mean word in the score; higher looks more at the whole question (EADP: 0.5).
+        states: words as they ``enter`` the language model, or their hidden states at the place, ``here``, where each
+            knows what stands before it (GreedyPrune).
     """
-
-    reads = Needs(question=True)
 
     def __init__(
         self,
@@ -37,19 +37,26 @@ class QuestionScorer(Scorer):
         words: Literal["mean", "last", "max", "focused"] = "mean",
         sign: Literal["like", "unlike"] = "like",
         overall: Annotated[float, Field(ge=0, le=1)] = 0.0,
+        states: Literal["enter", "here"] = "enter",
     ) -> None:
         super().__init__()
         self.words = words
         self.sign = sign
         self.overall = overall
+        self.states = states
         self.check()
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(question=True, question_states=self.states == "here")
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         asked = tokens.question
         if not asked.embeddings.shape[1]:  # no word: all alike
             return tokens.only_valid(torch.zeros_like(tokens.mass))
         real = asked.valid
-        text = asked.embeddings.masked_fill(~real.unsqueeze(-1), 0.0)
+        words: Tensor = asked.states if self.states == "here" else asked.embeddings
+        text = words.masked_fill(~real.unsqueeze(-1), 0.0)
         hidden = tokens.hidden.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else tokens.hidden
         alike = gram.cosines(text, hidden)  # [B, T, N]
         if self.sign == "unlike":
