@@ -9,7 +9,20 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from family_models.tiny import IMAGE, VIDEO, VISION_END, VISION_START, VOCAB, Size, Square, Tiny, siglip, text, vit
+from family_models.tiny import (
+    IMAGE,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    VOCAB,
+    Size,
+    Square,
+    Tiny,
+    calm_siglip,
+    siglip,
+    text,
+    vit,
+)
 
 MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"] * 2
 
@@ -94,6 +107,9 @@ class PaliGemma(Square):
             vocab_size=VOCAB,
         )
         return tf.PaliGemmaForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        calm_siglip(model)
 
 
 MODELS: tuple[Tiny, ...] = (Gemma3(), Gemma4(), PaliGemma())
