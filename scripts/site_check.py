@@ -1,4 +1,4 @@
-"""Looks at every page of the site in a real browser, at the width of a desk and of a phone: python scripts/site_check.py
+"""Looks at every page of the site in a browser, as wide as a desk and as a phone: python scripts/site_check.py
 
 Needs the extra ``docs``, `playwright` and a Chromium (``playwright install chromium``, or ``--browser PATH`` of an
 installed one); CI does without. A page fails that is wider than its window, that breaks an identifier in a table over
