@@ -97,23 +97,22 @@ def page(sheets: list[list[str]], refused: dict[str, str], asked: list) -> str:
     whole = [f"- `{name}`: {why}" for name, why in refused.items()]
     notes = ["", "Not drawn:", "", *whole] if whole else []
     questions = "; ".join(f"*{sample.question}*" for sample in asked)
-    return "\n".join(
-        [
-            "# Gallery",
-            "",
-            "What every recipe keeps of the same three pictures: the embedded model, `keep: 0.25`, the vision tokens behind the last stage",
-            "that keeps any. The numbers count them, and what was merged beside them; a dot is the anchor of a merged token. Drawn by",
-            "`python scripts/gallery.py` from runs.",
-            "",
-            f"The questions: {questions}.",
-            "",
-            *[line for title in titles for line in (title, "")],
-            "Methods for video see one frame here. What a picture shows is a choice, not whether the answer is right: for that,",
-            "[Evidence](evidence.md).",
-            *notes,
-            "",
-        ]
-    )
+    return PAGE_TEXT.format(questions=questions, sheets="\n\n".join(titles), notes="\n".join(notes))
+
+
+PAGE_TEXT = """# Gallery
+
+What every recipe keeps of the same three pictures: the embedded model, `keep: 0.25`, the vision tokens behind the last
+stage that keeps any. The numbers count them, and what was merged beside them; a dot is the anchor of a merged token.
+Drawn by `python scripts/gallery.py` from runs.
+
+The questions: {questions}.
+
+{sheets}
+
+Methods for video see one frame here. What a picture shows is a choice, not whether the answer is right: for that,
+[Evidence](evidence.md).
+{notes}"""
 
 
 if __name__ == "__main__":
