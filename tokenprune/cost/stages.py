@@ -90,6 +90,7 @@ def stage_costs(
             heads=decoder.heads,
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
+            tower_width=shape.vision.width,
         )
         parts: dict[str, int | None] = {}
         if planned != before:

@@ -35,6 +35,8 @@ class Work:
     """Key heads."""
     head_dim: int
     """Numbers per head."""
+    tower_width: int = 0
+    """Numbers per hidden state of the vision tower."""
 
     @property
     def dropped(self) -> int:

@@ -1,0 +1,194 @@
+"""Samplers of two passes: the second chooses among what the first has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from tokenprune.budget.rule import plain_fraction
+from tokenprune.core import gram, ops, transfer
+from tokenprune.core.cells import Cells
+from tokenprune.core.needs import Needs
+from tokenprune.core.tokens import Count, Grid, Tokens
+from tokenprune.errors import InputError
+from tokenprune.parts.limits import Share, TowerBlock
+from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.tower import signal_of
+from tokenprune.parts.work import Work, no_products
+
+
+class TowerFirstSampler(Sampler):
+    """First a share of the count by a signal of the vision tower, then the best scores among the others.
+
+    VScan takes one half by the attention of an early block, window by window; HiPrune the tokens that a middle block
+    looks at, with their four neighbours; FastVID what stands out, before what stands for many.
+
+    Args:
+        signal: what the first pass goes by.
+        block: of the tower, from 0, from the end below 0, or a share of its depth; null: the last that is read.
+        share: of the count, for the first pass, rounded, one half down; higher leaves less to the scores.
+        window: the first pass spreads over windows of so many rows and columns: none gives more than its even share,
+            rounded up, of what is taken (VScan); null: it looks at the whole picture.
+        neighbours: the tokens above, below, left and right of those taken survive too, and do not count for the share
+            (HiPrune). Where all together are more than the count, those with the best scores survive.
+    """
+
+    multiply_adds = no_products
+
+    def __init__(
+        self,
+        *,
+        signal: Literal["class_attention", "received_attention"] = "class_attention",
+        block: TowerBlock = None,
+        share: Share = 0.5,
+        window: Annotated[int, Field(ge=1, le=4096)] | None = None,
+        neighbours: bool = False,
+    ) -> None:
+        super().__init__()
+        self.signal = signal
+        self.block = block
+        self.share = share
+        self.window = window
+        self.neighbours = neighbours
+        self.check()
+        self._name = signal_of(self, signal, block)
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower=self._name, grid=self.neighbours or self.window is not None)
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
+        counts = tokens.counts(count)
+        first = shares_of(self.share, counts)
+        looked = tokens.only_valid(tokens.signal(self._name).float())
+        taken = ops.mask_of(ops.top_k(looked, first, tokens.valid_if_padded), looked.shape[1])
+        if self.window is not None:
+            taken = self._by_window(tokens, looked, first)
+        if self.neighbours:
+            cells, there = Cells.of(tokens, 1), torch.nn.functional.pad(taken, (0, 1))
+            for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
+                taken = taken | there.gather(1, cells.around(down, right))
+        return ops.top_k(scores, counts, tokens.valid_if_padded, prefer=taken)
+
+    def _by_window(self, tokens: Tokens, looked: Tensor, first: Sequence[int]) -> Tensor:
+        """``[B, N]`` bool: the tokens of highest `looked`, at most an even share of `first` in each window."""
+        side = self.window
+        assert side is not None
+        sides = [shape[axis] for grids in tokens.grids for shape in grids for axis in (1, 2)]
+        most = -(-max(sides, default=1) // side)  # windows along a side
+        image, row, column = tokens.cell.unbind(-1)
+        window = (image * most + row // side) * most + column // side
+        windows = [windows_of(grids, side) for grids in tokens.grids]
+        even = [-(-k // max(1, many)) for k, many in zip(first, windows, strict=True)]
+        within = rank_within(looked, window) < transfer.ints(even, looked.device).unsqueeze(1)
+        # A small window may not have its even share: then fewer are taken, and the scores fill up.
+        order = looked.masked_fill(~within, -torch.inf)
+        best = ops.mask_of(ops.top_k(order, first, tokens.valid_if_padded, prefer=within), looked.shape[1])
+        return best & within
+
+
+class BestFirstSampler(Sampler):
+    """First a share of the count by the scores, then others for what they cover; scores alone pick lookalikes.
+
+    VisPruner keeps one half by attention and thins the rest until no lookalikes are left; PruMerge+ adds evenly spread
+    tokens to the most attended ones, TopV to those that carry most.
+
+    Args:
+        share: of the count, for the best scores, rounded, one half down; higher leaves less to the second pass.
+        then: the others lie ``evenly`` over what the first pass has left, in raster order (PruMerge+, TopV); or are
+            ``distinct``: lookalikes go, a few at a time, until the count is left (VisPruner).
+        features: with ``distinct``, tokens are alike by the cosine of their ``hidden`` states at the place, or of what
+            the ``tower`` has given to the projector.
+        step: with ``distinct``, so many go at a time: higher is faster and coarser.
+    """
+
+    def __init__(
+        self,
+        *,
+        share: Share = 0.5,
+        then: Literal["evenly", "distinct"] = "evenly",
+        features: Literal["hidden", "tower"] = "hidden",
+        step: Annotated[int, Field(ge=1, le=1024)] = 8,
+    ) -> None:
+        super().__init__()
+        self.share = share
+        self.then = then
+        self.features = features
+        self.step = step
+        self.check()
+        if then == "evenly" and features == "tower":
+            raise InputError(f"{self.title}: features 'tower' are for then: distinct; an even spread looks at none")
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower="hidden") if self.features == "tower" else Needs()
+
+    def multiply_adds(self, work: Work) -> int:
+        """With ``distinct``, all cosines."""
+        width = work.tower_width if self.features == "tower" else work.width
+        return work.tokens**2 * width * (self.then == "distinct")
+
+    def forward(self, tokens: Tokens, scores: Tensor, count: Count) -> Tensor:
+        counts = tokens.counts(count)
+        first = shares_of(self.share, counts)
+        best = ops.mask_of(ops.top_k(scores, first, tokens.valid_if_padded), scores.shape[1])
+        others = tokens.valid & ~best
+        more = [k - own for k, own in zip(counts, first, strict=True)]
+        if self.then == "evenly":
+            spread = ops.evenly(others, transfer.ints(more, others.device))
+            return ops.places(best | spread, counts)
+        left = [size - own for size, own in zip(tokens.sizes, first, strict=True)]
+        return ops.places(best | self._distinct(tokens, scores, others, left, more), counts)
+
+    def _distinct(
+        self, tokens: Tokens, scores: Tensor, others: Tensor, left: Sequence[int], more: Sequence[int]
+    ) -> Tensor:
+        """``[B, N]`` bool: `more` of the `left` others of each sample, without those most like another.
+
+        Round by round the others are lined up by their scores; each at an even place counts as like another as it is
+        to the likest at an odd place, and the likest go: `step` of them, or as few as are still too many.
+        """
+        x = (tokens.signal("hidden") if self.features == "tower" else tokens.hidden).detach()
+        alike = gram.cosines(x.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else x)
+        order = (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
+        place = torch.zeros_like(order).scatter(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
+        stays, left = others, list(left)
+        while any(size > want for size, want in zip(left, more, strict=True)):
+            goes = [min(self.step, size - size // 2, size - want) for size, want in zip(left, more, strict=True)]
+            at = stays.gather(1, order).cumsum(1).gather(1, place) - 1  # where each stands in the line
+            even, odd = stays & (at % 2 == 0), stays & (at % 2 == 1)
+            like = alike.masked_fill(~odd.unsqueeze(1), -2.0).amax(2)
+            stays = stays & ~ops.mask_of(ops.top_k(like, goes, even), x.shape[1], padded=ops.ragged(goes))
+            left = [size - gone for size, gone in zip(left, goes, strict=True)]
+        return stays
+
+
+def shares_of(share: float, counts: Sequence[int]) -> tuple[int, ...]:
+    """`share` of each count, rounded, one half down: plain numbers."""
+    ratio = plain_fraction(share)
+    twice = 2 * ratio.denominator
+    return tuple(-((ratio.denominator - 2 * ratio.numerator * k) // twice) for k in counts)
+
+
+def windows_of(grids: Sequence[Grid], side: int) -> int:
+    """Windows of `side` rows and columns in all frames of a sample; those at the right and bottom may be smaller."""
+    return sum(prod((frames, -(-rows // side), -(-columns // side))) for frames, rows, columns in grids)
+
+
+def rank_within(scores: Tensor, group: Tensor) -> Tensor:
+    """``[B, N]`` int64, how many tokens of its group come before each: higher scores, and of equals the lower index.
+
+    Args:
+        scores: ``[B, N]``.
+        group: ``[B, N]`` int64, at least 0.
+    """
+    order = (scores.float() + 0.0).sort(dim=1, descending=True, stable=True).indices
+    of = group.gather(1, order).sort(dim=1, stable=True)
+    start = torch.searchsorted(of.values, of.values)
+    rank = torch.arange(group.shape[1], device=group.device) - start
+    return torch.zeros_like(rank).scatter(1, order.gather(1, of.indices), rank)
