@@ -127,6 +127,11 @@ class TowerTaps:
             pictured.batch = None
             pictured.clear()
 
+    def repeat(self, pictures: int, owner: Tensor) -> None:
+        """What was recorded of so many pictures, of equal size, becomes that of rows that share them, ``[Q]`` each."""
+        (run,) = self.threads.now.tower.runs
+        run.values = {name: partial(_rows_of, value, pictures, owner) for name, value in run.values.items()}
+
     def told(self, prompt: Prompt, names: Collection[str]) -> Prompt:
         """`prompt` with signals of these names, as rows of its vision tokens: it is about to be reduced.
 
@@ -216,3 +221,9 @@ class TowerTaps:
     def _patches(self, signal: Callable[[], Tensor]) -> Tensor:
         """A signal ``[R, n, ...]`` of the tower's rows as ``[patches, ...]``: without what stands in front of them."""
         return signal()[:, self.tower.prefix :].flatten(0, 1)
+
+
+def _rows_of(signal: Callable[[], Tensor], pictures: int, owner: Tensor) -> Tensor:
+    """Patches ``[Q · n, ...]`` of the picture of each row, from those of all pictures ``[pictures · n, ...]``."""
+    rows = signal().unflatten(0, (pictures, -1))
+    return rows[owner.to(rows.device)].flatten(0, 1)
