@@ -47,6 +47,7 @@ def signal(name: str, n: int, generator: torch.Generator) -> Tensor:
 
 
 def drawn_count(data: st.DataObject, grid: plain.Grid) -> int:
+    """Any that drops something."""
     return data.draw(st.integers(1, grid[0] * grid[1] * grid[2] - 1))
 
 
@@ -89,6 +90,14 @@ def test_vscan(grid: plain.Grid, seed: int, variant: str | None, data: st.DataOb
         local, overall, window = seen["received_attention@7/32"], seen["received_attention"], 4
     kept = plain.vscan(local, overall, [grid], window, count, Fraction(1, 2))
     same_rows(result, plain.merged_into_nearest(seen["x"], kept))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_small_windows_that_cannot_give_their_share_leave_it_to_the_scores(seed: int) -> None:
+    """Windows of 16, 4, 4 and 1 tokens are due 3 each of 12."""
+    result, seen = first_stage("vscan", (1, 5, 5), seed, 20, "qwen")
+    local, overall = seen["received_attention@7/32"], seen["received_attention"]
+    assert result.kept[0].tolist() == plain.vscan(local, overall, [(1, 5, 5)], 4, 20, Fraction(1, 2))
 
 
 @settings(max_examples=60)
