@@ -28,7 +28,7 @@ seeds = st.integers(0, 10_000)
 def first_stage(
     name: str, grid: plain.Grid, seed: int, count: int, variant: str | None = None
 ) -> tuple[StageResult, dict[str, Any]]:
-    """The first stage of a recipe on random tokens when it keeps `count`, and its input as plain arrays: `x`, signals."""
+    """The first stage of a recipe on random tokens when it keeps `count`, and its input as plain arrays: x, signals."""
     stage = next(iter(build(load_recipe(name, variant=variant), depth=32)))
     n = grid[0] * grid[1] * grid[2]
     generator = torch.Generator().manual_seed(seed)
@@ -94,10 +94,10 @@ def test_vscan(grid: plain.Grid, seed: int, variant: str | None, data: st.DataOb
 
 @pytest.mark.parametrize("seed", range(20))
 def test_small_windows_that_cannot_give_their_share_leave_it_to_the_scores(seed: int) -> None:
-    """Windows of 16, 4, 4 and 1 tokens are due 3 each of 12."""
-    result, seen = first_stage("vscan", (1, 5, 5), seed, 20, "qwen")
+    """Windows of 16, 4, 4 and 1 tokens have 10 of the 11 that they are due."""
+    result, seen = first_stage("vscan", (1, 5, 5), seed, 22, "qwen")
     local, overall = seen["received_attention@7/32"], seen["received_attention"]
-    assert result.kept[0].tolist() == plain.vscan(local, overall, [(1, 5, 5)], 4, 20, Fraction(1, 2))
+    assert result.kept[0].tolist() == plain.vscan(local, overall, [(1, 5, 5)], 4, 22, Fraction(1, 2))
 
 
 @settings(max_examples=60)
