@@ -183,6 +183,8 @@ GOLDEN = (
     Golden("priortr", (2,), (128,), 156.0, reference=by_layers.priortr),
     Golden("v2drop", (3, 17, 22), (384, 307, 192), 329.96875, reference=by_layers.v2drop),
     Golden("star", (0, 16), (288, 144), 216.0, reference=by_layers.star),
+    # TopV: a third of the tokens, and every fourth of the others.
+    Golden("topv", (3,), (288,), 315.0, reference=by_layers.topv),
     Golden("pact", (5, 5), (316, 144), 211.5, reference=by_layers.pact),
     Golden("occamtoken", (4,), None, None, reference=by_last_token),
     # CLSE, table of counts: 192 is 208 layer inputs on average, and 64 is 81.
