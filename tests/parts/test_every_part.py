@@ -75,7 +75,7 @@ WITH_ARGUMENTS: list[Part] = [
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
-    BipartiteRecycler(share=0.4, features="keys"),
+    BipartiteRecycler(share=0.4, features="keys", before_projector=True),
     ClassAttentionScorer(block="1/3"),
     *(AbsorbRecycler(neighbours=m, features=f, rest=r) for m, f, r in ((3, "keys", True), (2, "hidden", False))),
     OutliersScheduler(factor=0.5, times=3, at_least=2),

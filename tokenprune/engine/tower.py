@@ -47,6 +47,8 @@ class TowerTaps:
         self.threads = threads
         self.notes: list[str] = []
         """What stands in for what, in words."""
+        self.projector: Callable[[Tensor], Tensor] | None = None
+        """What makes vision tokens of the tower's hidden states, for parts that merge in front of it."""
         self._wanted: dict[int, dict[str, str]] = {}
         """Block to signals by the names under which they are read."""
         reads = {name: f"{stage.name} ({stage.place})" for stage in pipeline for name in stage.reads.tower}
@@ -66,6 +68,13 @@ class TowerTaps:
                     f"received_attention of block {block} stands in"
                 )
             self._wanted.setdefault(block, {})[name] = signal
+        if readers := [f"{stage.name} ({stage.place})" for stage in pipeline if stage.reads.projector]:
+            self.projector = anatomy.adapter.projector(anatomy.base, self.tower)
+            if self.projector is None:
+                self.notes.append(
+                    f"{', '.join(readers)}: the projector of {anatomy.adapter.title} does not take tokens one by one; "
+                    "what it gives is merged, not what it reads"
+                )
         if inside:
             self.stages = VisionStages(self.tower, inside, self._running, self._reorder)
             self._check(pipeline)
@@ -142,7 +151,7 @@ class TowerTaps:
         run, tokens, found = self._run_of(", ".join(sorted(names))), prompt.tokens, {}
         for name in names:
             found[name] = Signal(self._by_sample(run, name, run.values[name](), prompt), tokens.valid_if_padded)
-        return replace(prompt, tokens=replace(tokens, signals=tokens.signals.adding(found)))
+        return replace(prompt, tokens=replace(tokens, signals=tokens.signals.adding(found), projector=self.projector))
 
     def gone(self, prompt: Prompt) -> dict[int, Tensor]:
         """For each stage inside the tower by its number, ``[B, N, 2]``: 1 where it has left no token, and masses.

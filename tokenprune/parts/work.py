@@ -37,6 +37,8 @@ class Work:
     """Numbers per head."""
     tower_width: int = 0
     """Numbers per hidden state of the vision tower."""
+    projected: int = 0
+    """What the projector takes for a vision token, in multiply-adds."""
 
     @property
     def dropped(self) -> int:

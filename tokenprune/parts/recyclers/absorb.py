@@ -14,7 +14,7 @@ from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.parts.limits import TowerBlock
 from tokenprune.parts.recyclers.base import Recycler
-from tokenprune.parts.tower import signal_of
+from tokenprune.parts.tower import MERGES_BEFORE, merged_before_projector, merging_cost, signal_of
 from tokenprune.parts.work import Work
 
 LEAST = 1e-30
@@ -35,6 +35,7 @@ class AbsorbRecycler(Recycler):
         block: of the tower, with ``keys``: from 0, from the end below 0, or a share of its depth; null: the last that
             is read.
         rest: whether there is the one more token.
+        before_projector: as in the recycler ``bipartite``.
     """
 
     def __init__(
@@ -44,18 +45,21 @@ class AbsorbRecycler(Recycler):
         features: Literal["hidden", "keys"] = "hidden",
         block: TowerBlock = None,
         rest: bool = True,
+        before_projector: bool = False,
     ) -> None:
         super().__init__()
         self.neighbours = neighbours
         self.features = features
         self.block = block
         self.rest = rest
+        self.before_projector = before_projector
         self.check()
         self._keys = signal_of(self, "keys", block)
 
     @property
     def reads(self) -> Needs:
-        return Needs(tower=self._keys) if self.features == "keys" else Needs()
+        compares = Needs(tower=self._keys) if self.features == "keys" else Needs()
+        return compares | MERGES_BEFORE if self.before_projector else compares
 
     def added(self, dropped: int) -> int:
         return min(dropped, int(self.rest))
@@ -64,7 +68,11 @@ class AbsorbRecycler(Recycler):
         """Cosines of survivors and all tokens, and the sums over all tokens, which a product takes."""
         compared = work.tower_width if self.features == "keys" else work.width
         targets = work.kept + self.added(work.dropped)
-        return work.tokens * (work.kept * compared + targets * work.width)
+        merged = merging_cost(work, work.tokens, targets, before_projector=self.before_projector)
+        return work.tokens * work.kept * compared + merged
+
+    def states(self, tokens: Tokens, plan: Merge) -> Tensor:
+        return merged_before_projector(tokens, plan) if self.before_projector else super().states(tokens, plan)
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
         counts = tokens.counts(count)

@@ -14,6 +14,7 @@ from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.parts.limits import Share
 from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.tower import MERGES_BEFORE, merged_before_projector, merging_cost
 from tokenprune.parts.work import Work
 
 
@@ -33,21 +34,30 @@ class BipartiteRecycler(Recycler):
         add: true adds the mean of those that join (about twice as long as a token); false takes the mean of all.
         features: tokens are alike by the cosine of their ``hidden`` states at the place, or of their ``keys`` in the
             last block of the tower that is read, mean over heads (VisionZip).
+        before_projector: merge what the projector reads, and project that (VisionZip), where the projector takes tokens
+            one by one; elsewhere what it gives is merged, and the report says so.
     """
 
     def __init__(
-        self, *, share: Share = 0.02, add: bool = True, features: Literal["hidden", "keys"] = "hidden"
+        self,
+        *,
+        share: Share = 0.02,
+        add: bool = True,
+        features: Literal["hidden", "keys"] = "hidden",
+        before_projector: bool = False,
     ) -> None:
         super().__init__()
         self.share = share
         self.add = add
         self.features = features
+        self.before_projector = before_projector
         self.check()
         self._ratio = plain_fraction(share)
 
     @property
     def reads(self) -> Needs:
-        return Needs(tower="keys") if self.features == "keys" else Needs()
+        compares = Needs(tower="keys") if self.features == "keys" else Needs()
+        return compares | MERGES_BEFORE if self.before_projector else compares
 
     def added(self, dropped: int) -> int:
         return min(dropped, max(1, self._ratio.numerator * dropped // self._ratio.denominator))
@@ -55,7 +65,12 @@ class BipartiteRecycler(Recycler):
     def multiply_adds(self, work: Work) -> int:
         """Cosines of dropped tokens and targets, at most as wide as all heads of the tower; and the sums."""
         compared = work.tower_width if self.features == "keys" else work.width
-        return work.dropped * self.added(work.dropped) * (compared + work.width)
+        targets = self.added(work.dropped)
+        merged = merging_cost(work, work.dropped, targets, before_projector=self.before_projector)
+        return work.dropped * targets * compared + merged
+
+    def states(self, tokens: Tokens, plan: Merge) -> Tensor:
+        return merged_before_projector(tokens, plan) if self.before_projector else super().states(tokens, plan)
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
         counts = tokens.counts(count)
