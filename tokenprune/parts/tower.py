@@ -43,7 +43,7 @@ def merged_before_projector(tokens: Tokens, plan: Merge) -> Tensor:
 
 
 def merging_cost(work: Work, sources: int, targets: int, *, before_projector: bool) -> int:
-    """Sums of so many sources for each target, and the projector for the targets of a merge in front of it."""
-    if not before_projector:
-        return sources * targets * work.width
-    return targets * (sources * work.tower_width + work.projected)
+    """Sums of states and masses of so many sources for each target, and the projector for targets in front of it."""
+    if before_projector and work.projected:
+        return targets * (sources * (work.tower_width + 1) + work.projected)
+    return targets * sources * (work.width + 1)

@@ -38,7 +38,7 @@ class Work:
     tower_width: int = 0
     """Numbers per hidden state of the vision tower."""
     projected: int = 0
-    """What the projector takes for a vision token, in multiply-adds."""
+    """What the projector takes for a vision token, in multiply-adds; 0 where it does not take them one by one."""
 
     @property
     def dropped(self) -> int:
