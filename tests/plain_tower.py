@@ -70,7 +70,7 @@ def vispruner(attention: Array, features: Array, keep: int, share: Fraction, ste
         even, odd = rest[::2], rest[1::2]
         gone = min(step, len(even), len(rest) - (keep - important))
         like = {i: max((cosine(features[i], features[j]) for j in odd), default=-2.0) for i in even}
-        rest = [i for i in rest if i not in sorted(even, key=lambda i: (-round(like[i], 9), i))[:gone]]
+        rest = [i for i in rest if i not in sorted(even, key=lambda i: -round(like[i], 9))[:gone]]
     return sorted(first + rest)
 
 

@@ -154,18 +154,25 @@ class BestFirstSampler(Sampler):
         to the likest at an odd place, and the likest go: `step` of them, or as few as are still too many.
         """
         x = (tokens.signal("hidden") if self.features == "tower" else tokens.hidden).detach()
-        alike = gram.cosines(x.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else x)
-        order = (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
-        place = torch.zeros_like(order).scatter(1, order, torch.arange(x.shape[1], device=x.device).expand_as(order))
-        stays, left = others, list(left)
+        x = x.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else x
+        line = (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
+        alike = gram.cosines(ops.take_rows(x, line))  # from here on a token is called by its place in the line of all
+        stays, left = others.gather(1, line), list(left)
         while any(size > want for size, want in zip(left, more, strict=True)):
             goes = [min(self.step, size - size // 2, size - want) for size, want in zip(left, more, strict=True)]
-            at = stays.gather(1, order).cumsum(1).gather(1, place) - 1  # where each stands in the line
-            even, odd = stays & (at % 2 == 0), stays & (at % 2 == 1)
-            like = alike.masked_fill(~odd.unsqueeze(1), -2.0).amax(2)
-            stays = stays & ~ops.mask_of(ops.top_k(like, goes, even), x.shape[1], padded=ops.ragged(goes))
-            left = [size - gone for size, gone in zip(left, goes, strict=True)]
-        return stays
+            odd_now = stays & (stays.cumsum(1) % 2 == 0)  # the second, the fourth, … of those that are left
+            even = ops.places(stays & ~odd_now, [size - size // 2 for size in left])
+            odd = ops.places(odd_now, [size // 2 for size in left])
+            pairs = ops.take_rows(alike, even.clamp(min=0))
+            pairs = pairs.gather(2, odd.clamp(min=0).unsqueeze(1).expand(-1, even.shape[1], -1))
+            like = (
+                pairs.masked_fill((odd < 0).unsqueeze(1), -2.0).amax(2) if odd.shape[1] else pairs.new_zeros(even.shape)
+            )
+            gone = ops.top_k(like, goes, even >= 0)
+            gone = even.gather(1, gone.clamp(min=0)).masked_fill(gone < 0, -1)
+            stays = stays & ~ops.mask_of(gone, x.shape[1])
+            left = [size - number for size, number in zip(left, goes, strict=True)]
+        return torch.zeros_like(stays).scatter(1, line, stays)
 
 
 def shares_of(share: float, counts: Sequence[int]) -> tuple[int, ...]:
