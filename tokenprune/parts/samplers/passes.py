@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Annotated, Literal
 
 import torch
@@ -12,21 +11,23 @@ from torch import Tensor
 
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import gram, ops, transfer
-from tokenprune.core.cells import Cells
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Count, Grid, Tokens
+from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Share, TowerBlock
 from tokenprune.parts.samplers.base import Sampler
 from tokenprune.parts.tower import signal_of
 from tokenprune.parts.work import Work, no_products
 
+_BEYOND = 2**20
+"""More windows than a side of a picture has."""
+
 
 class TowerFirstSampler(Sampler):
     """First a share of the count by a signal of the vision tower, then the best scores among the others.
 
     VScan takes one half by the attention of an early block, window by window; HiPrune the tokens that a middle block
-    looks at, with their four neighbours; FastVID what stands out, before what stands for many.
+    looks at, with their four neighbours.
 
     Args:
         signal: what the first pass goes by.
@@ -66,30 +67,13 @@ class TowerFirstSampler(Sampler):
         counts = tokens.counts(count)
         first = shares_of(self.share, counts)
         looked = tokens.only_valid(tokens.signal(self._name).float())
-        taken = ops.mask_of(ops.top_k(looked, first, tokens.valid_if_padded), looked.shape[1])
+        taken = ops.top_k(looked, first, tokens.valid_if_padded)
         if self.window is not None:
-            taken = self._by_window(tokens, looked, first)
+            taken = by_window(tokens, looked, first, self.window)
+        chosen = ops.mask_of(taken, looked.shape[1])
         if self.neighbours:
-            cells, there = Cells.of(tokens, 1), torch.nn.functional.pad(taken, (0, 1))
-            for down, right in ((-1, 0), (1, 0), (0, -1), (0, 1)):
-                taken = taken | there.gather(1, cells.around(down, right))
-        return ops.top_k(scores, counts, tokens.valid_if_padded, prefer=taken)
-
-    def _by_window(self, tokens: Tokens, looked: Tensor, first: Sequence[int]) -> Tensor:
-        """``[B, N]`` bool: the tokens of highest `looked`, at most an even share of `first` in each window."""
-        side = self.window
-        assert side is not None
-        sides = [shape[axis] for grids in tokens.grids for shape in grids for axis in (1, 2)]
-        most = -(-max(sides, default=1) // side)  # windows along a side
-        image, row, column = tokens.cell.unbind(-1)
-        window = (image * most + row // side) * most + column // side
-        windows = [windows_of(grids, side) for grids in tokens.grids]
-        even = [-(-k // max(1, many)) for k, many in zip(first, windows, strict=True)]
-        within = rank_within(looked, window) < transfer.ints(even, looked.device).unsqueeze(1)
-        # A small window may not have its even share: then fewer are taken, and the scores fill up.
-        order = looked.masked_fill(~within, -torch.inf)
-        best = ops.mask_of(ops.top_k(order, first, tokens.valid_if_padded, prefer=within), looked.shape[1])
-        return best & within
+            chosen = chosen | _beside(tokens.cell, ops.take_rows(tokens.cell, taken.clamp(min=0)), taken >= 0)
+        return ops.top_k(scores, counts, tokens.valid_if_padded, prefer=chosen)
 
 
 class BestFirstSampler(Sampler):
@@ -182,9 +166,29 @@ def shares_of(share: float, counts: Sequence[int]) -> tuple[int, ...]:
     return tuple(-((ratio.denominator - 2 * ratio.numerator * k) // twice) for k in counts)
 
 
-def windows_of(grids: Sequence[Grid], side: int) -> int:
-    """Windows of `side` rows and columns in all frames of a sample; those at the right and bottom may be smaller."""
-    return sum(prod((frames, -(-rows // side), -(-columns // side))) for frames, rows, columns in grids)
+def by_window(tokens: Tokens, looked: Tensor, first: Sequence[int], side: int) -> Tensor:
+    """Indices ``[B, K]`` of the tokens of highest `looked`, at most an even share of `first` in each window; or -1.
+
+    Args:
+        tokens: whose cells are read.
+        looked: ``[B, N]`` scores, -inf on padding.
+        first: how many of each sample.
+        side: rows and columns of a window; those at the right and bottom may be smaller.
+    """
+    image, row, column = tokens.cell.unbind(-1)
+    rank = rank_within(looked, (image * _BEYOND + row // side) * _BEYOND + column // side)
+    windows = ((rank == 0) & tokens.valid).sum(1, keepdim=True).clamp(min=1)
+    even = (transfer.ints(first, looked.device).unsqueeze(1) + windows - 1) // windows
+    within = (rank < even) & tokens.valid
+    best = ops.top_k(looked, first, tokens.valid_if_padded, prefer=within)
+    # Small windows may not have their even share: then fewer are taken.
+    return best.masked_fill(~within.gather(1, best.clamp(min=0)), -1)
+
+
+def _beside(cell: Tensor, own: Tensor, real: Tensor) -> Tensor:
+    """``[B, N]`` bool: tokens in cells ``[B, N, 3]`` above, below, left or right of one of those ``[B, A, 3]``."""
+    image, row, column = (cell[:, None, :, i] - own[..., None, i] for i in range(3))
+    return ((image == 0) & (row.abs() + column.abs() == 1) & real.unsqueeze(2)).any(1)
 
 
 def rank_within(scores: Tensor, group: Tensor) -> Tensor:
