@@ -43,8 +43,8 @@ class TransportScorer(Scorer):
         features: Factor = 1.0,
         places: Factor = 1.0,
         centre: Factor = 0.01,
-        spread: Annotated[float, Field(gt=0, le=1000)] = 10.0,
-        temperature: Annotated[float, Field(gt=0, le=1000)] = 0.1,
+        spread: Annotated[float, Field(ge=0.01, le=1000)] = 10.0,
+        temperature: Annotated[float, Field(ge=1e-4, le=1000)] = 0.1,
     ) -> None:
         super().__init__()
         self.features = features
