@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
 from xdist.scheduler import LoadScopeScheduling
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports transformers: nothing here may need a network
@@ -63,14 +64,16 @@ def leave_folder(namespace: dict[str, Any]) -> None:
     namespace["_folder"].cleanup()
 
 
+_parsers = [PythonCodeBlockParser(), CodeBlockParser("yaml", check_recipe), SkipParser()]
+_readme = Sybil(parsers=_parsers, patterns=["README.md"])  # read in a checkout, whose pictures it names
 _pages = Sybil(
-    parsers=[PythonCodeBlockParser(), CodeBlockParser("yaml", check_recipe), SkipParser()],
-    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
+    parsers=_parsers,
+    patterns=["docs/*.md", "docs/**/*.md"],
     setup=enter_folder,
     teardown=leave_folder,
 )
 _docstrings = Sybil(parsers=[DocTestParser()], patterns=["tokenprune/*.py", "tokenprune/**/*.py"])
-_collect = (_pages + _docstrings).pytest()
+_collect = SybilCollection([_readme, _pages, _docstrings]).pytest()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -1,4 +1,4 @@
-"""Writes the tables of recipes and parts into README.md and docs: python scripts/tables.py [--check]
+"""Writes the tables of recipes and parts into docs: python scripts/tables.py [--check]
 
 The text comes from the recipes and the registry, the numbers from the solver. Each table stands between two comments
 that name it, and tests/test_docs.py runs the check, so that no page forgets a recipe or a part.
@@ -114,16 +114,6 @@ def usage(name: str) -> str:
     return f"**When**: {text}"
 
 
-def readme_table() -> str:
-    """A row for each recipe: name, summary, paper."""
-    lines = ["| recipe | what it does | paper |", "|---|---|---|"]
-    for name in list_recipes():
-        recipe = load_recipe(name)
-        link = f"[{title(name)}](docs/recipes.md#{anchor(name)})"
-        lines.append(f"| {link} | {recipe.summary} | {paper(recipe)} |")
-    return "\n".join(lines) + "\n"
-
-
 def keys() -> str:
     """A row for each key of a stage: default, and what to choose from."""
     (stage,) = load_recipe({"version": 1, "stages": [{"place": "after_vision"}]}, keep=1.0).stages
@@ -169,7 +159,6 @@ def own_cost(name: str) -> str:
 
 
 PAGES = {
-    ROOT / "README.md": {"recipes": readme_table},
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
     ROOT / "docs" / "methods.md": {"methods": methods},

@@ -89,7 +89,7 @@ def build(family: str, *, attention: Attention = "sdpa", seed: int = 0, layers: 
         words = {id(weight) for weight in model.get_decoder().parameters()}
         for name, weight in model.named_parameters():
             if weight.ndim > 1 and bool((weight == weight.flatten()[0]).all()):
-                weight.normal_(std=0.5)  # transformers starts it at a constant: all vision tokens would be one
+                weight.normal_(std=0.2)  # transformers starts it at a constant: all vision tokens would be one
             elif name.endswith("embed_tokens.weight"):
                 weight.mul_(10.0)  # words must count beside the far larger vision features
             elif weight.ndim in (2, 3) and "embed" not in name:  # three: one matrix for each expert

@@ -29,7 +29,7 @@ def script(name: str) -> ModuleType:
 
 
 def test_tables_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of recipes and parts in README.md and docs; run python scripts/tables.py after a change."""
+    """Those of recipes and parts; run python scripts/tables.py after a change."""
     script("tables").main(["--check"])
     assert not capsys.readouterr().out
 

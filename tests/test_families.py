@@ -86,14 +86,14 @@ def test_models_can_show_an_error(family: str) -> None:
     hook.remove()
     assert output.logits.isfinite().all() and 0.3 < output.logits.std() < 3
     for attention in output.attentions:
-        assert attention[0, :, -1].max(-1).values.mean() > 2 / attention.shape[-1]  # of equal ones it would be 1
+        assert attention[0, :, -1].max(-1).values.mean() > 2.5 / attention.shape[-1]  # of equal ones it would be 1
     vision = torch.nn.functional.normalize(embeddings[0][vision_mask(model, batch["input_ids"])], dim=-1)
     cosines = (vision @ vision.T).fill_diagonal_(0)
     if hasattr(model.model, "image_newline"):  # one and the same vector ends each row: real ties, as in the real model
         newlines = (cosines > 0.999).any(0)
         assert newlines.sum() == 4
         cosines = cosines[~newlines][:, ~newlines]
-    assert cosines.max() < 0.999 and cosines.mean() < 0.85
+    assert cosines.max() < 0.98 and cosines.mean() < 0.8
 
     noise = torch.randn(batch["pixel_values"].shape, generator=torch.Generator().manual_seed(5))
     words = batch["input_ids"].clone()
@@ -161,6 +161,8 @@ def test_every_size_has_its_own_token_count(family: str) -> None:
 def test_row_alone_equals_batch_row(family: str, side: Side) -> None:
     model = build(family)
     batch = inputs(family, model, rows=[*ragged_rows(family), Row(before=4, images=(), after=2)], side=side)
+    if not hasattr(model.model, "get_rope_index"):  # forward counts the padding, which generate does not
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     logits = model(**batch).logits
     for b in range(3):
         alone = row_inputs(batch, b)

@@ -74,6 +74,11 @@ def _run(kind: str, wanted: int, out: Path) -> None:
     done, seconds, written = known.get("cases", 0), known.get("seconds", 0.0), time.perf_counter()
     again = [entry["case"] for entry in known.get("wrong", [])]  # what was wrong may be mended
     one = _cases(kind)
+
+    def write() -> None:
+        counted = {"cases": done, "seconds": round(seconds, 1), "outcomes": dict(sorted(outcomes.items()))}
+        _write(out, {**_read(out), kind: {**counted, "wrong": wrong}})
+
     columns = TextColumn(f"{kind:9}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, TextColumn("{task.fields[wrong]} wrong")) as progress:
         bar = progress.add_task(kind, total=max(wanted, done), completed=done - len(again), wrong=0)
@@ -87,10 +92,10 @@ def _run(kind: str, wanted: int, out: Path) -> None:
             now = time.perf_counter()
             seconds, done = seconds + now - begin, max(done, case + 1)
             progress.update(bar, advance=1, wrong=len(wrong))
-            if case not in again and (now - written > EVERY or case + 1 == wanted):
-                counted = {"cases": done, "seconds": round(seconds, 1), "outcomes": dict(sorted(outcomes.items()))}
-                _write(out, {**_read(out), kind: {**counted, "wrong": wrong}})
+            if case not in again and now - written > EVERY:
+                write()
                 written = now
+        write()
 
 
 def _read(out: Path) -> dict[str, Any]:

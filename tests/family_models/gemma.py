@@ -9,7 +9,20 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from family_models.tiny import IMAGE, VIDEO, VISION_END, VISION_START, VOCAB, Size, Square, Tiny, siglip, text, vit
+from family_models.tiny import (
+    IMAGE,
+    VIDEO,
+    VISION_END,
+    VISION_START,
+    VOCAB,
+    Size,
+    Square,
+    Tiny,
+    calm_siglip,
+    siglip,
+    text,
+    vit,
+)
 
 MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"] * 2
 
@@ -61,9 +74,13 @@ class Gemma4(Tiny):
         return tf.Gemma4ForConditionalGeneration, config
 
     def finish(self, model: Any) -> None:
-        """Attention is not scaled by the width of a head: trained norms of queries do that."""
+        """Attention is not scaled by the width of a head: trained norms of queries do that.
+
+        Logits are as large as those of most families here, not 2.5 times as large: rounding is measured in them.
+        """
         for layer in model.get_decoder().layers:
             layer.self_attn.q_norm.weight.mul_(0.125)
+        model.get_decoder().norm.weight.mul_(0.4)
 
     def tokens(self, model: Any, size: Size) -> int:
         return size[0] * size[1] // 4
@@ -94,6 +111,9 @@ class PaliGemma(Square):
             vocab_size=VOCAB,
         )
         return tf.PaliGemmaForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        calm_siglip(model)
 
 
 MODELS: tuple[Tiny, ...] = (Gemma3(), Gemma4(), PaliGemma())

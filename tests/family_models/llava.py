@@ -10,7 +10,7 @@ import transformers as tf
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from family_models.tiny import IMAGE, VIDEO, Size, Square, Tiny, clip, siglip, text
+from family_models.tiny import IMAGE, VIDEO, Size, Square, Tiny, calm_siglip, clip, siglip, text
 
 TILES = [[8, 16], [16, 8], [16, 16], [8, 24], [24, 8]]
 
@@ -108,6 +108,9 @@ class LlavaOnevision(LlavaNext):
             vision_feature_layer=-1,
         )
         return tf.LlavaOnevisionForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        calm_siglip(model)
 
     def tokens(self, model: Any, size: Size) -> int:
         tiles = torch.empty(_tile_count(model, size), 4, 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers as tf
 
-from family_models.tiny import IMAGE, VOCAB, Square, Tiny, siglip, text, vit
+from family_models.tiny import IMAGE, VOCAB, Square, Tiny, calm_siglip, clear_patches, siglip, text, vit
 
 
 class DeepseekVL(Square):
@@ -19,6 +19,9 @@ class DeepseekVL(Square):
             text_config=tf.LlamaConfig(**text()), vision_config=siglip(16), image_token_id=IMAGE
         )
         return tf.DeepseekVLForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        calm_siglip(model)
 
 
 class DeepseekVLHybrid(Square):
@@ -36,6 +39,9 @@ class DeepseekVLHybrid(Square):
             image_token_id=IMAGE,
         )
         return tf.DeepseekVLHybridForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        calm_siglip(model)
 
     def noise(self, model: Any, images: Any, random: Any) -> Any:
         import torch
@@ -60,6 +66,9 @@ class Janus(Square):
             image_token_id=IMAGE,
         )
         return tf.JanusForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        clear_patches(model)
 
 
 class Ovis2(Square):
@@ -93,6 +102,9 @@ class Aria(Square):
             projector_patch_to_query_dict={64: 16},
         )
         return tf.AriaForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        clear_patches(model)
 
 
 MODELS: tuple[Tiny, ...] = (DeepseekVL(), DeepseekVLHybrid(), Janus(), Ovis2(), Aria())

@@ -9,7 +9,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from family_models.tiny import IMAGE, SEPARATOR, VIDEO, VISION_END, VISION_START, Size, Tiny, text
+from family_models.tiny import IMAGE, SEPARATOR, VIDEO, VISION_END, VISION_START, Size, Tiny, clear_patches, scale, text
 
 
 class Grid(Tiny):
@@ -95,6 +95,9 @@ class Qwen3Moe(Grid):
         config = joined(tf.Qwen3VLMoeConfig, vision, head_dim=16, **EXPERTS)
         return tf.Qwen3VLMoeForConditionalGeneration, config
 
+    def finish(self, model: Any) -> None:
+        clear_patches(model)
+
 
 class Omni(Grid):
     """The part of an Omni model that reads and writes text; its position ids need no kinds of tokens."""
@@ -171,6 +174,9 @@ class PaddleOcr(Grid):
         config = joined(tf.PaddleOCRVLConfig, vision | {"intermediate_size": 64}, head_dim=16)
         return tf.PaddleOCRVLForConditionalGeneration, config
 
+    def finish(self, model: Any) -> None:
+        clear_patches(model)
+
     def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         made = super().noise(model, images, random)
         return made | {"pixel_values": made["pixel_values"][:, :48].reshape(-1, 3, 4, 4)}
@@ -197,6 +203,10 @@ class Kimi(Grid):
             vision_end_token_id=VISION_END,
         )
         return tf.Kimi_K25ForConditionalGeneration, config
+
+    def finish(self, model: Any) -> None:
+        """`families.build` knows queries and keys by other names, and attention would be all but uniform."""
+        scale(model, r"self_attn\.(q_b|kv_b)_proj\.weight", 4.0)
 
     def noise(self, model: Any, images: Sequence[Size], random: torch.Generator) -> dict[str, Tensor]:
         made = super().noise(model, images, random)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -110,6 +111,24 @@ def vit(image_size: int, **changes: Any) -> dict[str, Any]:
 def clip(image_size: int, **changes: Any) -> tf.CLIPVisionConfig:
     """A tower of 3 layers, the last of which LLaVA does not use."""
     return tf.CLIPVisionConfig(**vit(image_size, projection_dim=32), **changes)
+
+
+def scale(model: Any, pattern: str, factor: float) -> None:
+    """Multiply the weights whose names match `pattern`, a regular expression."""
+    weights = [weight for name, weight in model.named_parameters() if re.search(pattern, name)]
+    assert weights, f"no weight of {type(model).__name__} is called {pattern}"
+    for weight in weights:
+        weight.mul_(factor)
+
+
+def clear_patches(model: Any) -> None:
+    """Make patches and their places count beside the tower's biases: transformers starts most of them at 0.02."""
+    scale(model, r"(patch|pos)\w*_embed\w*(\.proj)?\.weight", 8.0)
+
+
+def calm_siglip(model: Any) -> None:
+    """Undo what `families.build` does to SigLIP's layers, which transformers starts large: their tokens would agree."""
+    scale(model, r"(vision_model|vision_tower)\.encoder\.layers\..*(proj|fc\d)\.weight", 0.25)
 
 
 def siglip(image_size: int, **changes: Any) -> tf.SiglipVisionConfig:

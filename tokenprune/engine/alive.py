@@ -9,6 +9,9 @@ from torch import Tensor
 from tokenprune.core import ops
 from tokenprune.engine.gather import take, take_positions, take_rope
 from tokenprune.engine.projections import Rope
+from tokenprune.errors import UnsupportedModelError
+from tokenprune.families.anatomy import Anatomy
+from tokenprune.pipeline import Pipeline
 
 
 @dataclass(eq=False)
@@ -63,3 +66,15 @@ class Alive:
         if self.positions is not None and self.positions.dim() == 2:
             return rope, self.positions
         return rope, ids[..., own] if isinstance(own, slice) else take_positions(ids, own)
+
+
+def refuse_numbers(anatomy: Anatomy, pipeline: Pipeline) -> None:
+    """Raise `UnsupportedModelError` for position ids that one table of rotary embeddings cannot hold."""
+    for stage in pipeline:
+        if stage.positions == "renumber" and (anatomy.rotary_by_type or anatomy.counts_places):
+            own = "types of layers have rotary embeddings of their own"
+            scaled = "queries are scaled by their position ids"
+            raise UnsupportedModelError(
+                f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
+                f"whose {own if anatomy.rotary_by_type else scaled}; expected original"
+            )

@@ -108,7 +108,8 @@ class Compiled:
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """The text model's forward: compiled where that pays, else as it is."""
         engine, cache = self.engine, cache_in(kwargs)
-        if engine.prefill is None:
+        prefill = engine.prefill
+        if prefill is None:
             # On a dynamic cache every step has a shape of its own.
             if engine.decoding and getattr(cache, "is_compileable", False):
                 return self._call(self._step, ("decode", *_described(kwargs)), args, kwargs)
@@ -119,9 +120,9 @@ class Compiled:
             cache = kwargs[engine.anatomy.cache_name] = DynamicCache(config=self._text.config)
         if not engine.pipeline.static:
             return self._layer_by_layer(args, kwargs)
-        for index, removed in enumerate(engine.dropped()):
+        for index, removed in enumerate(prefill.dropped(engine.pipeline, engine.depth)):
             self._prepare(cache, index, removed, kwargs["inputs_embeds"])
-        return self._call(self._prefill, ("prefill", *_described(kwargs), *engine.graph_key()), args, kwargs)
+        return self._call(self._prefill, ("prefill", *_described(kwargs), *prefill.graph_key), args, kwargs)
 
     def _prepare(self, cache: Cache | None, index: int, removed: int, like: Tensor) -> None:
         """What a graph cannot do to the cache of layer `index`: swap its class, and allocate at a fixed address.

@@ -7,31 +7,30 @@ docs/design.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from tokenprune.core.report import Report
+from tokenprune.engine.alive import refuse_numbers
 from tokenprune.engine.asked import with_hidden
-from tokenprune.engine.cache import Owner, adopt, cache_in, check_cache, different_slots, held_in, layer_of, virtualise
-from tokenprune.engine.chunks import Chunk, joined
+from tokenprune.engine.cache import Owner, adopt, cache_in, different_slots, layer_of, virtualise
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, forget_compiled
-from tokenprune.engine.prompt import Prefill, planned
-from tokenprune.engine.reading import position_ids, real_tokens, start_reading, vision_tokens
+from tokenprune.engine.opening import Opening, entered_chunk
+from tokenprune.engine.prompt import Prefill
+from tokenprune.engine.reading import position_ids
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.state import State, Threads
 from tokenprune.engine.taps import LayerCall, Taps
 from tokenprune.engine.tower import TowerTaps
 from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.unseen import Unseen, stated
-from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy, pictures_in
 from tokenprune.pipeline import Pipeline
 
@@ -54,7 +53,7 @@ class Engine:
     """
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline, report: Report) -> None:
-        _refuse_numbers(anatomy, pipeline)
+        refuse_numbers(anatomy, pipeline)
         self.anatomy = anatomy
         self.pipeline = pipeline
         self.report = report
@@ -70,6 +69,7 @@ class Engine:
         self.unseen = Unseen(report)
         self.tower = TowerTaps(anatomy, pipeline, self.threads)
         report.notes = tuple(self.tower.notes)
+        self.opening = Opening(anatomy, pipeline, report, self.tower, self.unseen)
         self.taps = Taps(anatomy, pipeline, self.threads)
         indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.layers_read]
         self._before = {index: self._layer_hook(index) for index in indices}
@@ -94,10 +94,10 @@ class Engine:
         anatomy = self.anatomy
         self._handles = [
             pre_hook(anatomy.model, self._begin_model),
-            pre_hook(anatomy.base, self._begin_base),
-            post_hook(anatomy.base, self._end_base, always_call=True),
-            pre_hook(anatomy.text, self._begin_text),
-            post_hook(anatomy.text, self._end_text, always_call=True),
+            pre_hook(anatomy.base, self.begin_base),
+            post_hook(anatomy.base, self.end_base, always_call=True),
+            pre_hook(anatomy.text, self.begin_text),
+            post_hook(anatomy.text, self.end_text, always_call=True),
         ]
         self._handles += self.tower.mount()
         self._first_hook.mount()
@@ -155,7 +155,7 @@ class Engine:
                 "exchanged while the recipe was attached; detach it before, and attach it anew"
             )
 
-    def _begin_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def begin_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._begin_model(module, args, kwargs)
         now = self.now
         now.close()
@@ -168,10 +168,10 @@ class Engine:
         if now.input_ids is None and embeddings is not None:
             now.vision = self.anatomy.vision_mask(None, embeddings)
 
-    def _end_base(self, module: nn.Module, args: Any, output: Any) -> None:
+    def end_base(self, module: nn.Module, args: Any, output: Any) -> None:
         self.now.close()
 
-    def _begin_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def begin_text(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         now = self.now
         embeddings = kwargs.get("inputs_embeds")
         cache = cache_in(kwargs)
@@ -185,7 +185,7 @@ class Engine:
             return None
         if now.input_ids is None and now.told is not None and not (embeddings.shape[1] == 1 and cache is not None):
             now.vision, now.sure = stated(now.told, embeddings), True
-        waits, kwargs = self._enter_chunk(kwargs, embeddings, cache)
+        waits, kwargs = entered_chunk(self.anatomy, now, kwargs, embeddings, cache)
         if waits:
             return None
         embeddings = kwargs["inputs_embeds"]
@@ -211,37 +211,12 @@ class Engine:
         )
         if not decoding:
             self._follow()
-            now.locate = self._begin_prefill(embeddings, forward, cache)
+            now.locate = self.opening.begin(now, embeddings, forward, cache, self.buckets)
         plain = all(each.plain for each in slots)
         forward.untouched = now.locate is None and not static and self._alike and plain
         if not forward.untouched:
             self._layer_hooks.need(now)
         return None if kwargs is given else (args, kwargs)
-
-    def _enter_chunk(self, kwargs: dict[str, Any], embeddings: Tensor, cache: Any) -> tuple[bool, dict[str, Any]]:
-        """Whether a call of the text model brings a chunk that has to wait; and its arguments, with what has waited."""
-        now, held = self.now, held_in(cache)
-        if held is None and not now.chunked:
-            return False, kwargs
-        if now.vision is None and now.input_ids is not None:
-            now.vision = vision_tokens(self.anatomy, now.input_ids, embeddings)
-        vision = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        chunk = Chunk(kwargs, vision if now.vision is None else now.vision, now.shown)
-        past = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        waits = now.chunked and now.limit is not None and past + embeddings.shape[1] < now.limit
-        if waits and now.asked is not None:
-            raise InputError(
-                "labels, or logits_to_keep of several places: a chunk that waits for the rest of its prompt has no "
-                "logits; ask for them with the last chunk"
-            )
-        if waits:
-            now.waiting = chunk
-            return True, kwargs
-        if held is not None and now.asked is not None:
-            now.asked = now.asked.behind(len(held), embeddings.shape[1])
-        chunk = joined(chunk)
-        now.vision, now.shown = chunk.vision, chunk.pictures
-        return False, dict(chunk.call)
 
     @property
     def prefill(self) -> Prefill | None:
@@ -262,76 +237,7 @@ class Engine:
         forward = self.now.forward
         return forward is not None and forward.length == 1 and self.prefill is None
 
-    def graph_key(self) -> tuple[Hashable, ...]:
-        """Part of the key of a compiled prefill: values that were Python constants when it was traced.
-
-        Tokens that each stage keeps of each sample (None where the scores decide), text tokens that may rate, where
-        there is padding, and whether positions count up.
-        """
-        prefill = self.prefill
-        if prefill is None:
-            return ()
-        prompt = prefill.prompt
-        question = prompt.tokens.question
-        return prefill.counts, prompt.text.shape[1], question.padded, prompt.real is None, prompt.counts_up
-
-    def dropped(self) -> list[int]:
-        """By how many tokens the sequence is shorter at each layer of a prefill whose counts are all known."""
-        prefill = self.prefill
-        assert prefill is not None and self.pipeline.static
-        return prefill.dropped(self.pipeline, self.depth)
-
-    def _begin_prefill(self, embeddings: Tensor, forward: Forward, cache: Any) -> Callable[[], Prefill | None] | None:
-        now = self.now
-        if now.text_only:
-            return None
-        vision = now.vision
-        if vision is None:
-            if now.input_ids is None:
-                self.unseen.embeddings()
-                return None
-            vision = vision_tokens(self.anatomy, now.input_ids, embeddings)
-        guessed = now.input_ids is None and not now.sure
-        read = start_reading(
-            self.anatomy,
-            vision=vision,
-            real=real_tokens(now.attention_mask, forward.batch, forward.length, embeddings.device, forward.past),
-            embeddings=embeddings,
-            positions=forward.positions,
-            pictures=now.shown,
-            limit=forward.length if now.limit is None else max(1, now.limit - forward.past),
-            rated=any(stage.raters is not None for stage in self.pipeline),
-            placed=self.pipeline.reads_grids,
-        )
-
-        def locate() -> Prefill | None:
-            prompt = read()
-            if prompt is None:
-                if guessed:
-                    self.unseen.embeddings()
-                return None
-            total = prompt.tokens.total
-            prefill = planned(prompt, self.pipeline, self.depth, forward.length)
-            if prefill.drops:
-                check_cache(cache)
-                if forward.flash and self.anatomy.windowed:
-                    raise UnsupportedModelError(
-                        "flash attention counts a sliding window in the tokens that it is given, which are fewer after "
-                        "a stage; load the model with attn_implementation='sdpa' or 'eager'"
-                    )
-            if prefill.tower:
-                prefill.prompt = self.tower.told(prompt, prefill.tower)
-            if self.tower.stages is not None:
-                prefill.follow(self.tower.gone(prompt))
-            now.ran = []
-            self.report.begin(total, prompt.grids, prompt.unrated)
-            if self.buckets is not None and not self.pipeline.static:
-                forward.bucket = -(-max(total) // self.buckets)
-            return prefill
-
-        return locate
-
-    def _end_text(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def end_text(self, module: nn.Module, args: Any, output: Any) -> Any:
         try:
             # `output` is None when the forward raised: its own error is the one to show.
             if output is not None:
@@ -345,46 +251,6 @@ class Engine:
             return None
         finally:
             self.now.close()
-
-    # ---------------------------------------------------------------- forwards in parts (engine/packed/generate.py)
-
-    def begin(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        """Say what the base model would have been called with, ``[B, L]`` both: the caller calls the text model."""
-        self._begin_base(self.anatomy.base, (), {"input_ids": input_ids, "attention_mask": attention_mask})
-
-    def begin_text_only(self) -> None:
-        """Say that the caller calls the text model, or some of its layers, with no vision token."""
-        self.now.close()
-        self.now.text_only = True
-
-    @contextmanager
-    def running(
-        self, input_ids: Tensor, attention_mask: Tensor, embeddings: Tensor, positions: Tensor, cache: Any
-    ) -> Iterator[None]:
-        """A prefill whose layers the caller calls one by one; the layers below may have run elsewhere.
-
-        Args:
-            input_ids: ``[B, L]``.
-            attention_mask: ``[B, L]``, 0 on padding.
-            embeddings: ``[B, L, D]`` that entered layer 0.
-            positions: ``[B, L]`` position ids.
-            cache: empty, for the layers that are called inside.
-        """
-        self.begin(input_ids, attention_mask)
-        call = {"inputs_embeds": embeddings, "position_ids": positions, "cache": cache}
-        output = None
-        try:
-            self._begin_text(self.anatomy.text, (), call)
-            yield
-            output = embeddings
-        finally:
-            self._end_text(self.anatomy.text, (), output)
-
-    def layer_ran(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """Say that layer `index` ran elsewhere, entered by `hidden` ``[B, L, D]`` and called with `kwargs`."""
-        forward, prefill = self.now.forward, self.prefill
-        if forward is not None and prefill is not None:
-            self.taps.layer_enters(LayerCall(index, hidden, kwargs, None, forward, prefill), elsewhere=True)
 
     # ---------------------------------------------------------------- decoder layers
 
@@ -439,15 +305,3 @@ class Engine:
             return args, {**kwargs, "hidden_states": hidden}
 
         return before_layer
-
-
-def _refuse_numbers(anatomy: Anatomy, pipeline: Pipeline) -> None:
-    """Raise `UnsupportedModelError` for position ids that one table of rotary embeddings cannot hold."""
-    for stage in pipeline:
-        if stage.positions == "renumber" and (anatomy.rotary_by_type or anatomy.counts_places):
-            own = "types of layers have rotary embeddings of their own"
-            scaled = "queries are scaled by their position ids"
-            raise UnsupportedModelError(
-                f"{stage.name} ({stage.place}): positions: renumber is not supported for {anatomy.adapter.title}, "
-                f"whose {own if anatomy.rotary_by_type else scaled}; expected original"
-            )

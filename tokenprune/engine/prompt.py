@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -79,6 +79,17 @@ class Prefill:
         if raters is not None and result.weights is not None:
             self.weights[raters] = result.weights
         return result
+
+    @property
+    def graph_key(self) -> tuple[Hashable, ...]:
+        """Part of the key of a compiled prefill: values that were Python constants when it was traced.
+
+        Tokens that each stage keeps of each sample (None where the scores decide), text tokens that may rate, where
+        there is padding, and whether positions count up.
+        """
+        prompt = self.prompt
+        question = prompt.tokens.question
+        return self.counts, prompt.text.shape[1], question.padded, prompt.real is None, prompt.counts_up
 
     def dropped(self, pipeline: Pipeline, depth: int) -> list[int]:
         """By how many tokens the sequence is shorter at each of `depth` layers; all counts are known."""

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from tokenprune.engine.attach import Attached
+from tokenprune.engine.packed.in_parts import begin, begin_text_only, layer_ran, running
 from tokenprune.engine.packed.prompt import PackedPrompt
 
 PREFIX, NOBODY = -1, -2
@@ -62,9 +63,9 @@ class _Run:
         """Final hidden states ``[B, n, D]`` of the whole text model, behind what its cache holds; without `ids` of text
         alone."""
         if ids is None:
-            self.engine.begin_text_only()
+            begin_text_only(self.engine)
         else:
-            self.engine.begin(ids)
+            begin(self.engine, ids)
         output = self.parts.text(
             inputs_embeds=embedded,
             attention_mask=mask,
@@ -191,7 +192,7 @@ class Apart(_Run):
         of_prefix = self._arguments(prefix, self.first, self.cache)
         of_text = self._arguments(text, self.later, self.cache, past=self.width)
         of_rows = self._arguments(embedded, positions, above)
-        self.engine.begin_text_only()
+        begin_text_only(self.engine)
         for index, layer in enumerate(self.parts.layers[:shared]):
             if index == shared - 1:
                 entered = torch.cat([prefix[owner], text], dim=1)
@@ -199,10 +200,10 @@ class Apart(_Run):
             self.cache.layers[index].batch_select_indices(owner)
             text = layer(text, **of_text)
         hidden = torch.cat([prefix[owner], text], dim=1)
-        running = self.engine.running(prompt.input_ids, self.mask, embedded, positions, above)
-        with self._pictured(owner), running:
+        prefill_runs = running(self.engine, prompt.input_ids, self.mask, embedded, positions, above)
+        with self._pictured(owner), prefill_runs:
             if shared:
-                self.engine.layer_ran(shared - 1, entered, of_rows)
+                layer_ran(self.engine, shared - 1, entered, of_rows)
             for layer in self.parts.layers[shared:]:
                 hidden = layer(hidden, **of_rows)
         self.cache.layers = [*self.cache.layers[:shared], *above.layers[shared:]]
