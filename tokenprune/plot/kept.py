@@ -88,13 +88,13 @@ def plot_kept(
     several = len(frames) > 1
     for line, frame in enumerate(frames):
         picture = np.asarray(pictures[frame.image].convert("RGB"), dtype=np.float32) / np.float32(255)
-        _draw(axes[line, 0], picture, frame, kept=None, merged=None)
+        draw(axes[line, 0], picture, frame, kept=None, merged=None)
         note = [f"{report.total[row]} vision tokens"] if line == 0 else []
         caption(axes[line, 0], "" if line else "input", " · ".join(note + [frame.name] * several))
         for column, stage in enumerate(report.stages, start=1):
             kept, merged = _indices(stage.kept, row), _indices(stage.merged, row)
             cells = frame.mask(kept)
-            _draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
+            draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
             note = [_count(kept, merged, report.total[row])] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
             caption(axes[line, column], "" if line else place_name(stage.layer), " · ".join(note))
@@ -115,7 +115,7 @@ def _count(kept: list[int], merged: list[int], total: int) -> str:
     return f"kept {len(kept)} of {total}" + (f" + {len(merged)} merged" if merged else "")
 
 
-def _draw(
+def draw(
     axes: Axes,
     picture: NDArray[np.float32],
     frame: Frame,
@@ -123,7 +123,15 @@ def _draw(
     kept: NDArray[np.bool_] | None,
     merged: NDArray[np.bool_] | None,
 ) -> None:
-    """One panel. Axes are in cells: x from 0 to the grid's width, y downwards to its height."""
+    """One panel, in cells: x from 0 to the grid's width, y downwards to its height.
+
+    Args:
+        axes: where to draw.
+        picture: ``[H, W, 3]`` in 0 … 1.
+        frame: the cells that lie on it.
+        kept: of the frame's shape; None draws the picture with its grid.
+        merged: cells of merged tokens' anchors.
+    """
     axes.set_axis_off()
     height, width = frame.height, frame.width
     shape = picture.shape[0] / picture.shape[1]
