@@ -6,8 +6,8 @@ a batch can be compared with what it makes of sample i alone, whatever stands in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune.core.attention import RaterAttention, attention_from_qk
+from tokenprune.core.needs import TOWER
 from tokenprune.core.signals import Question, Signal, Signals
 from tokenprune.core.tokens import Grid, Tokens
 
@@ -73,8 +74,12 @@ def collate(
     left: bool = False,
     extra: int = 0,
     garbage: float = float("nan"),
+    tower: Collection[str] = (*TOWER, "class_attention@1/3"),
 ) -> Tokens:
-    """`Tokens` of a batch; text padded on the right or the `left`, `extra` more padding, `garbage` in all of it."""
+    """`Tokens` of a batch; text padded on the right or the `left`, `extra` more padding, `garbage` in all of it.
+
+    `tower` names the signals of the vision tower that they have.
+    """
     batch = len(samples)
     n = max(len(s.alive) for s in samples) + extra
     t = max(len(s.text) for s in samples) + extra
@@ -115,7 +120,7 @@ def collate(
         states=text.flip(-1).to(dtype),
         keys=keys[:, n:],
     )
-    return Tokens(
+    made = Tokens(
         hidden=hidden.to(dtype),
         valid=valid,
         origin=origin,
@@ -130,6 +135,21 @@ def collate(
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
         signals=Signals({name: Signal(x, valid, origin.masked_fill(~valid, 10**6)) for name, x in recorded.items()}),
     )
+    return with_tower(made, tower)
+
+
+def with_tower(tokens: Tokens, names: Collection[str]) -> Tokens:
+    """The same with these signals of the vision tower, another one for every block."""
+    found = {}
+    for name in names:
+        signal, _, block = name.partition("@")
+        turned = sum(map(ord, block)) % WIDTH
+        keys = tokens.signals.recorded["layer_keys"]
+        value = (keys.value if signal == "keys" else tokens.hidden).roll(1 + turned, -1)
+        if signal.endswith("attention"):
+            value = tokens.hidden[..., turned - len(signal) % 2].float().abs()
+        found[name] = replace(keys, value=value)
+    return replace(tokens, signals=tokens.signals.adding(found))
 
 
 def attention_of(q: Tensor, k: Tensor, valid: Tensor, places: Tensor) -> RaterAttention:

@@ -23,7 +23,7 @@ load = cache(load_recipe)
 NAMES = tuple(list_recipes())
 METHODS = tuple(name for name in NAMES if recipe_path(name).parent.name != "baselines")
 PRUNING = tuple(name for name in NAMES if load(name).stages)
-PLAIN = {"cdpruner", "divprune", "otprune"}
+PLAIN = {"cdpruner", "divprune", "fastervlm", "otprune"}
 """Methods without a number in their first stage."""
 EMPTYING = {"todre": ("keep", "average"), "vtw": ()}
 """Recipes with a stage that drops all: the budgets that they can be given and use up."""

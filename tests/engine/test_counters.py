@@ -62,6 +62,30 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
     assert bool(ledger.reduced.method) == (recipe is not None)
 
 
+OF_THE_TOWER = ["fastervlm", "hiprune", "vispruner", "vscan", "prumerge", "prumerge-plus", "topv"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_torch_counts_the_same_where_the_tower_is_read(family: str) -> None:
+    model, batch, told = prompt(family)
+    for recipe in OF_THE_TOWER:
+        with tp.attach(model, recipe, keep=0.4):
+            counted = torch_counts(model, batch)[""]
+        assert counted == tp.ledger(model, recipe, **told, keep=0.4).reduced.prefill, recipe
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_of_the_tower_are_counted_with_all_heads(family: str) -> None:
+    """VisionZip compares means over two heads: half of what the ledger counts, which knows no heads of the tower."""
+    model, batch, told = prompt(family)
+    with tp.attach(model, "visionzip", keep=0.4) as attached:
+        counted = torch_counts(model, batch)[""]
+    kept = attached.report.stages[0].kept.shape[1]
+    compared = (told["tokens"] - kept) * (attached.report.stages[0].sizes[0] - kept)
+    ledger: Ledger = tp.ledger(model, "visionzip", **told, keep=0.4)
+    assert ledger.reduced.prefill - counted == compared * model_shape(model).vision.width // 2
+
+
 @pytest.mark.parametrize("share", [0.75, 0.9])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:

@@ -71,6 +71,8 @@ def within(rng: Random, schema: dict[str, Any]) -> Any:
         return {key: min(key, within(rng, schema["additionalProperties"])) for key in keys}
     if kind == "array":  # boxes of a mask: the only setting that is one
         return [[0.0, 0.0, round(rng.uniform(0.1, 1.0), 2), round(rng.uniform(0.1, 1.0), 2)]]
+    if "%|" in schema.get("pattern", ""):  # a share of the tower's depth
+        return rng.choice(["25%", "1/3", "5/24"])
     return {"boolean": rng.random() < 0.5, "null": None, "string": "some.safetensors#0123456789ab"}[kind]
 
 
@@ -262,6 +264,7 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     tokens = strategies.collate(samples(rng))
     try:
         pipeline = Pipeline(_stages(recipe), budget=recipe.budget, depth=DEPTH, name=recipe.name)
+        tokens = strategies.with_tower(tokens, {name for one in pipeline for name in one.reads.tower})
         plans = [pipeline.plan(total, grids) for total, grids in zip(tokens.total, tokens.grids, strict=True)]
     except TokenPruneError as error:
         return _refused(recipe, error)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
 import plain
 import plain_greedy
 import plain_layers
+import plain_tower
+import plain_transport
 
 if TYPE_CHECKING:
     from parts.methods import Seen
@@ -39,6 +42,11 @@ def max_sum(seen: Seen, keep: int) -> list[int]:
 
 def star(seen: Seen, keep: int) -> list[int]:
     return plain.best(plain_layers.received(seen.hidden, seen.hidden), keep)
+
+
+def topv(seen: Seen, keep: int) -> list[int]:
+    scores = plain_transport.transport(seen.signals["earlier_1"], seen.hidden, [(1, *seen.grid)])
+    return plain_tower.best_and_even(np.array(scores), keep, Fraction(66667, 100000))
 
 
 def pact(seen: Seen, keep: int) -> list[int]:

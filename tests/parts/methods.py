@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import plain
 from numpy.typing import NDArray
-from parts import after_vision, by_layers
+from parts import after_vision, by_layers, by_tower
 
 Array = NDArray[np.float64]
 
@@ -160,6 +160,22 @@ GOLDEN = (
     Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
     Golden("eadp", (0,), (63,), 63.0, reference=after_vision.eadp),
     Golden("eadp", (0,), (64,), 64.0, variant="qwen", keep=64),
+    # After vision, by the tower's attention.
+    Golden("fastervlm", (0,), (64,), 64.0, reference=by_tower.fastervlm),
+    Golden("visionzip", (0,), (64,), 64.0, reference=by_tower.fastervlm),
+    Golden("visionzip", (0,), (128,), 128.0, variant="128", reference=by_tower.fastervlm),
+    Golden("visionzip", (0,), (192,), 192.0, variant="192", reference=by_tower.fastervlm),
+    Golden("vispruner", (0,), (64,), 64.0, reference=by_tower.vispruner),
+    # VScan's averages of 64, 128 and 192 tokens, one third of them in the second half.
+    Golden("vscan", (0, 16), (96, 32), 64.0, reference=by_tower.vscan),
+    Golden("vscan", (0, 16), (192, 64), 128.0, variant="128", reference=by_tower.vscan),
+    Golden("vscan", (0, 16), (288, 96), 192.0, variant="192", reference=by_tower.vscan),
+    Golden("vscan", (0, 14), (96, 32), 64.0, variant="qwen", depth=28),
+    Golden("hiprune", (0,), (64,), 64.0, reference=by_tower.hiprune),
+    Golden("hiprune", (0,), (192,), 192.0, keep=192, reference=by_tower.hiprune),
+    Golden("prumerge", (0,), None, None, reference=by_tower.prumerge),
+    Golden("prumerge", (0,), (32,), 32.0, keep=32),
+    Golden("prumerge-plus", (0,), None, None, reference=by_tower.prumerge_plus),
     # Before a decoder layer.
     Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),
     Golden("dart", (2,), (64,), 96.0, variant="64", reference=by_layers.dart),
@@ -167,6 +183,8 @@ GOLDEN = (
     Golden("priortr", (2,), (128,), 156.0, reference=by_layers.priortr),
     Golden("v2drop", (3, 17, 22), (384, 307, 192), 329.96875, reference=by_layers.v2drop),
     Golden("star", (0, 16), (288, 144), 216.0, reference=by_layers.star),
+    # TopV: a third of the tokens, and every fourth of the others.
+    Golden("topv", (3,), (288,), 315.0, reference=by_layers.topv),
     Golden("pact", (5, 5), (316, 144), 211.5, reference=by_layers.pact),
     Golden("occamtoken", (4,), None, None, reference=by_last_token),
     # CLSE, table of counts: 192 is 208 layer inputs on average, and 64 is 81.

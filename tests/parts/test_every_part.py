@@ -19,6 +19,7 @@ from tokenprune.parts.groupers.geometric import ImageGrouper
 from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
+from tokenprune.parts.recyclers.absorb import AbsorbRecycler
 from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
@@ -26,9 +27,11 @@ from tokenprune.parts.recyclers.nearest import NearestRecycler
 from tokenprune.parts.samplers import greedy
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
+from tokenprune.parts.samplers.passes import BestFirstSampler, TowerFirstSampler
 from tokenprune.parts.samplers.pivot import PivotSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler, PyramidScheduler, TableScheduler
 from tokenprune.parts.schedulers.lattice import LatticeScheduler
+from tokenprune.parts.schedulers.outliers import OutliersScheduler
 from tokenprune.parts.schedulers.rank import RankRatioScheduler
 from tokenprune.parts.schedulers.reference import AboveReferenceScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
@@ -38,6 +41,7 @@ from tokenprune.parts.scorers.features import DensityPeaksScorer, NormScorer
 from tokenprune.parts.scorers.layers import AffinityScorer, ChangeScorer
 from tokenprune.parts.scorers.mask import MaskScorer
 from tokenprune.parts.scorers.question import QuestionScorer
+from tokenprune.parts.scorers.tower import ClassAttentionScorer
 from tokenprune.parts.scorers.video import OutlierScorer, TemporalChangeScorer
 
 WITH_ARGUMENTS: list[Part] = [
@@ -71,6 +75,15 @@ WITH_ARGUMENTS: list[Part] = [
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
+    BipartiteRecycler(share=0.4, features="keys", before_projector=True),
+    ClassAttentionScorer(block="1/3"),
+    *(AbsorbRecycler(neighbours=m, features=f, rest=r) for m, f, r in ((3, "keys", True), (2, "hidden", False))),
+    OutliersScheduler(factor=0.5, times=3, at_least=2),
+    TowerFirstSampler(signal="received_attention", share=0.1, neighbours=True),
+    TowerFirstSampler(block="1/3", window=2),
+    TowerFirstSampler(share=1.0, window=3, neighbours=True),
+    BestFirstSampler(then="distinct", step=2),
+    BestFirstSampler(then="distinct", features="tower", share=0.3),
     ChangeScorer(measure="cosine"),
     AffinityScorer(by="raters"),
     TemporalChangeScorer(run=4),

@@ -96,8 +96,9 @@ def plain_tokens(pipeline: Pipeline, grid: Grid = GRID, batch: int = 2) -> Token
     text, states = torch.randn(2, batch, TEXT, 16, generator=generator)
     signals = {}
     for name in sorted({name for stage in pipeline for name in stage.reads.signals}):
-        heads = name in ("layer_keys", "layer_queries")
-        shape = (batch, n) if name.endswith("attention") else (batch, n, 4, 4) if heads else (batch, n, 16)
+        signal = name.partition("@")[0]
+        heads = signal in ("layer_keys", "layer_queries", "keys")
+        shape = (batch, n) if signal.endswith("attention") else (batch, n, 4, 4) if heads else (batch, n, 16)
         signals[name] = hidden if name == "embedding" else torch.rand(shape, generator=generator)
     keys = torch.randn(batch, TEXT, 4, 4, generator=generator)
     return Tokens.from_hidden(hidden, grid=grid, text=text, text_states=states, text_keys=keys, signals=signals)

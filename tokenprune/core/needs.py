@@ -62,6 +62,9 @@ class Needs:
     with `question`, those of the text tokens too (`Tokens.question.keys`)."""
     layer_queries: bool = False
     """Queries of the vision tokens in that layer: ``tokens.signal("layer_queries")``, ``[B, N, H, d]``."""
+    projector: bool = False
+    """What makes a vision token of the tower's ``hidden`` signal (`Tokens.projector`), for parts that merge in front of
+    it. Only after vision: further on, states are no longer what it gives."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "question", self.question or self.question_states)
@@ -92,6 +95,7 @@ class Needs:
             grid=self.grid or other.grid,
             layer_keys=self.layer_keys or other.layer_keys,
             layer_queries=self.layer_queries or other.layer_queries,
+            projector=self.projector or other.projector,
         )
 
     @property
@@ -152,9 +156,12 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
             "the input embedding": reads.embedding,
             "hidden states of an earlier decoder layer": bool(reads.earlier),
             "queries and keys of a decoder layer": reads.projections,
+            "the projector": reads.projector,
         }
         found = [what for what, asked in wanted.items() if asked]
         return f"{' and '.join(found)}: the vision tower runs before the language model" if found else None
+    if place.in_decoder and reads.projector:
+        return "the projector: before a decoder layer, states are no longer what it gives"
     if place.kind == "after_vision" and reads.earlier:
         return "hidden states of an earlier decoder layer: none has run after vision"
     if place.kind == "after_vision" and reads.projections:

@@ -139,6 +139,9 @@ class Unreadable:
     def __bool__(self) -> bool:
         raise InputError(self._told)
 
+    def __call__(self, *args: object) -> Any:
+        raise InputError(self._told)
+
     def __len__(self) -> int:
         raise InputError(self._told)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -121,6 +121,9 @@ class Tokens:
     """Attention of raters over these tokens, where a language model surrounds the stage."""
     signals: Signals = field(default_factory=Signals)
     """What was recorded elsewhere in the model, read by `signal` and `original`."""
+    projector: Callable[[Tensor], Tensor] | None = None
+    """Makes rows ``[B, M, D]`` of what the projector reads of a token, ``[B, M, width of the tower]``; None where it
+    does not take tokens one by one. For parts that declare ``projector=True``."""
 
     @classmethod
     def from_hidden(
@@ -250,7 +253,10 @@ class Tokens:
         if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
-        seen = _changed(self, question=question, attention=attention, signals=signals)
+        projector: Any = self.projector
+        if not reads.projector and projector is not None:
+            projector = Undeclared(reader, "the projector", "projector=True")
+        seen = _changed(self, question=question, attention=attention, signals=signals, projector=projector)
         return seen if reads.grid else seen.without_grid(reader)
 
     def without_grid(self, reader: str) -> Tokens:

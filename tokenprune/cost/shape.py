@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tokenprune.core.tokens import Grid, Tiles
 
@@ -70,6 +71,8 @@ class VisionShape(ABC):
     """How many of them run: Qwen3-VL has one more for each DeepStack level."""
     unused: int = 0
     """Of the layers, those at the end that run although nobody reads them (LLaVA takes the last layer but one)."""
+    one_by_one: ClassVar[bool] = False
+    """Whether the projector takes tokens one by one, so that parts may merge in front of it."""
 
     def layer(self, patches: int, pairs: int) -> int:
         """One layer on so many patches, of which so many pairs see each other."""
@@ -108,6 +111,7 @@ class VisionShape(ABC):
 class ClipShape(VisionShape):
     """A ViT on square images with a class token, which attends to all of one image."""
 
+    one_by_one: ClassVar[bool] = True
     side: int
     """Patches along a side of an image."""
     class_token: bool = True

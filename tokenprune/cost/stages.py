@@ -90,6 +90,8 @@ def stage_costs(
             heads=decoder.heads,
             kv_heads=decoder.kv_heads,
             head_dim=decoder.head_dim,
+            tower_width=shape.vision.width,
+            projected=shape.vision.projected(1) if shape.vision.one_by_one else 0,
         )
         parts: dict[str, int | None] = {}
         if planned != before:

@@ -47,6 +47,8 @@ class TowerTaps:
         self.threads = threads
         self.notes: list[str] = []
         """What stands in for what, in words."""
+        self.projector: Callable[[Tensor], Tensor] | None = None
+        """What makes vision tokens of the tower's hidden states, for parts that merge in front of it."""
         self._wanted: dict[int, dict[str, str]] = {}
         """Block to signals by the names under which they are read."""
         reads = {name: f"{stage.name} ({stage.place})" for stage in pipeline for name in stage.reads.tower}
@@ -66,6 +68,13 @@ class TowerTaps:
                     f"received_attention of block {block} stands in"
                 )
             self._wanted.setdefault(block, {})[name] = signal
+        if readers := [f"{stage.name} ({stage.place})" for stage in pipeline if stage.reads.projector]:
+            self.projector = anatomy.adapter.projector(anatomy.base, self.tower)
+            if self.projector is None:
+                self.notes.append(
+                    f"{', '.join(readers)}: the projector of {anatomy.adapter.title} does not take tokens one by one; "
+                    "what it gives is merged, not what it reads"
+                )
         if inside:
             self.stages = VisionStages(self.tower, inside, self._running, self._reorder)
             self._check(pipeline)
@@ -127,6 +136,11 @@ class TowerTaps:
             pictured.batch = None
             pictured.clear()
 
+    def repeat(self, pictures: int, owner: Tensor) -> None:
+        """What was recorded of so many pictures, of equal size, becomes that of rows that share them, ``[Q]`` each."""
+        (run,) = self.threads.now.tower.runs
+        run.values = {name: partial(_rows_of, value, pictures, owner) for name, value in run.values.items()}
+
     def told(self, prompt: Prompt, names: Collection[str]) -> Prompt:
         """`prompt` with signals of these names, as rows of its vision tokens: it is about to be reduced.
 
@@ -137,7 +151,7 @@ class TowerTaps:
         run, tokens, found = self._run_of(", ".join(sorted(names))), prompt.tokens, {}
         for name in names:
             found[name] = Signal(self._by_sample(run, name, run.values[name](), prompt), tokens.valid_if_padded)
-        return replace(prompt, tokens=replace(tokens, signals=tokens.signals.adding(found)))
+        return replace(prompt, tokens=replace(tokens, signals=tokens.signals.adding(found), projector=self.projector))
 
     def gone(self, prompt: Prompt) -> dict[int, Tensor]:
         """For each stage inside the tower by its number, ``[B, N, 2]``: 1 where it has left no token, and masses.
@@ -216,3 +230,9 @@ class TowerTaps:
     def _patches(self, signal: Callable[[], Tensor]) -> Tensor:
         """A signal ``[R, n, ...]`` of the tower's rows as ``[patches, ...]``: without what stands in front of them."""
         return signal()[:, self.tower.prefix :].flatten(0, 1)
+
+
+def _rows_of(signal: Callable[[], Tensor], pictures: int, owner: Tensor) -> Tensor:
+    """Patches ``[Q · n, ...]`` of the picture of each row, from those of all pictures ``[pictures · n, ...]``."""
+    rows = signal().unflatten(0, (pictures, -1))
+    return rows[owner.to(rows.device)].flatten(0, 1)

@@ -8,7 +8,7 @@ without a sensible default refuse by name and say what to write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NoReturn
@@ -156,6 +156,11 @@ class Adapter(ABC):
     def in_grid_order(self, tower: Tower, rows: Tensor, call: VisionCall) -> Tensor:
         """Rows of vision tokens ``[N, ...]`` in the order of their grid, from that of the tower (windows)."""
         return rows
+
+    def projector(self, base: Any, tower: Tower) -> Callable[[Tensor], Tensor] | None:
+        """What makes vision tokens ``[..., D]`` of rows of the last block that is read; None where it does not take
+        them one by one, or something stands between."""
+        return None
 
     def vision_modules(self, base: Any) -> list[nn.Module]:
         """The modules named by `vision` that this model has."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from itertools import accumulate
@@ -39,6 +39,11 @@ class _Clip(Adapter):
         tower = super().tower_parts(base)
         # Strategy "full" makes a vision token of the class token, too.
         return tower if base.config.vision_feature_select_strategy == "default" else replace(tower, prefix=0)
+
+    def projector(self, base: Any, tower: Tower) -> Callable[[Tensor], Tensor] | None:
+        whole = isinstance(base.config.vision_feature_layer, int)  # else features of several layers stand side by side
+        normed = base.config.vision_config.model_type != "clip_vision_model" and tower.last == tower.depth - 1
+        return (lambda rows: base.multi_modal_projector(rows)) if whole and not normed else None
 
     def vision_shape(self, config: Any) -> VisionShape:
         vision = config.vision_config

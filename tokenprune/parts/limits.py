@@ -26,3 +26,10 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 """A seed for the hash that stands in for a random generator."""
 Width = Annotated[int, Field(ge=4, le=4096)]
 """Numbers inside a learned part."""
+TowerBlock = (
+    Annotated[int, Field(ge=-9999, le=9999)]
+    | Annotated[str, Field(pattern=r"^([0-9]{1,2}(\.[0-9]{1,6})?%|[0-9]{1,4}/[0-9]{1,4})$")]
+    | None
+)
+"""A block of the vision tower, counted from 0 or, below 0, from the end, or a share of its depth; None: the last one
+that the projector reads."""

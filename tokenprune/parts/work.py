@@ -35,6 +35,10 @@ class Work:
     """Key heads."""
     head_dim: int
     """Numbers per head."""
+    tower_width: int = 0
+    """Numbers per hidden state of the vision tower."""
+    projected: int = 0
+    """What the projector takes for a vision token, in multiply-adds; 0 where it does not take them one by one."""
 
     @property
     def dropped(self) -> int:

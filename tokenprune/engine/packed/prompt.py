@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,6 +27,8 @@ class PackedPrompt:
     """``[Q, T]`` int64, padded on the right."""
     lengths: Tensor
     """``[Q]`` int64, tokens of each question, at least 1."""
+    pixels: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the processor made of the G pictures, for recipes that read the vision tower as it runs."""
 
     @property
     def input_ids(self) -> Tensor:
@@ -69,4 +71,4 @@ def pack(
     lengths = torch.tensor([len(question) for question in questions], device=device)
     rows = [torch.tensor(question, device=device) for question in questions]
     text_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    return PackedPrompt(prefix_ids, prefix, torch.tensor(owner, device=device), text_ids, lengths)
+    return PackedPrompt(prefix_ids, prefix, torch.tensor(owner, device=device), text_ids, lengths, pixels)

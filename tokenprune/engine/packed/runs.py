@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +41,23 @@ class _Run:
         """``[G, P]`` position ids of the prefix."""
         self.next = self.width + prompt.lengths
         """``[Q]`` position id of the token that comes next."""
+
+    @contextmanager
+    def _pictured(self, owner: Tensor | None = None) -> Iterator[None]:
+        """The prefill: its pictures go through the vision tower once more if the recipe reads it.
+
+        Args:
+            owner: ``[Q]`` the picture of each row of the prefill; None: a row a picture.
+        """
+        taps, pixels = self.engine.tower, dict(self.prompt.pixels)
+        if not taps.blocks_read or taps.stages is not None:
+            yield
+            return
+        with taps.generating(self.pictures if owner is None else len(owner), pixels):
+            self.parts.base.get_image_features(**pixels)
+            if owner is not None:
+                taps.repeat(self.pictures, owner)
+            yield
 
     def _text(self, embedded: Tensor, mask: Tensor, positions: Tensor, ids: Tensor | None = None) -> Tensor:
         """Final hidden states ``[B, n, D]`` of the whole text model, behind what its cache holds; without `ids` of text
@@ -102,7 +121,8 @@ class Together(_Run):
     def prefill(self) -> Tensor:
         """Logits ``[Q, vocabulary]`` of the first token of each answer."""
         prompt, owner = self.prompt, self.prompt.owner
-        self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first, prompt.prefix_ids)
+        with self._pictured():
+            self._text(prompt.prefix, torch.ones_like(prompt.prefix_ids), self.first, prompt.prefix_ids)
         self.report.select(owner.tolist())
         numbers = self._rows(self.number[:, None].expand_as(self.real), NOBODY)
         place = torch.arange(prompt.text_ids.shape[1], device=self.device).expand_as(self.real)
@@ -180,7 +200,8 @@ class Apart(_Run):
             self.cache.layers[index].batch_select_indices(owner)
             text = layer(text, **of_text)
         hidden = torch.cat([prefix[owner], text], dim=1)
-        with running(self.engine, prompt.input_ids, self.mask, embedded, positions, above):
+        prefill_runs = running(self.engine, prompt.input_ids, self.mask, embedded, positions, above)
+        with self._pictured(owner), prefill_runs:
             if shared:
                 layer_ran(self.engine, shared - 1, entered, of_rows)
             for layer in self.parts.layers[shared:]:

@@ -49,8 +49,8 @@ class NearestRecycler(Recycler):
         return 0
 
     def multiply_adds(self, work: Work) -> int:
-        """Distances of all tokens to the survivors, where they are asked, and the sums over the members of each."""
-        return work.tokens * work.kept * work.width * (2 - (self.within == "place"))
+        """Distances of all tokens to the survivors, where they are asked, and sums of states and masses of members."""
+        return work.tokens * work.kept * (work.width * (2 - (self.within == "place")) + 1)
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
         counts = tokens.counts(count)

@@ -30,7 +30,7 @@ class PackedAsker:
 
     Args:
         chat: model and processor.
-        kept_bytes: vision features that are held at most; prompts beyond are made anew each time.
+        kept_bytes: vision features and pixels that are held at most; prompts beyond are made anew each time.
 
     Raises:
         UnsupportedModelError: questions to this model cannot share a picture; the message says why.
@@ -78,7 +78,7 @@ class PackedAsker:
         if pictures is None and key in self._kept:
             return self._kept[key]
         made = self._make(cases, [case.picture() for case in cases] if pictures is None else pictures)
-        size = made.prefix.numel() * made.prefix.element_size()
+        size = sum(held.numel() * held.element_size() for held in (made.prefix, *made.pixels.values()))
         if pictures is None and size <= self._left:
             self._left -= size
             self._kept[key] = made
