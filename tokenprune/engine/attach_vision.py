@@ -76,7 +76,7 @@ class AttachedVision:
         self.detach()
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._threads.run = run_of(args, kwargs)
+        self._threads.run = run_of(model, args, kwargs)
 
 
 def attach_vision(model: nn.Module, recipe: str | Path | Mapping[str, Any] | Recipe | Pipeline) -> AttachedVision:

@@ -199,7 +199,7 @@ class TowerTaps:
     # ---------------------------------------------------------------- hooks
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.threads.now.tower.add(run_of(args, kwargs))
+        self.threads.now.tower.add(run_of(module, args, kwargs))
 
     def _attention_ran(self, wanted: dict[str, str]) -> Callable[[BlockCall], None]:
         def ran(call: BlockCall) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.core import ops
+from tokenprune.engine.calls import bound
 from tokenprune.engine.traces import Handle, post_hook, pre_hook
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.tower import projections_of
@@ -93,7 +94,7 @@ def mount(attention: nn.Module, ran: Callable[[BlockCall], None]) -> list[Handle
     running = _Running()
 
     def begins(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        running.call = BlockCall(module, _bound(module, args, kwargs))
+        running.call = BlockCall(module, bound(module, args, kwargs))
 
     def projected(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
@@ -224,10 +225,3 @@ def _rotary(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
             "its attention cannot be read"
         )
     return lambda q, k, cos, sin: apply(q, k, cos, sin, unsqueeze_dim=-2)
-
-
-def _bound(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    if len(args) < 2:
-        return kwargs
-    names = list(inspect.signature(module.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenprune.core.merge import Merge, unmerge
 from tokenprune.core.report import StageReport
 from tokenprune.core.signals import Question
 from tokenprune.core.tokens import Grid, Tokens, square_or_row
+from tokenprune.engine.calls import bound, takes
 from tokenprune.engine.grids import cells_of
 from tokenprune.errors import InputError
 from tokenprune.families.tower import Tower
@@ -24,7 +25,8 @@ class Run:
     """One run of a tower."""
 
     grid: Tensor | None
-    """``[pictures, 3]`` frames, rows and columns of patches; None where the tower takes pictures as they are."""
+    """``[pictures, 3]`` frames, rows and columns of patches, whose pictures stand in one sequence; None where each is a
+    row of its own."""
     pixels: Any = None
     """What it was called with."""
     values: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
@@ -39,11 +41,20 @@ class Run:
         return [rows * columns for frames, rows, columns in self.grid.tolist() for _ in range(frames)]
 
 
-def run_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
+def run_of(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Run:
     """The run that a call of the tower starts."""
-    grid = kwargs.get("grid_thw", args[1] if len(args) > 1 else None)
-    packed = isinstance(grid, Tensor) and grid.dim() == 2 and grid.shape[1] == 3
-    return Run(grid if packed else None, args[0] if args else kwargs.get("pixel_values"))
+    call = bound(tower, args, kwargs)
+    pixels = args[0] if args else kwargs.get("pixel_values")
+    if isinstance(grid := call.get("grid_thw"), Tensor):
+        return Run(grid, pixels)
+    if takes(tower, "image_sizes"):  # Pixtral's, which packs pictures of pixels
+        sizes = call.get("image_sizes")
+        assert isinstance(pixels, Tensor)
+        sizes = [pixels.shape[2:]] * len(pixels) if sizes is None else torch.as_tensor(sizes).tolist()
+        patch = _patch_sides(tower)
+        assert patch is not None
+        return Run(torch.tensor([(1, rows // patch[0], columns // patch[1]) for rows, columns in sizes]), pixels)
+    return Run(None, pixels)
 
 
 class Pictured:
@@ -103,6 +114,8 @@ class Reduction:
     """``[U, side²]`` patches of each future vision token, by place among all patches of the run."""
     tokens: Tokens
     """What is left of each picture; `slot` is an index into `units`, `hidden` is stale."""
+    packed: bool
+    """Whether all pictures stand in one sequence, ``[n, D]`` or ``[1, n, D]``."""
     rows: Tensor | None = None
     """Rows of the sequence that the blocks run on, ``[n]`` of a packed one, else ``[R, n]``; None: all."""
     levels: list[Level] = field(default_factory=list)
@@ -112,14 +125,9 @@ class Reduction:
     """Of the running block: the states of all rows."""
     report: list[StageReport] = field(default_factory=list)
 
-    @property
-    def packed(self) -> bool:
-        """Whether all pictures stand in one sequence ``[n, D]``."""
-        return self.full is not None and self.full.dim() == 2
-
     def patches(self, hidden: Tensor) -> Tensor:
         """``[patches, D]`` of the whole sequence, a copy."""
-        return hidden.clone() if hidden.dim() == 2 else hidden[:, self.tower.prefix :].flatten(0, 1)
+        return hidden.clone() if hidden.dim() == 2 else hidden[:, self.tower.prefix :].flatten(0, 1).clone()
 
     def whole(self, patches: Tensor, like: Tensor) -> Tensor:
         """The inverse of `patches`; what stands in front of them is that of `like`."""
@@ -127,6 +135,17 @@ class Reduction:
             return patches
         front = like[:, : self.tower.prefix]
         return torch.cat([front, patches.unflatten(0, (like.shape[0], -1))], dim=1)
+
+    def biases(self) -> Tensor:
+        """``[R, n]`` what is added to the attention that each row of the sequence gets; 0 in front of patches."""
+        tokens = self.tokens
+        assert tokens.bias is not None and self.rows is not None
+        each = torch.zeros(self.units.numel(), device=tokens.bias.device)
+        each[self.units[tokens.slot[tokens.valid]]] = tokens.bias[tokens.valid][:, None]
+        if self.packed:
+            return each[self.rows][None]
+        full = torch.nn.functional.pad(each.view(self.rows.shape[0], -1), (self.tower.prefix, 0))
+        return full.gather(1, self.rows)
 
     def restored(self, full: Tensor) -> Tensor:
         """The whole grid again: merged patches get what their target has become."""
@@ -150,7 +169,7 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
 
     Args:
         tower: which runs.
-        hidden: ``[R, n, D]``, a picture a row, or ``[n, D]`` packed.
+        hidden: ``[R, n, D]``, a picture a row; ``[n, D]`` or ``[1, n, D]`` packed.
         run: what it was called with.
         reorder: as in `VisionStages`.
 
@@ -158,10 +177,9 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
         InputError: the rows are no whole pictures.
     """
     side, device = tower.side, hidden.device
-    if hidden.dim() == 2:
-        assert run.grid is not None
+    if run.grid is not None:
         grids: list[Grid] = [(t, h // side, w // side) for t, h, w in run.grid.tolist()]
-        count = hidden.shape[0]
+        count = hidden.shape[-2]
     else:
         each = hidden.shape[1] - tower.prefix
         grids = [_picture(tower, each, run.pixels)] * hidden.shape[0]
@@ -190,16 +208,23 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
         total=sizes,
         grids=each_grid,
     )
-    return Reduction(tower, units, tokens)
+    return Reduction(tower, units, tokens, packed=run.grid is not None)
 
 
 def _picture(tower: Tower, patches: int, pixels: Any) -> Grid:
     """The grid of a picture with so many patches: from the pixels, where the configuration tells the patch's size."""
     side = tower.side
-    size = getattr(getattr(tower.module, "config", None), "patch_size", None)
-    down, right = size if isinstance(size, list | tuple) else (size, size)
-    if isinstance(pixels, Tensor) and pixels.dim() == 4 and down and right:
-        rows, columns = pixels.shape[2] // down, pixels.shape[3] // right
+    patch = _patch_sides(tower.module)
+    if isinstance(pixels, Tensor) and pixels.dim() == 4 and patch is not None:
+        rows, columns = pixels.shape[2] // patch[0], pixels.shape[3] // patch[1]
         if rows * columns == patches:
             return (1, rows // side, columns // side)
     return square_or_row(patches // side**2)
+
+
+def _patch_sides(module: nn.Module) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels; None where the tower's configuration does not tell."""
+    size = getattr(getattr(module, "config", None), "patch_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -9,7 +9,6 @@ A token of a stage is what will be a vision token: where a projector merges 2 x 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tokenprune.core.merge import merge
 from tokenprune.core.report import StageReport
 from tokenprune.core.tokens import Tokens
+from tokenprune.engine.calls import bound, names, takes
 from tokenprune.engine.traces import Handle, post_hook, pre_hook
 from tokenprune.engine.vision_run import Level, Reduction, Run, begin
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -65,7 +65,7 @@ class VisionStages:
                 f"{asker}: a {stage.scheduler.title} counts by scores, and rows of one batch must stay equally long "
                 "inside the tower; use a scheduler of fixed counts there"
             )
-        if stage.rectifier is not None and self.tower.order != "raster":
+        if stage.rectifier is not None and not all(takes(each, "attention_mask") for each in self.tower.attentions):
             raise UnsupportedModelError(
                 f"{asker}: attention in {kind} takes no mask, so no bias; leave the rectifier out"
             )
@@ -100,39 +100,33 @@ class VisionStages:
             if run is None:
                 return None
             run.full = hidden
-            if any(isinstance(each, Tensor) and each.dim() == 4 for each in args[1:]):
-                raise self._masks()
             for number in self.at.get(index, ()):
                 self._act(run, number)
-            if run.rows is None:
+            rows = run.rows
+            if rows is None:
                 return None
-            assert run.full is not None
-            taken = _take(run.full, run.rows)
-            kwargs = {name: self._adjusted(run, name, value) for name, value in kwargs.items()}
-            if args:
-                return (taken, *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": taken}
+            taken = _take(run.full, rows)
+            kwargs = {name: self._adjusted(rows, name, value) for name, value in kwargs.items()}
+            if not args:
+                return args, {**kwargs, "hidden_states": taken}
+            by_place = zip(names(block)[1:], args[1:], strict=False)
+            return (taken, *(self._adjusted(rows, name, value) for name, value in by_place)), kwargs
 
         return before
 
-    def _adjusted(self, run: Reduction, name: str, value: Any) -> Any:
-        rows = run.rows
-        assert rows is not None
+    def _adjusted(self, rows: Tensor, name: str, value: Any) -> Any:
+        """An argument of a block, as it is for these rows."""
         if name in ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k") and isinstance(value, Tensor):
             return torch.unique_consecutive(torch.searchsorted(rows, value.to(rows.dtype)).to(value.dtype))
         if name == "position_embeddings" and value is not None:
-            if not run.packed:
+            if rows.dim() > 1:
                 raise UnsupportedModelError(
                     f"{type(self.tower.module).__name__}: stages inside a tower of this kind are not supported yet"
                 )
             return tuple(each[rows] for each in value)
         if name == "attention_mask" and isinstance(value, Tensor):
-            raise self._masks()
+            return _take_pairs(value, rows)
         return value
-
-    def _masks(self) -> UnsupportedModelError:
-        kind = type(self.tower.module).__name__
-        return UnsupportedModelError(f"{kind} masks its patches: stages inside it are not supported yet")
 
     def _reduction(self) -> Reduction | None:
         called = self.running()
@@ -156,15 +150,10 @@ class VisionStages:
             raise UnsupportedModelError(
                 f"a rectifier inside the tower needs sdpa or eager attention, not {implementation}"
             )
-        bias = run.tokens.bias.repeat_interleave(self.tower.side**2, 1)
-        if self.tower.side > 1:
-            order = run.units[run.tokens.slot].flatten(1).argsort(1)
-            bias = bias.gather(1, order)
-        mask = torch.nn.functional.pad(bias, (self.tower.prefix, 0))[:, None, None]
         hidden = args[0] if args else kwargs["hidden_states"]
-        given = list(inspect.signature(attention.forward).parameters)[1 : len(args)]
-        named = {**dict(zip(given, args[1:], strict=False)), **kwargs}
-        return args[:1], {**named, "attention_mask": mask.to(hidden.dtype)}
+        call = bound(attention, args, kwargs)
+        call["attention_mask"] = _with_bias(call.get("attention_mask"), run.biases(), hidden.dtype)
+        return (), call
 
     # ---------------------------------------------------------------- stages
 
@@ -231,15 +220,34 @@ def _places(before: Tokens, after: Tokens) -> Tensor:
 
 
 def _take(hidden: Tensor, rows: Tensor) -> Tensor:
-    if hidden.dim() == 2:
-        return hidden[rows]
+    if rows.dim() == 1:
+        return hidden[..., rows, :]
     return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def _with_bias(mask: Any, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """`mask`, if there is one, as numbers of `dtype`, with biases ``[R, n]`` of keys."""
+    added = bias[:, None, None].to(dtype)
+    if not isinstance(mask, Tensor):
+        return added
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask + added
+
+
+def _take_pairs(mask: Tensor, rows: Tensor) -> Tensor:
+    """The mask ``[R, 1, n, n]`` of whom each of these rows sees among them."""
+    if rows.dim() == 1:
+        return mask[..., rows, :][..., rows]
+    mask = mask.expand(rows.shape[0], -1, -1, -1)
+    down = rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3])
+    return mask.gather(2, down).gather(3, rows[:, None, None].expand(-1, mask.shape[1], rows.shape[1], -1))
 
 
 def _put(full: Tensor, rows: Tensor, hidden: Tensor) -> Tensor:
     full = full.clone()
-    if full.dim() == 2:
-        full[rows] = hidden
+    if rows.dim() == 1:
+        full[..., rows, :] = hidden
         return full
     return full.scatter(1, rows[..., None].expand(-1, -1, hidden.shape[-1]), hidden)
 

@@ -130,7 +130,7 @@ class Adapter(ABC):
         if self.family not in PROVED:
             raise UnsupportedModelError(
                 f"attach: what happens inside the vision tower of {self.title} is not read yet: how its patches become "
-                f"vision tokens was held against eager attention for {', '.join(sorted(PROVED))} alone"
+                "vision tokens was not held against eager attention"
             )
         module = getattr(base, self.vision[0], None)
         if not isinstance(module, nn.Module):

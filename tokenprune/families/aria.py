@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenprune.families.one_size import OneSize
+from tokenprune.families.tower import Tower, no_patches
 
 
 class Aria(OneSize):
@@ -17,3 +18,6 @@ class Aria(OneSize):
     def rectangle(self, config: Any, height: int, width: int) -> tuple[int, int]:
         rows, columns = super().rectangle(config, height, width)
         return 1, int(config.projector_patch_to_query_dict.get(rows * columns, 0))
+
+    def tower_parts(self, base: Any) -> Tower:
+        raise no_patches(self.title)

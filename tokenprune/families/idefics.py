@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tokenprune.families.one_size import OneSize
+from tokenprune.families.tower import Tower, no_patches
 
 
 class Idefics3(OneSize):
@@ -34,3 +35,6 @@ class Idefics2(OneSize):
 
     def rectangle(self, config: Any, height: int, width: int) -> tuple[int, int]:
         return 1, int(config.perceiver_config.resampler_n_latents)
+
+    def tower_parts(self, base: Any) -> Tower:
+        raise no_patches(self.title)

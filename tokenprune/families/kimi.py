@@ -16,6 +16,7 @@ class Kimi(Adapter):
     family = "kimi_k25"
     title = "Kimi K2.5"
     pictures = "rows × columns of any size"
+    vision = ("vision_tower", "mm_projector")
     sizes = "image_grid_thw"
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:

@@ -38,7 +38,8 @@ class _Clip(Adapter):
     def tower_parts(self, base: Any) -> Tower:
         tower = super().tower_parts(base)
         # Strategy "full" makes a vision token of the class token, too.
-        return tower if base.config.vision_feature_select_strategy == "default" else replace(tower, prefix=0)
+        strategy = getattr(base.config, "vision_feature_select_strategy", "default")
+        return tower if strategy == "default" else replace(tower, prefix=0)
 
     def projector(self, base: Any, tower: Tower) -> Callable[[Tensor], Tensor] | None:
         whole = isinstance(base.config.vision_feature_layer, int)  # else features of several layers stand side by side
@@ -200,16 +201,26 @@ class LlavaNext(_Clip):
     def to_tokens(self, base: Any, tower: Tower, patches: Tensor, grids: Sequence[Grid], call: VisionCall) -> Tensor:
         """Tiles are laid out, unpadded and given newlines by the model's own function; newlines are rows of 0."""
         if call.sizes is None:
-            raise InputError("signals of the vision tower: pass image_sizes, as the processor gives them")
+            raise InputError(
+                "signals of the vision tower: pass image_sizes, as the processor gives them (of frames of video, which "
+                "are pooled, none are read)"
+            )
         vision, rows = base.config.vision_config, patches.reshape(patches.shape[0], -1)
         side = vision.image_size // vision.patch_size
         tiles = rows.unflatten(0, (-1, side**2))
         many = [self._tiles(base.config, size) for size in torch.as_tensor(call.sizes).tolist()]
-        packed, _ = base.pack_image_features(
-            tiles.split(many), call.sizes, base.config.vision_feature_select_strategy, rows.new_zeros(rows.shape[1])
-        )
+        if sum(many) != len(tiles):
+            raise InputError(
+                f"signals of the vision tower: it saw {len(tiles)} tiles, but pictures of the given image_sizes have "
+                f"{sum(many)}"
+            )
+        packed = self.packed(base, tiles.split(many), call.sizes, rows.new_zeros(rows.shape[1]))
         whole = torch.cat(list(packed)) if not isinstance(packed, Tensor) else packed.flatten(0, -2)
         return whole.reshape(-1, *patches.shape[1:])
+
+    def packed(self, base: Any, tiles: Sequence[Tensor], sizes: Any, newline: Tensor) -> Any:
+        """Vision tokens of each picture from its tiles ``[tiles, patches, C]``, by the model's own function."""
+        return base.pack_image_features(tiles, sizes, base.config.vision_feature_select_strategy, newline)[0]
 
     def _tiles(self, config: Any, size: Sequence[int]) -> int:
         """Tiles of a picture of so many pixels, its overview included."""

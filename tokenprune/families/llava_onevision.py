@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from tokenprune.cost.shape import VisionShape
 from tokenprune.families.llava import LlavaNext
@@ -14,6 +17,9 @@ class LlavaOnevision(LlavaNext):
     family = "llava_onevision"
     title = "LLaVA-OneVision"
     pictures = "as LLaVA-NeXT, many tiles interpolated to fewer tokens"
+
+    def packed(self, base: Any, tiles: Sequence[Tensor], sizes: Any, newline: Tensor) -> Any:
+        return base.pack_image_features(tiles, sizes, newline, base.config.vision_aspect_ratio)[0]
 
     def vision_shape(self, config: Any) -> VisionShape:
         self.refuse("ledger: no shape known for", "vision_shape")  # LLaVA-NeXT's is of CLIP

@@ -36,3 +36,4 @@ class LightOnOcr(Mistral3):
 
     family = "lighton_ocr"
     title = "LightOnOCR"
+    vision = ("vision_encoder", "vision_projection")

@@ -14,7 +14,7 @@ from tokenprune.cost.shape import DecoderShape, ModelShape, QwenShape, VisionSha
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionCall, VisionRow, decoder_arguments
 from tokenprune.families.sides import exact_sides, largest_sides
-from tokenprune.families.tower import Tower
+from tokenprune.families.tower import Order, Tower
 
 HEAD = 80
 """Numbers per head of the published towers."""
@@ -26,6 +26,7 @@ class Mrope(Adapter):
     pictures = "rows × columns of any size; M-RoPE"
     vision = ("visual",)
     sizes = "image_grid_thw"
+    order: ClassVar[Order] = "units"
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
         """M-RoPE ids are the grid: one image (or stretch of video) per run of vision tokens.
@@ -58,11 +59,15 @@ class Mrope(Adapter):
     def picture_tokens(self, base: Any, size: tuple[int, ...]) -> int:
         return prod(size) // int(base.config.vision_config.spatial_merge_size) ** 2
 
+    def in_grid_order(self, tower: Tower, rows: Tensor, call: VisionCall) -> Tensor:
+        if not hasattr(tower.module, "window_size"):
+            return rows
+        return rows[_window_index(tower.module, call.grid).argsort().to(rows.device)]
+
 
 class _Qwen(Mrope):
     """What the three have in common. Their configurations name the tower's numbers differently."""
 
-    order = "units"
     tower_width: ClassVar[str] = "hidden_size"
     """What `vision_config` calls the numbers per hidden state of the tower."""
     tower_out: ClassVar[str] = "out_hidden_size"
@@ -149,9 +154,6 @@ class Qwen2_5(_Qwen):
             "full": tuple(vision.fullatt_block_indexes),
         }
 
-    def in_grid_order(self, tower: Tower, rows: Tensor, call: VisionCall) -> Tensor:
-        return rows[_window_index(tower.module, call.grid).argsort().to(rows.device)]
-
     def published(self, shape: ModelShape) -> Any:
         import transformers as tf
 
@@ -235,6 +237,7 @@ class PaddleOcr(Mrope):
 
     family = "paddleocr_vl"
     title = "PaddleOCR-VL"
+    order = "raster"  # its projector puts the patches of a vision token together
 
 
 def _as_words(row: VisionRow) -> bool:

@@ -5,6 +5,7 @@ Told from the modules themselves as far as they can tell it: an adapter states w
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +21,23 @@ from tokenprune.errors import InputError, UnsupportedModelError
 Order = Literal["raster", "units"]
 """How the patches of a picture follow each other: row by row, or the patches of one vision token behind each other."""
 
-PROVED = frozenset({"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+PROVED = frozenset(
+    {
+        *("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava"),
+        *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+        *("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "paddleocr_vl", "kimi_k25"),
+        *("internvl", "gemma3", "paligemma", "aya_vision", "cohere2_vision", "idefics3", "smolvlm"),
+        *("mistral3", "lighton_ocr", "glm4v", "glm46v", "glm4v_moe", "glm_ocr"),
+        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "ovis2"),
+    }
+)
 """Families whose order of patches tests hold against eager attention: a wrong order would be wrong in silence."""
 
-PROJECTIONS = (("q_proj", "k_proj"), ("query", "key"), ("qkv",), ("in_proj_qkv",))
+PROJECTIONS = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"), ("qkv",), ("in_proj_qkv",))
 """Names under which attention modules hold the projections of queries and keys, apart or fused."""
+
+_ALONG = ("spatial_merge_size", "merge_kernel_size", "downsample_factor", "scale_factor", "hidden_stride")
+"""What configurations call the number of patches along a side of a vision token."""
 
 _SPECIAL = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
 """Parameters of an embedding module that stand in front of the patches."""
@@ -169,7 +182,7 @@ def projections_of(attention: nn.Module) -> tuple[str, ...] | None:
 def last_read(config: Any, depth: int) -> int:
     """The last block whose output the projector reads, from `vision_feature_layer`: an index into the hidden states,
     of which the first is what enters block 0, or several."""
-    layers = getattr(config, "vision_feature_layer", None)
+    layers = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
     if layers is None:
         return depth - 1
     each = [layers] if isinstance(layers, int) else list(layers)
@@ -178,12 +191,24 @@ def last_read(config: Any, depth: int) -> int:
 
 def patches_along(config: Any) -> int:
     """Patches along a side of a vision token, as the configuration calls it."""
-    for part in (config, getattr(config, "vision_config", None)):
-        if merge := getattr(part, "spatial_merge_size", None):
-            return int(merge)
+    vision = getattr(config, "vision_config", None)
+    for part, name in itertools.product((config, vision), _ALONG):
+        if merge := getattr(part, name, None):
+            return int(merge if isinstance(merge, int | float) else merge[0])
     if ratio := getattr(config, "downsample_ratio", None):
         return round(1 / ratio)
-    return int(getattr(config, "scale_factor", None) or 1)
+    if tokens := getattr(config, "mm_tokens_per_image", None):  # however many patches there are
+        assert vision is not None
+        return int(vision.image_size // vision.patch_size) // math.isqrt(tokens)
+    return 1
+
+
+def no_patches(title: str) -> UnsupportedModelError:
+    """The refusal of a family whose vision tokens are learned queries."""
+    return UnsupportedModelError(
+        f"attach: what happens inside the vision tower of {title} belongs to no vision token: each is a learned query, "
+        "which reads all patches"
+    )
 
 
 def _special(module: nn.Module) -> list[tuple[str, Tensor]]:
