@@ -13,7 +13,7 @@ import tokenprune as tp
 from tokenprune.builder import build
 from tokenprune.cost.account import Ledger, account, readable, vision_only
 from tokenprune.cost.presets import PRESETS
-from tokenprune.errors import InputError, UnstatedCostWarning, UnsupportedModelError
+from tokenprune.errors import InputError, UnstatedCostWarning
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.work import Work
 from tokenprune.recipe import list_recipes, load_recipe
@@ -264,7 +264,15 @@ def test_a_budget_of_multiply_adds_warns_of_parts_that_state_none() -> None:
     assert len(warned) == 1  # of all the plans that the solver has looked at
 
 
-def test_savings_inside_the_tower_are_not_guessed() -> None:
-    inside = {"place": {"in_vision": {"block": 5}}, "scheduler": {"type": "fixed", "keep": 0.5}}
-    with pytest.raises(UnsupportedModelError, match=r"ledger: stage_0 \(in_vision: block 5\): what a stage inside"):
-        tp.ledger("llava-1.5-7b", {"version": 1, "name": "inside", "stages": [inside]})
+def test_savings_inside_the_tower() -> None:
+    """LLaVA-1.5 keeps half of 576 patches in the last 12 of 24 blocks of width 1024, and of its tokens from layer 0."""
+    inside = {"place": {"in_vision": {"block": 12}}, "scheduler": {"type": "fixed", "keep": 0.5}, "scorer": "norm"}
+    told = tp.ledger("llava-1.5-7b", {"version": 1, "name": "inside", "stages": [inside]})
+
+    def block(n: int) -> int:
+        return n * 1024 * (4 * 1024 + 2 * 4096) + 2 * n**2 * 1024
+
+    assert told.exact
+    assert told.untouched.vision_tower - told.reduced.vision_tower == 12 * (block(577) - block(289))
+    assert {row.vision for row in told.reduced.rows} == {288}
+    assert told.reduced.projector == told.untouched.projector  # the whole grid passes it

@@ -8,9 +8,10 @@ from typing import Any
 
 from tokenprune.budget import nominal_counts, plan
 from tokenprune.core.tokens import Grid
+from tokenprune.cost.inside import Inside, inside_tower
 from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import DecoderShape, ModelShape
-from tokenprune.cost.stages import StageCost, stage_costs
+from tokenprune.cost.stages import StageCost, stage_costs, steps_behind
 from tokenprune.errors import InputError
 from tokenprune.pipeline import Pipeline
 
@@ -166,6 +167,7 @@ def account(
     Raises:
         InputError: a number out of range, or not one `kept` for each stage.
         RecipeError, BudgetError: the recipe does not fit the model's depth.
+        UnsupportedModelError: a stage inside a vision tower that has no such block, or with a budget.
     """
     question = text if question is None else question
     for name, value, least in (("total", total, 1), ("text", text, 0), ("question", question, 0)):
@@ -178,17 +180,18 @@ def account(
     if kept is not None and len(kept) != len(pipeline):
         raise InputError(f"ledger: kept has {len(kept)} counts for {len(pipeline)} stages")
     depth = shape.decoder.layers
-    stages, exact = _stages(shape, pipeline, total, grids, text, question, kept)
+    inside = inside_tower(shape.vision, pipeline, total, grids)
+    stages, exact = _stages(shape, pipeline, inside, total, grids, text, question, kept)
     entering = [total] * depth
     for stage in stages:
         entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
 
-    def cost(vision: Sequence[int], own: tuple[StageCost, ...]) -> Cost:
+    def cost(vision: Sequence[int], own: tuple[StageCost, ...], saved: int) -> Cost:
         rows = tuple(_layer_cost(shape.decoder, layer, n, n + text, kv_bytes) for layer, n in enumerate(vision))
         return Cost(
             rows=rows,
             stages=own,
-            vision_tower=shape.vision.tower(total, grids),
+            vision_tower=shape.vision.tower(total, grids) - saved,
             projector=shape.vision.projection(total, grids),
             lm_head=shape.decoder.head,
             decode=_decode(shape.decoder, rows, new_tokens),
@@ -202,8 +205,8 @@ def account(
         text=text,
         new_tokens=new_tokens,
         exact=exact,
-        untouched=cost([total] * depth, ()),
-        reduced=cost(entering, stages),
+        untouched=cost([total] * depth, (), 0),
+        reduced=cost(entering, stages, inside.saved),
     )
 
 
@@ -244,6 +247,7 @@ def _decode(decoder: DecoderShape, rows: Sequence[LayerCost], new_tokens: int) -
 def _stages(
     shape: ModelShape,
     pipeline: Pipeline,
+    inside: Inside,
     total: int,
     grids: Sequence[Grid],
     text: int,
@@ -252,15 +256,17 @@ def _stages(
 ) -> tuple[tuple[StageCost, ...], bool]:
     """What each stage keeps and costs, and whether that is certain."""
     depth = shape.decoder.layers
-    steps = pipeline.steps(depth)
+    steps = steps_behind(pipeline, depth, inside)
     prices = PromptPrices(shape, pipeline, total, grids, text, question)
     planned = plan(steps, pipeline.budget, depth=depth, total=total, grids=grids, prices=prices)
     known = tuple(count for count in planned if count is not None)
-    exact = measured is not None or len(known) == len(planned)
     counts = known if measured is None else tuple(measured)
-    if not exact:
+    if measured is None and len(known) < len(planned):
         counts = nominal_counts(steps, total=total, grids=grids)
-    own = stage_costs(shape, pipeline, counts, total=total, grids=grids, text=text, question=question, plan=planned)
+    own = stage_costs(
+        shape, pipeline, counts, total=total, grids=grids, text=text, question=question, plan=planned, inside=inside
+    )
+    exact = inside.exact and (measured is not None or len(known) == len(planned))
     return own, exact
 
 

@@ -98,6 +98,23 @@ class VisionShape(ABC):
         """Pairs of tokens of a sample's images that see each other in `layer`; None where nobody has counted them."""
         return None
 
+    def pictures(self, total: int, grids: Sequence[Grid]) -> tuple[Grid, ...] | None:
+        """What the tower sees of a sample, pictures and tiles, as grids of what will be vision tokens; None where
+        nobody has counted them."""
+        return None
+
+    def block(self, picture: Grid, layer: int, left: int) -> int:
+        """One layer on so many tokens of one of `pictures`; about so much, unless `counts_tell`."""
+        raise NotImplementedError
+
+    def counts_tell(self, picture: Grid, layer: int) -> bool:
+        """Whether the cost of a layer follows from how many tokens are left, whichever they are."""
+        return True
+
+    def arriving(self, total: int, grids: Sequence[Grid], left: Sequence[int]) -> tuple[int, bool]:
+        """Vision tokens of the sample when so many are left of each of `pictures`, and whether that is certain."""
+        return sum(left), True
+
     @abstractmethod
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         """The tower for a sample's images, all layers that run."""
@@ -133,6 +150,14 @@ class ClipShape(VisionShape):
     def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int | None:
         return self.images(total, grids) * (self.side**2 + 1) ** 2
 
+    def pictures(self, total: int, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        own: Grid = (1, self.side, self.side) if self.class_token else (1, 1, self.side**2 + 1)
+        return (own,) * self.images(total, grids)
+
+    def block(self, picture: Grid, layer: int, left: int) -> int:
+        n = left + self.class_token
+        return self.layer(n, n**2)
+
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         patches = self.side**2
         layers = self.layers * self.layer(patches + 1, (patches + 1) ** 2)
@@ -158,9 +183,27 @@ class TiledClip(ClipShape):
         """
         if not grids or len(grids) % 2:
             return super().images(total, grids)
-        # Tiles are unpadded, so the last of a row or column may be cut; each row has a newline token at its end.
-        tiles = [math.ceil(rows / self.side) * math.ceil((wide - 1) / self.side) for _, rows, wide in grids[1::2]]
+        tiles = [self._tiles(grid) for grid in grids[1::2]]
         return len(tiles) + sum(tiles)
+
+    def arriving(self, total: int, grids: Sequence[Grid], left: Sequence[int]) -> tuple[int, bool]:
+        """Row separators stay. Of a tile that is cut behind the tower, as large a share is left as of the whole."""
+        if not grids or len(grids) % 2:
+            return min(total, sum(left)), False
+        tokens, certain, at = 0, True, 0
+        for tiled in grids[1::2]:
+            _, rows, wide = tiled
+            many = self._tiles(tiled)
+            whole, shown = many * self.side**2, rows * (wide - 1)
+            own = sum(left[at + 1 : at + 1 + many])
+            tokens += left[at] + rows + (own if shown == whole else round(own * shown / whole))
+            certain, at = certain and (shown == whole or own == whole), at + 1 + many
+        return tokens, certain
+
+    def _tiles(self, tiled: Grid) -> int:
+        """Tiles are unpadded, so the last of a row or column may be cut; each row has a newline token at its end."""
+        _, rows, wide = tiled
+        return math.ceil(rows / self.side) * math.ceil((wide - 1) / self.side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +215,9 @@ class AnyClip(ClipShape):
 
     def pairs(self, total: int, grids: Sequence[Grid], layer: int) -> int | None:
         return sum((math.prod(grid) + 1) ** 2 for grid in grids)
+
+    def pictures(self, total: int, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        return tuple(grids if self.class_token else ((1, 1, math.prod(grid) + 1) for grid in grids))
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         sizes = [math.prod(grid) for grid in grids]
@@ -203,6 +249,18 @@ class QwenShape(VisionShape):
         else:
             seen = sum(t * _squares(h, self.window) * _squares(w, self.window) for t, h, w in grids)
         return self.merge**4 * seen
+
+    def pictures(self, total: int, grids: Sequence[Grid]) -> tuple[Grid, ...]:
+        return tuple(grids)
+
+    def block(self, picture: Grid, layer: int, left: int) -> int:
+        """Of windows and of frames, each is taken to keep as large a share as the whole."""
+        whole = math.prod(picture)
+        pairs = self.pairs(whole, (picture,), layer) * left**2 // whole**2
+        return self.layer(self.merge**2 * left, pairs)
+
+    def counts_tell(self, picture: Grid, layer: int) -> bool:
+        return picture[0] == 1 and (self.window is None or layer in self.full)
 
     def tower(self, total: int, grids: Sequence[Grid]) -> int:
         patches = self.merge**2 * sum(math.prod(grid) for grid in grids)

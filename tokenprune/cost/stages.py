@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tokenprune.budget import survivors
+from tokenprune.budget import Step, survivors
 from tokenprune.core.tokens import Grid
+from tokenprune.cost.inside import Inside
 from tokenprune.cost.shape import ModelShape
 from tokenprune.cost.tower_signals import signal_cost
-from tokenprune.errors import UnsupportedModelError
 from tokenprune.parts.work import Work
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
@@ -49,6 +49,7 @@ def stage_costs(
     text: int,
     question: int,
     plan: Sequence[int | None] | None = None,
+    inside: Inside | None = None,
 ) -> tuple[StageCost, ...]:
     """What each stage of `pipeline` costs itself when they keep `counts`: nothing where the plan is to keep all.
 
@@ -61,23 +62,17 @@ def stage_costs(
         text: its other tokens.
         question: of these, the ones that may rate.
         plan: the counts, None where a scheduler has to find them out; all are known when left out.
-
-    Raises:
-        UnsupportedModelError: a stage inside the vision tower, whose savings there nobody has counted yet.
+        inside: those of its stages that act in the vision tower; there are none when left out.
     """
-    for stage in pipeline:
-        if stage.place.kind == "in_vision":
-            raise UnsupportedModelError(
-                f"ledger: {stage.name} ({stage.place}): what a stage inside the vision tower saves is not counted yet"
-            )
     decoder = shape.decoder
-    steps = pipeline.steps(decoder.layers)
+    steps = steps_behind(pipeline, decoder.layers, inside)
+    within = () if inside is None else tuple(zip(inside.parts, inside.restores, strict=True))
     before, costs = total, []
     asked: set[str | None] = set()
     recorded: set[str] = set()
     sizes = survivors(steps, counts, total)
-    for stage, step, planned, kept, after in zip(
-        pipeline, steps, counts if plan is None else plan, counts, sizes, strict=True
+    for number, (stage, step, planned, kept, after) in enumerate(
+        zip(pipeline, steps, counts if plan is None else plan, counts, sizes, strict=True)
     ):
         work = Work(
             tokens=before,
@@ -94,7 +89,9 @@ def stage_costs(
             projected=shape.vision.projected(1) if shape.vision.one_by_one else 0,
         )
         parts: dict[str, int | None] = {}
-        if planned != before:
+        if number < len(within):
+            parts = within[number][0]
+        elif planned != before:
             parts = _parts(stage, work, known=stage.shared_raters in asked - {None}, counted=planned is None)
             asked.add(stage.shared_raters)
             new = sorted(stage.reads.tower - recorded)  # type: ignore[operator]
@@ -105,9 +102,17 @@ def stage_costs(
         unstated = tuple(part.title for part in stage.parts if parts.get(part.role, 0) is None)
         if parts.get(TOWER, 0) is None:
             unstated += ("signals of the vision tower",)
+        if number < len(within) and within[number][1]:
+            unstated += ("merged patches given back after each block of the tower",)
         costs.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
         before = after
     return tuple(costs)
+
+
+def steps_behind(pipeline: Pipeline, depth: int, inside: Inside | None) -> tuple[Step, ...]:
+    """The stages as the solver sees them; those inside the tower by what they leave of the sample."""
+    steps = pipeline.steps(depth)
+    return steps if inside is None else (*inside.steps, *steps[len(inside.steps) :])
 
 
 def _together(costs: Sequence[int | None]) -> int | None:

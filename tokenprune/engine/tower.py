@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tokenprune.core.needs import parse_tower_signal
 from tokenprune.core.signals import Signal
+from tokenprune.cost.inside import refuse_budget
 from tokenprune.engine.prompt import Prompt
 from tokenprune.engine.state import Threads
 from tokenprune.engine.tower_attention import BlockCall, class_attention, mount, received_attention
@@ -82,11 +83,7 @@ class TowerTaps:
     def _check(self, pipeline: Pipeline) -> None:
         """Raise `UnsupportedModelError` for what does not go together with stages inside the tower."""
         assert self.stages is not None
-        if pipeline.budget is not None:
-            raise UnsupportedModelError(
-                f"{pipeline.name}: a budget for a recipe with stages inside the vision tower is not supported yet; "
-                "let its schedulers say how many tokens to keep"
-            )
+        refuse_budget(pipeline)
         late = [name for block, wanted in self._wanted.items() if block >= self.stages.first for name in wanted]
         if late:
             raise UnsupportedModelError(
