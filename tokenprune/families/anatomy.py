@@ -64,8 +64,9 @@ class Anatomy:
 
     @cached_property
     def rotary_by_type(self) -> bool:
-        """Whether layers of different types have rotary embeddings of their own (Gemma 3)."""
-        return "layer_type" in inspect.signature(self.text.rotary_emb.forward).parameters
+        """Whether layers of different types have rotary embeddings of their own (Gemma 3; Molmo 2, in two modules)."""
+        several = sum(name.startswith("rotary_emb") for name, _ in self.text.named_children()) > 1
+        return several or "layer_type" in inspect.signature(self.text.rotary_emb.forward).parameters
 
     @cached_property
     def counts_places(self) -> bool:

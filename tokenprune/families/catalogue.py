@@ -18,7 +18,9 @@ from tokenprune.families.lfm2 import Lfm2VL
 from tokenprune.families.llava import Llava, LlavaNext
 from tokenprune.families.llava_next_video import LlavaNextVideo
 from tokenprune.families.llava_onevision import LlavaOnevision
+from tokenprune.families.minicpm import MiniCPMV
 from tokenprune.families.mistral import LightOnOcr, Mistral3
+from tokenprune.families.molmo import Molmo2
 from tokenprune.families.ovis import Ovis2
 from tokenprune.families.qwen import (
     PaddleOcr,
@@ -31,6 +33,7 @@ from tokenprune.families.qwen import (
     Qwen3Moe,
     Qwen3Omni,
 )
+from tokenprune.families.timm_towers import FastVlm, PerceptionLM
 from tokenprune.families.video_llava import VideoLlava
 from tokenprune.families.vipllava import VipLlava
 
@@ -72,16 +75,22 @@ ADAPTERS: tuple[Adapter, ...] = (
     PaddleOcr(),
     Kimi(),
     Lfm2VL(),
+    MiniCPMV(),
+    Molmo2(),
+    FastVlm(),
+    PerceptionLM(),
 )
 """In the order in which people are told of them; docs/models.md says what is tested for each."""
 
 
+_ONE_MODULE = "one module embeds the picture and runs the layers, so no call between the two shows vision tokens"
 REFUSED: dict[str, str] = {
     "mllama": "layers of cross-attention read its pictures, and the sequence holds no vision tokens",
     "florence2": "it is an encoder and a decoder: vision tokens stand in the encoder alone",
     "blip-2": "its decoders (OPT, T5) have no rotary embeddings, and a picture is no more than 32 queries",
     "instructblip": "its decoders (OPT, T5) have no rotary embeddings, and a picture is no more than 32 queries",
-    "chameleon": "one module embeds the picture and runs the layers, so no call between the two shows vision tokens",
+    "chameleon": _ONE_MODULE,
+    "phi4_multimodal": _ONE_MODULE,
     "llama4": "its layers without rotary embeddings scale queries by their place in the sequence at hand, which moves "
     "when tokens are dropped",
     "gemma3n": "its layers run on four versions of the hidden states at once",
