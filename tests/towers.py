@@ -28,6 +28,12 @@ from tokenprune.stage import Stage
 TOWERS = tuple(name for name, tiny in MODELS.items() if tiny.config()[1].model_type in PROVED)
 """Models whose tower is read and reduced."""
 
+KINDS = (
+    *("llava_onevision", "internvl", "gemma3", "gemma4", "smolvlm", "mistral3", "ministral3"),
+    *("glm4v", "glm_ocr", "paddleocr_vl", "lfm2_vl"),
+)
+"""Beside `families.FAMILIES`, which every test runs for: one model of every other kind of tower and projector."""
+
 
 class Reading(Scorer):
     """Reads signals and remembers what it got."""
@@ -82,6 +88,9 @@ class Weights:
 
     def received(self, block: int, batch: Mapping[str, Tensor]) -> Tensor:
         """``[patches]``; a column of the matrix of a whole frame, of which windows are blocks."""
+        if (asks := _asks(batch)) is not None:
+            (piece,) = self.pieces[block]
+            return ((piece * asks[..., None]).sum(1) / asks.sum(1, keepdim=True)).flatten()
         total = torch.cat([piece.sum(1)[:, self.tower.prefix :].flatten() for piece in self.pieces[block]])
         if (frames := self._frames(batch)) is not None:
             return total / torch.tensor([size for size in frames for _ in range(size)])
@@ -95,6 +104,13 @@ class Weights:
             patch: Any = self.tower.module.config.patch_size  # type: ignore[union-attr]
             return [h // patch * (w // patch) for h, w in batch["image_sizes"].tolist()]
         return None
+
+
+def _asks(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """``[R, n]`` float, 0 on patches that pad a row; None where nothing does."""
+    if "spatial_shapes" in batch:
+        return batch["pixel_attention_mask"].float()
+    return (batch["image_position_ids"] >= 0).all(-1).float() if "image_position_ids" in batch else None
 
 
 def makeup(model: Any, tower: Tower, batch: Mapping[str, Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from families import FAMILIES, Row, build, inputs, row_inputs
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from towers import TOWERS, Weights, by_sample, makeup, reading
+from towers import KINDS, TOWERS, Weights, by_sample, makeup, reading
 
 import tokenprune as tp
 from tokenprune.core.needs import Needs, tower_signal
@@ -55,7 +55,7 @@ def test_they_are_those_of_eager_attention(family: str) -> None:
             assert (scorer.got[name][row, : len(own)] - own).abs().max() < TOLERANCE, name
 
 
-@pytest.mark.parametrize("family", TOWERS)
+@pytest.mark.parametrize("family", [*FAMILIES, *KINDS])
 def test_keys_and_hidden_states_are_those_of_the_block(family: str) -> None:
     model = build(family)
     batch = inputs(family, model)

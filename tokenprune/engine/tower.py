@@ -184,7 +184,9 @@ class TowerTaps:
         copies = max(1, len(tokens.total) // (pictured.batch or len(tokens.total)))
         flat = [grid for sample in prompt.grids[::copies] for grid in sample]
         call = VisionCall(run.grid, pictured.sizes)
-        each = self.anatomy.adapter.to_tokens(base, self.tower, patches.to(tokens.hidden.device), flat, call)
+        patches = patches.to(tokens.hidden.device)
+        patches = patches if run.real is None else patches[run.real.to(patches.device)]
+        each = self.anatomy.adapter.to_tokens(base, self.tower, patches, flat, call)
         total = list(tokens.total[::copies])
         if len(each) != sum(total):
             raise InputError(
@@ -207,7 +209,7 @@ class TowerTaps:
             signals: dict[str, Callable[[], Tensor]] = {
                 "keys": call.keys,
                 "class_attention": lambda: class_attention(call),
-                "received_attention": lambda: received_attention(call, pictures()),
+                "received_attention": lambda: received_attention(call, pictures(), run.real),
             }
             for name, signal in wanted.items():
                 if signal in signals:

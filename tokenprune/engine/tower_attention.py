@@ -56,7 +56,9 @@ class BlockCall:
         """Queries and keys ``[R, n, H, d]`` as the block compares them: with rotary embedding, where it has one."""
         q, k = self.queries(), self.keys()
         rope = self.arguments.get("position_embeddings")
-        return (q, k) if rope is None else _rotary(self.attention)(q, k, *rope)
+        if rope is not None:
+            q, k = _rotary(self.attention, self.arguments)(q, k, *rope)
+        return q, k.repeat_interleave(q.shape[-2] // k.shape[-2], -2) if q.shape[-2] > k.shape[-2] else k
 
     def lengths(self) -> list[int] | None:
         """How many tokens see each other, stretch by stretch of a packed sequence; None where it is not packed so."""
@@ -66,7 +68,6 @@ class BlockCall:
         return None
 
     def _heads(self, which: str) -> Tensor:
-        heads = _head_count(self.attention)
         norm, projection = self.projected.get(f"{which}_norm"), self.projected.get(which)
         rows = projection if norm is None else norm
         if rows is None:
@@ -74,10 +75,13 @@ class BlockCall:
                 f"{type(self.attention).__name__} ran without calling its projections (a fused kernel?): "
                 "signals of the vision tower cannot be read"
             )
+        size = getattr(self.attention, "head_dim", None)
+        if not isinstance(size, int):
+            size = rows.shape[-1] // _head_count(self.attention)
         if projection is not None and rows.dim() > projection.dim():  # a norm behind the split into heads
-            rows = rows if rows.shape[-2] == heads else rows.transpose(-2, -3)
+            rows = rows if rows.shape[-2] * size == projection.shape[-1] else rows.transpose(-2, -3)
         else:
-            rows = rows.unflatten(-1, (heads, -1))
+            rows = rows.unflatten(-1, (-1, size))
         return rows if rows.dim() == 4 else rows[None]
 
 
@@ -134,18 +138,22 @@ def class_attention(call: BlockCall) -> Tensor:
     return rows.softmax(-1).mean(1)
 
 
-def received_attention(call: BlockCall, pictures: Sequence[int] | None) -> Tensor:
+def received_attention(call: BlockCall, pictures: Sequence[int] | None, real: Tensor | None = None) -> Tensor:
     """``[R, n]`` float32: the attention that each token gets, mean over heads and over the tokens of its picture.
 
     Args:
         call: of the block.
         pictures: lengths of the pictures of a packed sequence, in order; None: each row is one, or the stretches that
             see each other are.
+        real: ``[patches]`` index of those that are no padding, in rows that are padded; None: all.
     """
     q, k = call.turned()
     lengths = call.lengths()
     mask = call.arguments.get("attention_mask")
     mask = mask if isinstance(mask, Tensor) and mask.dim() == 4 else None
+    if real is not None:
+        asks = torch.zeros(q.shape[:2].numel(), device=q.device).index_fill(0, real.to(q.device), 1.0).view(q.shape[:2])
+        return _received(q, k, call.scale, mask, asks) / asks.sum(1, keepdim=True).clamp(min=1)
     if lengths is None:
         total = _received(q, k, call.scale, mask)
     else:
@@ -155,8 +163,11 @@ def received_attention(call: BlockCall, pictures: Sequence[int] | None) -> Tenso
     return total / _population(pictures or lengths, total, mask)
 
 
-def _received(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor:
-    """``[R, n]`` sums of the columns of the attention matrices, mean over heads, a bounded block of them at a time."""
+def _received(q: Tensor, k: Tensor, scale: float, mask: Tensor | None, asks: Tensor | None = None) -> Tensor:
+    """``[R, n]`` sums of the columns of the attention matrices, mean over heads, a bounded block of them at a time.
+
+    `asks` ``[R, n]`` weighs the rows: 0 on padding.
+    """
     rows, n, heads, _ = q.shape
     total = torch.zeros(rows, n, dtype=torch.float32, device=q.device)
     some = max(1, AT_ONCE // (heads * n * n))
@@ -168,7 +179,8 @@ def _received(q: Tensor, k: Tensor, scale: float, mask: Tensor | None) -> Tensor
             logits = (q[own, start : start + step].transpose(1, 2) @ keys).float() * scale
             if mask is not None:
                 logits = _masked(logits, (mask[own] if mask.shape[0] > 1 else mask)[:, :, start : start + step])
-            total[own] += logits.softmax(-1).mean(1).sum(1)
+            each = logits.softmax(-1).mean(1)
+            total[own] += (each if asks is None else each * asks[own, start : start + step, None]).sum(1)
     return total
 
 
@@ -213,9 +225,12 @@ def _head_count(attention: Any) -> int:
     raise UnsupportedModelError(f"{type(attention).__name__} does not say how many heads it has")
 
 
-def _rotary(attention: nn.Module) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The family's own rotary embedding of queries and keys ``[R, n, H, d]``."""
+def _rotary(attention: nn.Module, arguments: dict[str, Any]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The family's own rotary embedding of queries and keys ``[R, n, H, d]``, in a call with these arguments."""
     names = vars(sys.modules[type(attention).__module__])
+    if turn := names.get("apply_multidimensional_rope"):
+        places = arguments["position_ids"]
+        return lambda q, k, cos, sin: (turn(q, cos, sin, places), turn(k, cos, sin, places))
     if apply := names.get("apply_rotary_pos_emb_vision"):
         return apply  # type: ignore[no-any-return, unused-ignore]
     apply = names.get("apply_rotary_pos_emb")

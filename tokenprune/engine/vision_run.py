@@ -25,19 +25,27 @@ class Run:
     """One run of a tower."""
 
     grid: Tensor | None
-    """``[pictures, 3]`` frames, rows and columns of patches, whose pictures stand in one sequence; None where each is a
-    row of its own."""
+    """``[pictures, 3]`` frames, rows and columns of patches; None where the tower is not told them."""
     pixels: Any = None
     """What it was called with."""
+    real: Tensor | None = None
+    """``[patches]`` index, picture behind picture, of the real patches in rows that are padded to the most; None where
+    pictures are not rows, or nothing is padding."""
     values: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     """Signals by name, ``[patches, ...]`` of all its pictures, computed when a prompt asks for them."""
     reduction: Reduction | None = None
     """What stages have made of it."""
 
+    @property
+    def packed(self) -> bool:
+        """Whether all pictures stand in one sequence; else each is a row."""
+        return self.grid is not None and self.real is None
+
     def pictures(self) -> list[int] | None:
         """Patches of each frame, in order; None where nothing is packed."""
-        if self.grid is None:
+        if not self.packed:
             return None
+        assert self.grid is not None
         return [rows * columns for frames, rows, columns in self.grid.tolist() for _ in range(frames)]
 
 
@@ -54,7 +62,26 @@ def run_of(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
         patch = _patch_sides(tower)
         assert patch is not None
         return Run(torch.tensor([(1, rows // patch[0], columns // patch[1]) for rows, columns in sizes]), pixels)
+    if isinstance(shapes := call.get("spatial_shapes"), Tensor):  # Siglip 2's: rows of patches, in raster order
+        assert isinstance(pixels, Tensor)
+        index, shapes = torch.arange(pixels.shape[1]), shapes.cpu()
+        places = torch.stack([index % shapes[:, 1:], index // shapes[:, 1:]], -1)
+        places[index >= shapes.prod(1, keepdim=True)] = -1
+        return _padded(places, pixels)
+    if isinstance(given := call.get("pixel_position_ids"), Tensor):  # Gemma 4's
+        return _padded(given.cpu(), pixels)
     return Run(None, pixels)
+
+
+def _padded(places: Tensor, pixels: Any) -> Run:
+    """A run over rows of patches, from the column and row ``[R, n, 2]`` of each; -1 on padding."""
+    columns, rows = places.unbind(-1)
+    order = (rows * (1 + columns.max()) + columns).masked_fill(rows < 0, torch.iinfo(torch.int64).max)
+    counts = (rows >= 0).sum(1).tolist()
+    first = range(0, places.shape[0] * places.shape[1], places.shape[1])
+    each = [start + own.argsort()[:count] for start, own, count in zip(first, order, counts, strict=True)]
+    grid = torch.stack([torch.ones_like(rows[:, 0]), rows.amax(1) + 1, columns.amax(1) + 1], 1)
+    return Run(grid, pixels, torch.cat(each))
 
 
 class Pictured:
@@ -118,6 +145,8 @@ class Reduction:
     """Whether all pictures stand in one sequence, ``[n, D]`` or ``[1, n, D]``."""
     rows: Tensor | None = None
     """Rows of the sequence that the blocks run on, ``[n]`` of a packed one, else ``[R, n]``; None: all."""
+    filled: Tensor | None = None
+    """``[R, n]`` bool, rows that fill up a picture of fewer tokens, which nobody may see; None where there are none."""
     levels: list[Level] = field(default_factory=list)
     gone: dict[int, Tensor] = field(default_factory=dict)
     """For each stage by number, ``[patches, 2]`` float32: 1 where a patch is no longer there; what it stands for."""
@@ -136,11 +165,13 @@ class Reduction:
         front = like[:, : self.tower.prefix]
         return torch.cat([front, patches.unflatten(0, (like.shape[0], -1))], dim=1)
 
-    def biases(self) -> Tensor:
+    def biases(self) -> Tensor | None:
         """``[R, n]`` what is added to the attention that each row of the sequence gets; 0 in front of patches."""
         tokens = self.tokens
-        assert tokens.bias is not None and self.rows is not None
-        each = torch.zeros(self.units.numel(), device=tokens.bias.device)
+        if tokens.bias is None:
+            return None
+        assert self.rows is not None
+        each = torch.zeros(len(self.gone[max(self.gone)]), device=tokens.bias.device)
         each[self.units[tokens.slot[tokens.valid]]] = tokens.bias[tokens.valid][:, None]
         if self.packed:
             return each[self.rows][None]
@@ -179,7 +210,7 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
     side, device = tower.side, hidden.device
     if run.grid is not None:
         grids: list[Grid] = [(t, h // side, w // side) for t, h, w in run.grid.tolist()]
-        count = hidden.shape[-2]
+        count = hidden.shape[-2] if run.real is None else len(run.real)
     else:
         each = hidden.shape[1] - tower.prefix
         grids = [_picture(tower, each, run.pixels)] * hidden.shape[0]
@@ -188,6 +219,7 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
     if sum(sizes) * side**2 != count:
         raise InputError(f"{type(tower.module).__name__}: {count} patches are no whole pictures of {grids}")
     units = reorder(tower.units(grids).to(device), run.grid)
+    units = units if run.real is None else run.real.to(device)[units]
     most = max(sizes)
     index = torch.arange(most, device=device).expand(len(sizes), -1)
     counted = torch.tensor(sizes, device=device)
@@ -208,7 +240,7 @@ def begin(tower: Tower, hidden: Tensor, run: Run, reorder: Callable[[Tensor, Ten
         total=sizes,
         grids=each_grid,
     )
-    return Reduction(tower, units, tokens, packed=run.grid is not None)
+    return Reduction(tower, units, tokens, packed=run.packed)
 
 
 def _picture(tower: Tower, patches: int, pixels: Any) -> Grid:

@@ -119,11 +119,9 @@ class VisionStages:
         if name in ("cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k") and isinstance(value, Tensor):
             return torch.unique_consecutive(torch.searchsorted(rows, value.to(rows.dtype)).to(value.dtype))
         if name == "position_embeddings" and value is not None:
-            if rows.dim() > 1:
-                raise UnsupportedModelError(
-                    f"{type(self.tower.module).__name__}: stages inside a tower of this kind are not supported yet"
-                )
-            return tuple(each[rows] for each in value)
+            return tuple(each[rows] if rows.dim() == 1 else _take(each, rows) for each in value)
+        if name == "position_ids" and isinstance(value, Tensor):
+            return value[rows] if rows.dim() == 1 else _take(value, rows)
         if name == "attention_mask" and isinstance(value, Tensor):
             return _take_pairs(value, rows)
         return value
@@ -137,22 +135,23 @@ class VisionStages:
         if run is None or run.rows is None or run.full is None:
             return None
         hidden = output[0] if isinstance(output, tuple) else output
+        if run.filled is not None:
+            hidden = torch.where(run.filled[..., None], _take(run.full, run.rows), hidden)
         full = run.restored(_put(run.full, run.rows, hidden))
         run.full = None
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _biased(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         run = self._reduction()
-        if run is None or run.tokens.bias is None or run.rows is None:
+        if run is None or run.rows is None or (run.tokens.bias is None and run.filled is None):
             return None
         implementation = str(getattr(getattr(attention, "config", None), "_attn_implementation", "sdpa"))
         if implementation not in ("sdpa", "eager"):
-            raise UnsupportedModelError(
-                f"a rectifier inside the tower needs sdpa or eager attention, not {implementation}"
-            )
+            what = "a rectifier" if run.tokens.bias is not None else "pictures of several sizes"
+            raise UnsupportedModelError(f"{what} inside the tower needs sdpa or eager attention, not {implementation}")
         hidden = args[0] if args else kwargs["hidden_states"]
         call = bound(attention, args, kwargs)
-        call["attention_mask"] = _with_bias(call.get("attention_mask"), run.biases(), hidden.dtype)
+        call["attention_mask"] = _with_bias(call.get("attention_mask"), run, hidden.dtype)
         return (), call
 
     # ---------------------------------------------------------------- stages
@@ -205,10 +204,18 @@ class VisionStages:
         assert run.full is not None
         if run.packed:
             return there.nonzero().flatten()
-        if len(set(run.tokens.sizes)) > 1:
-            raise InputError(f"{stage.name} ({stage.place}): pictures of one batch must keep equally many tokens")
-        pictures, prefix = run.full.shape[0], self.tower.prefix
-        columns = there.view(pictures, -1).nonzero()[:, 1].view(pictures, -1) + prefix
+        pictures, prefix, counts = run.full.shape[0], self.tower.prefix, run.tokens.sizes
+        if len(set(counts)) > 1:
+            if not all(takes(each, "attention_mask") for each in self.tower.attentions):
+                raise InputError(f"{stage.name} ({stage.place}): pictures of one batch must keep equally many tokens")
+            most, area = max(counts) * self.tower.side**2, self.tower.side**2
+            columns = (~there.view(pictures, -1)).int().argsort(dim=1, stable=True)[:, :most] + prefix
+            own = torch.tensor(counts, device=columns.device)[:, None] * area
+            filled = torch.arange(most, device=columns.device) >= own
+            run.filled = torch.nn.functional.pad(filled, (prefix, 0))
+        else:
+            run.filled = None
+            columns = there.view(pictures, -1).nonzero()[:, 1].view(pictures, -1) + prefix
         front = torch.arange(prefix, device=columns.device).expand(pictures, -1)
         return torch.cat([front, columns], dim=1)
 
@@ -225,14 +232,23 @@ def _take(hidden: Tensor, rows: Tensor) -> Tensor:
     return hidden.gather(1, rows[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def _with_bias(mask: Any, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """`mask`, if there is one, as numbers of `dtype`, with biases ``[R, n]`` of keys."""
-    added = bias[:, None, None].to(dtype)
-    if not isinstance(mask, Tensor):
+def _with_bias(mask: Any, run: Reduction, dtype: torch.dtype) -> Tensor:
+    """`mask`, if there is one, as numbers of `dtype`, with biases of keys and without rows that fill up."""
+    lowest, bias = torch.finfo(dtype).min, run.biases()
+    if isinstance(mask, Tensor) and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)
+    added = None if bias is None else bias[:, None, None].to(dtype)
+    if isinstance(mask, Tensor):
+        added = mask if added is None else mask + added
+    if run.filled is None:
+        assert added is not None
         return added
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    return mask + added
+    hidden = run.filled[:, None, None]
+    return (
+        torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, lowest)
+        if added is None
+        else added.masked_fill(hidden, lowest)
+    )
 
 
 def _take_pairs(mask: Tensor, rows: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ PROVED = frozenset(
         *("llava", "llava_next", "llava_next_video", "llava_onevision", "vipllava", "video_llava"),
         *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
         *("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "paddleocr_vl", "kimi_k25"),
-        *("internvl", "gemma3", "paligemma", "aya_vision", "cohere2_vision", "idefics3", "smolvlm"),
+        *("internvl", "gemma3", "gemma4", "paligemma", "aya_vision", "cohere2_vision", "idefics3", "smolvlm"),
         *("mistral3", "lighton_ocr", "glm4v", "glm46v", "glm4v_moe", "glm_ocr"),
-        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "ovis2"),
+        *("deepseek_vl", "deepseek_vl_hybrid", "janus", "ovis2", "lfm2_vl"),
     }
 )
 """Families whose order of patches tests hold against eager attention: a wrong order would be wrong in silence."""
@@ -36,7 +36,14 @@ PROVED = frozenset(
 PROJECTIONS = (("q_proj", "k_proj"), ("query", "key"), ("q", "k"), ("qkv",), ("in_proj_qkv",))
 """Names under which attention modules hold the projections of queries and keys, apart or fused."""
 
-_ALONG = ("spatial_merge_size", "merge_kernel_size", "downsample_factor", "scale_factor", "hidden_stride")
+_ALONG = (
+    "spatial_merge_size",
+    "merge_kernel_size",
+    "downsample_factor",
+    "scale_factor",
+    "hidden_stride",
+    "pooling_kernel_size",
+)
 """What configurations call the number of patches along a side of a vision token."""
 
 _SPECIAL = ("class_embedding", "cls_token", "distillation_token", "register_tokens")
