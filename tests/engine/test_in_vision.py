@@ -8,6 +8,7 @@ import pytest
 import torch
 from double import Double, doubled
 from families import FAMILIES, MODELS, Row, build, inputs, row_inputs, vision_mask
+from family_models.tiny import VIDEO, VISION_END, VISION_START
 from hidden_patches import gone_of, hidden_patches, inside, later
 from pruned import TOLERANCE, worst
 from reference import Stage as Hidden
@@ -84,6 +85,24 @@ def test_tiles_with_hidden_patches() -> None:
         unmasked, _ = differences(model, eager, batch)
         assert not torch.equal(model(**batch).logits, model(**batch, pixel_attention_mask=shown).logits)
     assert max(difference, unmasked) < 1e-12 < without / 1e9
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@torch.no_grad()
+def test_frames_of_a_video(family: str) -> None:
+    """Three frames of one grid, which see themselves alone in the tower; a stage counts over all of them."""
+    model, eager = (exact(family, attention) for attention in ("sdpa", "eager"))
+    ids = torch.tensor([[1, 5, VISION_START, *[VIDEO] * 48, VISION_END, 7, 8, 9]])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "mm_token_type_ids": 2 * (ids == VIDEO).long(),
+        "pixel_values_videos": torch.randn(3 * 64, 96, generator=torch.Generator().manual_seed(0)).double(),
+        "video_grid_thw": torch.tensor([[3, 8, 8]]),
+    }
+    with Double():
+        difference, without = differences(model, eager, batch)
+    assert difference < 1e-12 < without / 1e9
 
 
 def exact(family: str, attention: Any) -> Any:
