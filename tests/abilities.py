@@ -13,7 +13,9 @@ from pathlib import Path
 
 import matrix
 import torch
+from double import Double, doubled
 from families import CACHE, Row, inputs, next_turn, ragged_rows, row_inputs, vision_mask
+from hidden_patches import differences, exact
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference
@@ -162,6 +164,14 @@ def bench(family: str) -> None:
     assert attached.report.total == (pictures.tokens,) * 2
 
 
+def inside_the_tower(family: str) -> None:
+    """Stages inside the vision tower equal the masked reference of tower and decoder, in float64."""
+    model, eager = (exact(family, attention) for attention in ("sdpa", "eager"))
+    with torch.no_grad(), Double():
+        difference, without = differences(model, eager, doubled(inputs(family, model)))
+    assert difference < 1e-12 < without / 1e9
+
+
 CHECKS: dict[str, Callable[[str], None]] = {
     **{name: partial(matrix.run, cell) for name, cell in matrix.ABILITIES.items()},
     "keep 1.0": everything_kept,
@@ -169,6 +179,7 @@ CHECKS: dict[str, Callable[[str], None]] = {
     "second turn": second_turn,
     "prompt lookup": prompt_lookup,
     "renumber": renumbered,
+    "in the tower": inside_the_tower,
     "ledger": ledger,
     "bench": bench,
 }

@@ -12,9 +12,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from families import build, vision_mask
+from reference import Stage as Hidden
+from reference import masked_reference, pruned_difference
 from torch import Tensor
 
+import tokenprune as tp
 from tokenprune.core.place import Place
+from tokenprune.families.anatomy import anatomy
 from tokenprune.families.tower import Tower
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler
@@ -70,3 +75,35 @@ def gone_of(attached: Any) -> dict[int, Tensor]:
     stages = attached.engine.tower.stages
     reduction = attached.engine.now.tower.runs[0].reduction
     return {block: reduction.gone[numbers[-1]][:, 0] for block, numbers in stages.at.items()}
+
+
+def exact(family: str, attention: Any) -> Any:
+    """A model in float64, of few decoder layers."""
+    model = build(family, attention=attention, layers=4).double()
+    model.set_experts_implementation("eager")  # grouped products have no float64
+    return model
+
+
+def differences(model: Any, eager: Any, batch: dict[str, Any]) -> tuple[float, float]:
+    """Two stages in the tower, one in the decoder behind them: how far the logits are from the reference.
+
+    First of one whose tower and decoder hide what is gone, then of one whose decoder alone does.
+    """
+    stages = [inside(1, 0.8), inside(2, 0.5), later(3, 0.2)]
+    if anatomy(model).adapter.tower_parts(model.base_model).last == 1:
+        stages = [inside(0, 0.8), inside(1, 0.5), later(3, 0.2)]
+    with tp.attach(model, tp.Pipeline(stages)) as attached:
+        reduced = model(**batch).logits
+        report, gone = attached.report, gone_of(attached)
+    assert [stage.layer for stage in report.stages] == [None, None, 3]
+    vision = vision_mask(model, batch["input_ids"])
+    kept = [stage.kept for stage in report.stages]
+    assert max(report.stages[0].sizes) > max(report.stages[1].sizes) > max(report.stages[2].sizes)
+    tower = anatomy(eager).adapter.tower_parts(eager.base_model)
+    hidden = [Hidden(0, kept[1]), Hidden(3, kept[2])]
+    with masked_reference(eager, vision, hidden):
+        with hidden_patches(tower, gone):
+            reference = eager(**batch).logits
+        without = eager(**batch).logits
+    compared = vision, batch["attention_mask"], kept[2]
+    return pruned_difference(reduced, reference, *compared), pruned_difference(reduced, without, *compared)

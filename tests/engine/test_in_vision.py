@@ -9,12 +9,12 @@ import torch
 from double import Double, doubled
 from families import FAMILIES, MODELS, Row, build, inputs, row_inputs, vision_mask
 from family_models.tiny import VIDEO, VISION_END, VISION_START
-from hidden_patches import gone_of, hidden_patches, inside, later
+from hidden_patches import differences, exact, gone_of, hidden_patches, inside
 from pruned import TOLERANCE, worst
 from reference import Stage as Hidden
 from reference import generate_logits, masked_reference, pruned_difference
 from torch import nn
-from towers import KINDS, TOWERS
+from towers import KINDS
 
 import tokenprune as tp
 from tokenprune.core.place import Place
@@ -28,48 +28,17 @@ from tokenprune.parts.scorers.features import NormScorer
 from tokenprune.stage import Stage
 
 
-def differences(model: Any, eager: Any, batch: dict[str, Any]) -> tuple[float, float]:
-    """Two stages in the tower, one in the decoder behind them: how far the logits are from the reference.
-
-    First of one whose tower and decoder hide what is gone, then of one whose decoder alone does.
-    """
-    stages = [inside(1, 0.8), inside(2, 0.5), later(3, 0.2)]
-    if anatomy(model).adapter.tower_parts(model.base_model).last == 1:
-        stages = [inside(0, 0.8), inside(1, 0.5), later(3, 0.2)]
-    with tp.attach(model, tp.Pipeline(stages)) as attached:
-        reduced = model(**batch).logits
-        report, gone = attached.report, gone_of(attached)
-    assert [stage.layer for stage in report.stages] == [None, None, 3]
-    vision = vision_mask(model, batch["input_ids"])
-    kept = [stage.kept for stage in report.stages]
-    assert max(report.stages[0].sizes) > max(report.stages[1].sizes) > max(report.stages[2].sizes)
-    tower = anatomy(eager).adapter.tower_parts(eager.base_model)
-    hidden = [Hidden(0, kept[1]), Hidden(3, kept[2])]
-    with masked_reference(eager, vision, hidden):
-        with hidden_patches(tower, gone):
-            reference = eager(**batch).logits
-        without = eager(**batch).logits
-    compared = vision, batch["attention_mask"], kept[2]
-    return pruned_difference(reduced, reference, *compared), pruned_difference(reduced, without, *compared)
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_a_forward_equals_the_masked_reference(family: str, attention: Any) -> None:
+    """In float32 what is left is rounding: as much as between the untouched model's own kernels, some 3e-6.
+
+    All families are exact in float64: `abilities.inside_the_tower`.
+    """
     model, eager = build(family, attention=attention), build(family, attention="eager")
     difference, without = differences(model, eager, inputs(family, model))
     assert difference < TOLERANCE < without / 100
-
-
-@pytest.mark.parametrize("family", TOWERS)
-@torch.no_grad()
-def test_in_float64_it_is_exact(family: str) -> None:
-    """So what is left in float32 is rounding: as much as between the untouched model's own kernels, some 3e-6."""
-    model, eager = (exact(family, attention) for attention in ("sdpa", "eager"))
-    with Double():
-        difference, without = differences(model, eager, doubled(inputs(family, model)))
-    assert difference < 1e-12 < without / 1e9
 
 
 @torch.no_grad()
@@ -103,13 +72,6 @@ def test_frames_of_a_video(family: str) -> None:
     with Double():
         difference, without = differences(model, eager, batch)
     assert difference < 1e-12 < without / 1e9
-
-
-def exact(family: str, attention: Any) -> Any:
-    """A model in float64, of few decoder layers."""
-    model = build(family, attention=attention, layers=4).double()
-    model.set_experts_implementation("eager")  # grouped products have no float64
-    return model
 
 
 class Merging:

@@ -136,6 +136,41 @@ def test_a_dropped_patch_keeps_its_state(kind: str) -> None:
     assert torch.equal(output_of(model, pixels(kind)), untouched)
 
 
+@torch.no_grad()
+def test_pictures_of_several_sizes_in_padded_rows() -> None:
+    """Siglip 2: shorter pictures are filled up by dropped rows, which nobody sees and which keep their state."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = tf.Siglip2VisionConfig(**sizes, num_patches=16, patch_size=4, vision_use_head=False)
+    models = []
+    for attention in ("sdpa", "eager"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            models.append(tf.Siglip2VisionModel._from_config(config, attn_implementation=attention).eval())
+    model, eager = models
+    shapes, random = torch.tensor([[4, 6], [3, 4]]), torch.Generator().manual_seed(0)
+    shown = torch.arange(30) < shapes.prod(1, keepdim=True)
+    batch = {"pixel_values": torch.randn(2, 30, 48, generator=random), "spatial_shapes": shapes}
+    batch["pixel_attention_mask"] = shown.long()
+    tower, states = find_tower(model), {}
+    handles = [
+        tower.blocks[0].register_forward_hook(lambda m, args, output: states.update(before=output)),
+        tower.blocks[2].register_forward_hook(lambda m, args, output: states.update(last=output)),
+    ]
+    with tp.attach_vision(model, tp.Pipeline([inside(1, 0.5)])) as attached:
+        reduced = model(**batch).last_hidden_state
+        assert attached.stages[0].sizes == (12, 6)
+        reduction: Any = attached._run.reduction  # type: ignore[union-attr]
+    for handle in handles:
+        handle.remove()
+    gone = reduction.gone[0][:, 0]
+    there = gone.view(2, 30) == 0
+    assert there.sum(1).tolist() == [12, 6] and not (there & ~shown).any()
+    with hidden_patches(find_tower(eager), {1: gone}):
+        expected = eager(**batch).last_hidden_state
+    assert (reduced - expected)[there].abs().max() < TOLERANCE
+    assert torch.equal(states["last"][~there], states["before"][~there])
+
+
 def test_blocks_run_on_fewer_patches() -> None:
     """Recorded hidden states have every patch; the blocks themselves have not."""
     model = plain("clip")
