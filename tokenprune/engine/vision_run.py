@@ -55,15 +55,13 @@ def run_of(tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
     pixels = args[0] if args else kwargs.get("pixel_values")
     if isinstance(grid := call.get("grid_thw"), Tensor):
         return Run(grid, pixels)
-    if takes(tower, "image_sizes"):  # Pixtral's, which packs pictures of pixels
+    patch = _patch_sides(tower)
+    if takes(tower, "image_sizes") and isinstance(pixels, Tensor) and patch is not None:  # Pixtral's
         sizes = call.get("image_sizes")
-        assert isinstance(pixels, Tensor)
         sizes = [pixels.shape[2:]] * len(pixels) if sizes is None else torch.as_tensor(sizes).tolist()
-        patch = _patch_sides(tower)
-        assert patch is not None
         return Run(torch.tensor([(1, rows // patch[0], columns // patch[1]) for rows, columns in sizes]), pixels)
-    if isinstance(shapes := call.get("spatial_shapes"), Tensor):  # Siglip 2's: rows of patches, in raster order
-        assert isinstance(pixels, Tensor)
+    shapes = call.get("spatial_shapes")
+    if isinstance(shapes, Tensor) and isinstance(pixels, Tensor):  # Siglip 2's: rows of patches, in raster order
         index, shapes = torch.arange(pixels.shape[1]), shapes.cpu()
         places = torch.stack([index % shapes[:, 1:], index // shapes[:, 1:]], -1)
         places[index >= shapes.prod(1, keepdim=True)] = -1
