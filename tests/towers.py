@@ -1,4 +1,4 @@
-"""What the tests of vision towers share: a part that reads signals and remembers what it got."""
+"""What the tests of vision towers share: recipes that need one, and a part that remembers what signals it got."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.base import Scorer
+from tokenprune.recipe import list_recipes, load_recipe
 from tokenprune.stage import Stage
+
+_STAGES = {name: load_recipe(name).build_stages() for name in list_recipes()}
+INSIDE = [name for name, stages in _STAGES.items() if any(stage.place.kind == "in_vision" for stage in stages)]
+"""Recipes with stages inside the tower: they take no budget, and the ledger does not count them."""
+READING = [name for name, stages in _STAGES.items() if any(stage.reads.tower for stage in stages)]
+"""Recipes that read signals of the tower."""
 
 
 class Reading(Scorer):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import plain
 from numpy.typing import NDArray
-from parts import after_vision, by_layers, by_tower
+from parts import after_vision, by_layers, by_tower, inside
 
 Array = NDArray[np.float64]
 
@@ -152,6 +152,8 @@ GOLDEN = (
     # SparseVLM as in the paper, and its first release: the rank of the attention decides.
     Golden("sparsevlm", (3, 7, 16), None, None),
     Golden("sparsevlm-v1", (3, 7, 16, 20), None, None, renumbers=True),
+    # Inside the vision tower.
+    Golden("ailurus", (0,), (288,), 288.0, reference=inside.ailurus),
     # After vision, by features and question.
     Golden("divprune", (0,), (56,), 56.0, reference=after_vision.divprune),
     Golden("otprune", (0,), (56,), 56.0, reference=after_vision.otprune),

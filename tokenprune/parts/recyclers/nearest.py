@@ -12,8 +12,10 @@ from tokenprune.core.merge import Merge
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Grid, Tokens
 from tokenprune.core.video import frame_numbers
-from tokenprune.parts.limits import Share
+from tokenprune.errors import InputError
+from tokenprune.parts.limits import Share, Window
 from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.surroundings import in_surroundings
 from tokenprune.parts.work import Work
 
 
@@ -30,6 +32,8 @@ class NearestRecycler(Recycler):
             less (FastVID's β).
         within: tokens may join any survivor of the ``sample``, those of their ``frame``, or the latest one at their
             ``place`` in an earlier frame (a static token over time, PruneVid). Who finds none is dropped.
+        window: with ``sample``, tokens prefer survivors among so many tokens that lie nearest on the picture, where how
+            unlike they are weighs the less the nearer they lie (AiluRus's λ); None: it does not matter where.
     """
 
     def __init__(
@@ -38,12 +42,16 @@ class NearestRecycler(Recycler):
         average: Literal["mean", "mass", "blend"] = "mean",
         own: Share = 0.6,
         within: Literal["sample", "frame", "place"] = "sample",
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         self.average = average
         self.own = own
         self.within = within
+        self.window = window
         self.check()
+        if window is not None and within != "sample":
+            raise InputError(f"recycler 'nearest': a window of {window} goes with within: sample, not {within}")
 
     def added(self, dropped: int) -> int:
         return 0
@@ -60,7 +68,7 @@ class NearestRecycler(Recycler):
         padded = ops.ragged(counts)
         at = kept.clamp(min=0) if padded else kept
         real = kept >= 0
-        apart = self._apart(tokens, at).masked_fill(~real.unsqueeze(1), torch.inf)
+        apart = self._apart(tokens, at, real).masked_fill(~real.unsqueeze(1), torch.inf)
         number = torch.arange(kept.shape[1], device=kept.device)
         joins = ops.put_(apart.argmin(-1), at, number.expand_as(at), real)  # a survivor joins itself
         finds = apart.gather(2, joins.unsqueeze(-1)).squeeze(-1).isfinite() | ops.mask_of(kept, n, padded=padded)
@@ -79,10 +87,10 @@ class NearestRecycler(Recycler):
 
     @property
     def reads(self) -> Needs:
-        return Needs(grid=self.within != "sample")
+        return Needs(grid=self.within != "sample" or self.window is not None)
 
-    def _apart(self, tokens: Tokens, at: Tensor) -> Tensor:
-        """``[B, N, K]`` how far each token is from each survivor; infinite where it may not join."""
+    def _apart(self, tokens: Tokens, at: Tensor, real: Tensor) -> Tensor:
+        """``[B, N, K]`` how far each token is from each survivor, infinite where it may not join; `real`: no pad."""
         if self.within == "place":
             place, frame = (transfer.upload(x, at.device) for x in place_table(tokens.grids))
             index = tokens.origin.clamp(min=0)
@@ -95,6 +103,9 @@ class NearestRecycler(Recycler):
         if self.within == "frame":
             frame = tokens.cell[..., 0]
             apart = apart.masked_fill(frame.unsqueeze(2) != frame.gather(1, at).unsqueeze(1), torch.inf)
+        if self.window is not None:
+            near = in_surroundings(apart, tokens, self.window, at).masked_fill(~real.unsqueeze(1), torch.inf)
+            apart = torch.where(near.isfinite().any(-1, keepdim=True), near, apart)
         return apart
 
     def _weights(self, member: Tensor, at: Tensor, mass: Tensor) -> Tensor:
