@@ -54,3 +54,18 @@ def ailurus_merge(x: Array, cells: Sequence[Cell], kept: Sequence[int], window: 
         target = min(around or kept, key=lambda k: (chord[k] * (near[i][k] if around else 1), k))
         joined[target].append(i)
     return {k: x[members].mean(0) for k, members in joined.items()}
+
+
+def tome(x: Array, sizes: Sequence[float], r: int) -> dict[int, tuple[Array, float]]:
+    """ToMe: of even and odd places, the `r` even tokens most like an odd one are added to it, weighted by their sizes.
+
+    What is left, by place: its state and its size.
+    """
+    even, odd = range(0, len(x), 2), range(1, len(x), 2)
+    partner = {a: max(odd, key=lambda b: (round(cosine(x[a], x[b]), 9), -b)) for a in even if odd}
+    goes = sorted(partner, key=lambda a: (-round(cosine(x[a], x[partner[a]]), 9), -a))[:r]
+    groups = {i: [i] for i in range(len(x)) if i not in goes}
+    for a in goes:
+        groups[partner[a]].append(a)
+    total = {i: sum(sizes[j] for j in group) for i, group in groups.items()}
+    return {i: (sum(sizes[j] * x[j] for j in group) / total[i], total[i]) for i, group in groups.items()}

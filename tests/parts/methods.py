@@ -153,6 +153,8 @@ GOLDEN = (
     Golden("sparsevlm", (3, 7, 16), None, None),
     Golden("sparsevlm-v1", (3, 7, 16, 20), None, None, renumbers=True),
     # Inside the vision tower.
+    Golden("tome", (0,) * 6, (512, 448, 384, 320, 256, 192), 192.0, reference=inside.tome),
+    Golden("tome", (0,) * 6, (512, 448, 384, 320, 256, 192), 192.0, variant="plain", reference=inside.tome),
     Golden("ailurus", (0,), (288,), 288.0, reference=inside.ailurus),
     # After vision, by features and question.
     Golden("divprune", (0,), (56,), 56.0, reference=after_vision.divprune),

@@ -94,6 +94,7 @@ WITH_ARGUMENTS: list[Part] = [
     PivotSampler(vision=1, text=0),
     *(NearestRecycler(average=a, within=w) for a, w in (("mass", "frame"), ("blend", "place"), ("blend", "sample"))),
     NearestRecycler(window=3),
+    NearestRecycler(average="mass", within="odd"),
     ImageGrouper(decay=0.5),
     FrameGrouper(by="score", temperature=0.1),
     FrameGrouper(by="curvature", temperature=0.7),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import plain_inside as plain
 import pytest
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.recyclers.nearest import NearestRecycler
-from tokenprune.parts.scorers.features import DensityPeaksScorer
+from tokenprune.parts.schedulers.fixed import FixedScheduler
+from tokenprune.parts.scorers.features import AlternateScorer, DensityPeaksScorer
+from tokenprune.stage import Stage
 
 examples = settings(max_examples=30)
 
@@ -52,6 +56,23 @@ def test_representatives_of_surroundings_take_in_what_is_dropped(
     expected = plain.ailurus_merge(array(tokens.hidden), cells, kept, window)
     assert np.allclose(array(left.hidden), [expected[k] for k in kept], atol=1e-5)
     assert left.mass.sum() == n
+
+
+@examples
+@given(pictures(), st.data())
+def test_tokens_at_even_places_are_merged_into_their_partners(tokens: Tokens, data: st.DataObject) -> None:
+    """Of the whole stage: who goes, where to, and what the rows and masses become."""
+    n = tokens.sizes[0]
+    r = data.draw(st.integers(0, n // 2))
+    mass = torch.randint(1, 5, (1, n), generator=torch.Generator().manual_seed(n)).float()
+    tokens = replace(tokens, mass=mass)
+    recycler = NearestRecycler(average="mass", within="odd")
+    stage = Stage(place=1, scorer=AlternateScorer(), scheduler=FixedScheduler(keep=n - r), recycler=recycler)
+    left = stage(tokens).tokens
+    expected = plain.tome(array(tokens.hidden), mass[0].tolist(), r)
+    assert left.origin[0].tolist() == tokens.origin[0, sorted(expected)].tolist()
+    assert np.allclose(array(left.hidden), [expected[i][0] for i in sorted(expected)], atol=1e-5)
+    assert left.mass[0].tolist() == [expected[i][1] for i in sorted(expected)]
 
 
 def test_equal_tokens_of_two_pictures_are_not_near() -> None:

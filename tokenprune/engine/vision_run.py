@@ -118,8 +118,11 @@ class Reduction:
         return self.full is not None and self.full.dim() == 2
 
     def patches(self, hidden: Tensor) -> Tensor:
-        """``[patches, D]`` of the whole sequence, a copy."""
-        return hidden.clone() if hidden.dim() == 2 else hidden[:, self.tower.prefix :].flatten(0, 1)
+        """``[patches, D]`` of the whole sequence, a copy: what leaves a block may be recorded elsewhere."""
+        if hidden.dim() == 2:
+            return hidden.clone()
+        own = hidden[:, self.tower.prefix :]
+        return own.clone(memory_format=torch.contiguous_format).flatten(0, 1)  # of one picture, flat alone is a view
 
     def whole(self, patches: Tensor, like: Tensor) -> Tensor:
         """The inverse of `patches`; what stands in front of them is that of `like`."""

@@ -30,8 +30,9 @@ class NearestRecycler(Recycler):
             state and the mean of what joins it (FastVID, HoliTom).
         own: with ``blend``, the survivor's own weight, or that of the plain mean if that is higher; higher moves it
             less (FastVID's β).
-        within: tokens may join any survivor of the ``sample``, those of their ``frame``, or the latest one at their
-            ``place`` in an earlier frame (a static token over time, PruneVid). Who finds none is dropped.
+        within: tokens may join any survivor of the ``sample``, those of their ``frame``, the latest one at their
+            ``place`` in an earlier frame (a static token over time, PruneVid), or those that came in at ``odd`` places
+            (ToMe, behind the scorer ``alternate``). Who finds none is dropped.
         window: with ``sample``, tokens prefer survivors among so many tokens that lie nearest on the picture, where how
             unlike they are weighs the less the nearer they lie (AiluRus's λ); None: it does not matter where.
     """
@@ -41,7 +42,7 @@ class NearestRecycler(Recycler):
         *,
         average: Literal["mean", "mass", "blend"] = "mean",
         own: Share = 0.6,
-        within: Literal["sample", "frame", "place"] = "sample",
+        within: Literal["sample", "frame", "place", "odd"] = "sample",
         window: Window | None = None,
     ) -> None:
         super().__init__()
@@ -87,7 +88,7 @@ class NearestRecycler(Recycler):
 
     @property
     def reads(self) -> Needs:
-        return Needs(grid=self.within != "sample" or self.window is not None)
+        return Needs(grid=self.within in ("frame", "place") or self.window is not None)
 
     def _apart(self, tokens: Tokens, at: Tensor, real: Tensor) -> Tensor:
         """``[B, N, K]`` how far each token is from each survivor, infinite where it may not join; `real`: no pad."""
@@ -103,6 +104,8 @@ class NearestRecycler(Recycler):
         if self.within == "frame":
             frame = tokens.cell[..., 0]
             apart = apart.masked_fill(frame.unsqueeze(2) != frame.gather(1, at).unsqueeze(1), torch.inf)
+        if self.within == "odd":
+            apart = apart.masked_fill((at % 2 == 0).unsqueeze(1), torch.inf)
         if self.window is not None:
             near = in_surroundings(apart, tokens, self.window, at).masked_fill(~real.unsqueeze(1), torch.inf)
             apart = torch.where(near.isfinite().any(-1, keepdim=True), near, apart)

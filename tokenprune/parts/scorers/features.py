@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -34,6 +35,26 @@ class NormScorer(Scorer):
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         length = tokens.hidden.float().norm(dim=-1)
         return tokens.only_valid(length if self.order == "high" else -length)
+
+
+class AlternateScorer(Scorer):
+    """How unlike a token at an even place is to the likest at an odd place; tokens at odd places are above all (ToMe).
+
+    With `top_k` the most redundant tokens of one half of the picture go, and `nearest` with ``within: odd`` adds each to
+    its partner of the other half: bipartite soft matching. Places count what comes in, from 0; likeness is the cosine
+    of hidden states. Below one half, a count takes tokens at odd places from the end as well.
+    """
+
+    def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
+        x = tokens.hidden.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else tokens.hidden
+        scores = torch.full_like(tokens.mass, 3.0, dtype=torch.float32)  # 1 - cosine is at most 2
+        if x.shape[1] > 1:
+            alike = gram.cosines(x[:, ::2], x[:, 1::2])
+            scores[:, ::2] = 1 - alike.masked_fill(~tokens.valid[:, 1::2].unsqueeze(1), -2.0).amax(-1)
+        return tokens.only_valid(scores)
+
+    def multiply_adds(self, work: Work) -> int:
+        return (work.tokens // 2) * (work.tokens - work.tokens // 2) * work.width
 
 
 class DensityPeaksScorer(Scorer):
