@@ -40,9 +40,9 @@ class NormScorer(Scorer):
 class AlternateScorer(Scorer):
     """How unlike a token at an even place is to the likest at an odd place; tokens at odd places are above all (ToMe).
 
-    With `top_k` the most redundant tokens of one half of the picture go, and `nearest` with ``within: odd`` adds each to
-    its partner of the other half: bipartite soft matching. Places count what comes in, from 0; likeness is the cosine
-    of hidden states. Below one half, a count takes tokens at odd places from the end as well.
+    With `top_k` the most redundant tokens of one half go, and `nearest` with ``within: odd`` adds each to its partner
+    of the other half: bipartite soft matching. Places count what comes in, from 0; likeness is the cosine of hidden
+    states. Below one half, a count takes tokens at odd places from the end as well.
     """
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
