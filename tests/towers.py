@@ -14,11 +14,8 @@ from tokenprune.parts.scorers.base import Scorer
 from tokenprune.recipe import list_recipes, load_recipe
 from tokenprune.stage import Stage
 
-_STAGES = {name: load_recipe(name).build_stages() for name in list_recipes()}
-INSIDE = [name for name, stages in _STAGES.items() if any(stage.place.kind == "in_vision" for stage in stages)]
+INSIDE = [name for name in list_recipes() if any(s.place.kind == "in_vision" for s in load_recipe(name).stages)]
 """Recipes with stages inside the tower: they take no budget, and the ledger does not count them."""
-READING = [name for name, stages in _STAGES.items() if any(stage.reads.tower for stage in stages)]
-"""Recipes that read signals of the tower."""
 
 
 class Reading(Scorer):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import plain
 from numpy.typing import NDArray
-from parts import after_vision, by_layers, by_tower, inside
+from parts import after_tower, after_vision, by_layers, by_tower, inside
 
 Array = NDArray[np.float64]
 
@@ -180,6 +180,7 @@ GOLDEN = (
     Golden("prumerge", (0,), None, None, reference=by_tower.prumerge),
     Golden("prumerge", (0,), (32,), 32.0, keep=32),
     Golden("prumerge-plus", (0,), None, None, reference=by_tower.prumerge_plus),
+    Golden("scope", (0,), (64,), 64.0, reference=after_tower.scope),
     # Before a decoder layer.
     Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),
     Golden("dart", (2,), (64,), 96.0, variant="64", reference=by_layers.dart),

@@ -71,6 +71,7 @@ WITH_ARGUMENTS: list[Part] = [
     UnionSampler(stride=2),
     greedy.FacilityLocationSampler(weight_on="covered", similarity="shifted"),
     greedy.FacilityLocationSampler(weight_on="candidate", power=2.0),
+    greedy.FacilityLocationSampler(weight_on="candidate", features="tower"),
     greedy.DeterminantSampler(kernel="quadratic"),
     greedy.SuppressSampler(threshold=0.1),
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),

@@ -17,6 +17,8 @@ from tokenprune.parts.work import Work
 
 Power = Annotated[float, Field(ge=0, le=16)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
+Features = Literal["hidden", "tower"]
+"""Hidden states at the place, or those that the vision tower has given to the projector."""
 
 
 class GreedySampler(Sampler):
@@ -69,6 +71,8 @@ class FacilityLocationSampler(GreedySampler):
         weight_on: scores weigh the ``covered`` token (EADP), the ``candidate`` that would cover (SCOPE), or ``none``.
         power: exponent of those weights, which are scores above 0 over the largest; higher listens more to scores.
         similarity: ``cosine``, below 0 not at all (SCOPE); ``shifted``, (1 + cosine) / 2 (EADP).
+        features: tokens are alike by their ``hidden`` states at the place, or by what the ``tower`` has given to the
+            projector (SCOPE).
     """
 
     def __init__(
@@ -77,15 +81,24 @@ class FacilityLocationSampler(GreedySampler):
         weight_on: Literal["none", "covered", "candidate"] = "none",
         power: Power = 1.0,
         similarity: Literal["cosine", "shifted"] = "cosine",
+        features: Features = "hidden",
     ) -> None:
         super().__init__()
         self.weight_on = weight_on
         self.power = power
         self.similarity = similarity
+        self.features = features
         self.check()
 
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower="hidden") if self.features == "tower" else Needs()
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
+
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
-        alike = gram.cosines(features(tokens))
+        alike = gram.cosines(features(tokens, self.features))
         if self.similarity == "shifted":
             alike = (1 + alike) / 2
         weights = None if self.weight_on == "none" else relative(scores) ** self.power
@@ -197,9 +210,9 @@ class SuppressSampler(GreedySampler):
         return greedy.Suppression(scores, alike, self.threshold)
 
 
-def features(tokens: Tokens) -> Tensor:
-    """Hidden states ``[B, N, D]``, 0 on padding; a choice has no derivative."""
-    hidden = tokens.hidden.detach()
+def features(tokens: Tokens, of: Features = "hidden") -> Tensor:
+    """Hidden states ``[B, N, D]`` at the place or of the vision tower, 0 on padding; a choice has no derivative."""
+    hidden = (tokens.signal("hidden") if of == "tower" else tokens.hidden).detach()
     return hidden.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else hidden
 
 
