@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import plain_after_tower
 import plain_greedy
 
 if TYPE_CHECKING:
@@ -13,3 +14,7 @@ if TYPE_CHECKING:
 def scope(seen: Seen, keep: int) -> list[int]:
     alike = plain_greedy.cosines(seen.signals["hidden"], seen.signals["hidden"])
     return sorted(plain_greedy.facility_location(alike, keep, candidate=list(seen.signals["class_attention"])))
+
+
+def holov(seen: Seen, keep: int) -> list[int]:
+    return plain_after_tower.holov(seen.hidden, seen.signals["class_attention"], keep, 16, 0.09)

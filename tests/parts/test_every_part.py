@@ -16,6 +16,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.groupers.geometric import ImageGrouper
+from tokenprune.parts.groupers.stretch import StretchGrouper
 from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
@@ -98,6 +99,7 @@ WITH_ARGUMENTS: list[Part] = [
     NearestRecycler(average="mass", within="odd"),
     ImageGrouper(decay=0.5),
     FrameGrouper(by="score", temperature=0.1),
+    StretchGrouper(parts=3, by="score", diversity=0.5),
     FrameGrouper(by="curvature", temperature=0.7),
     FrameGrouper(whole=2),
     SceneGrouper(cuts=0, below=0.5),
