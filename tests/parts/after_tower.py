@@ -18,3 +18,7 @@ def scope(seen: Seen, keep: int) -> list[int]:
 
 def holov(seen: Seen, keep: int) -> list[int]:
     return plain_after_tower.holov(seen.hidden, seen.signals["class_attention"], keep, 16, 0.09)
+
+
+def prunesid(seen: Seen, keep: int) -> list[int]:
+    return plain_after_tower.prunesid(seen.signals["hidden"], seen.signals["class_attention"], keep, 16, 2.0)

@@ -181,6 +181,9 @@ GOLDEN = (
     Golden("prumerge", (0,), (32,), 32.0, keep=32),
     Golden("prumerge-plus", (0,), None, None, reference=by_tower.prumerge_plus),
     Golden("scope", (0,), (64,), 64.0, reference=after_tower.scope),
+    Golden("prunesid", (0,), (64,), 64.0, reference=after_tower.prunesid),
+    Golden("prunesid", (0,), (128,), 128.0, variant="128"),
+    Golden("prunesid", (0,), (192,), 192.0, variant="192"),
     Golden("holov", (0,), (64,), 64.0, reference=after_tower.holov),
     # Before a decoder layer.
     Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),

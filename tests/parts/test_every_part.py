@@ -16,6 +16,7 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.groupers.geometric import ImageGrouper
+from tokenprune.parts.groupers.principal import PrincipalGrouper
 from tokenprune.parts.groupers.stretch import StretchGrouper
 from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.learned import Host, Learned
@@ -75,6 +76,7 @@ WITH_ARGUMENTS: list[Part] = [
     greedy.FacilityLocationSampler(weight_on="candidate", features="tower"),
     greedy.DeterminantSampler(kernel="quadratic"),
     greedy.SuppressSampler(threshold=0.1),
+    greedy.SuppressSampler(threshold=1.5, relative=True, features="tower"),
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
@@ -100,6 +102,7 @@ WITH_ARGUMENTS: list[Part] = [
     ImageGrouper(decay=0.5),
     FrameGrouper(by="score", temperature=0.1),
     StretchGrouper(parts=3, by="score", diversity=0.5),
+    PrincipalGrouper(components=3, features="hidden"),
     FrameGrouper(by="curvature", temperature=0.7),
     FrameGrouper(whole=2),
     SceneGrouper(cuts=0, below=0.5),
