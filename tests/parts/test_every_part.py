@@ -26,6 +26,7 @@ from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.recyclers.nearest import NearestRecycler
+from tokenprune.parts.recyclers.transport import TransportRecycler
 from tokenprune.parts.samplers import greedy
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
@@ -98,6 +99,8 @@ WITH_ARGUMENTS: list[Part] = [
     PivotSampler(vision=1, text=0),
     *(NearestRecycler(average=a, within=w) for a, w in (("mass", "frame"), ("blend", "place"), ("blend", "sample"))),
     NearestRecycler(window=3),
+    NearestRecycler(rounds=2),
+    TransportRecycler(temperature=0.5, rounds=3),
     NearestRecycler(average="mass", within="odd"),
     ImageGrouper(decay=0.5),
     FrameGrouper(by="score", temperature=0.1),
