@@ -82,8 +82,12 @@ class StretchGrouper(GeometricGrouper):
         return tuple(shares)
 
     def multiply_adds(self, work: Work) -> int:
-        """Cosines within stretches."""
-        return work.tokens**2 // self.parts * work.width if self._looks else 0
+        """Cosines within stretches, as long as the longest, and sums over their scores: of one picture."""
+        if self.by == "size":
+            return 0
+        many = max(1, min(self.parts, work.tokens))
+        longest = -(-work.tokens // many)
+        return many * (longest**2 * work.width * self._looks + work.tokens)
 
 
 def variety(tokens: Tokens) -> Tensor:
