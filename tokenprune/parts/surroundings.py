@@ -24,12 +24,17 @@ def in_surroundings(apart: Tensor, tokens: Tokens, window: int, at: Tensor | Non
         window: tokens of the surroundings (AiluRus's λ).
         at: ``[B, K]`` indices of those K; None: all, K = N.
     """
-    frame, place = tokens.cell[..., 0], tokens.cell[..., 1:]
-    far = (place.unsqueeze(2) - place.unsqueeze(1)).square().sum(-1)
+    frame, row, column = tokens.cell.int().unbind(-1)
+    far = (row.unsqueeze(2) - row.unsqueeze(1)).square_()
+    far += (column.unsqueeze(2) - column.unsqueeze(1)).square_()
     elsewhere = (frame.unsqueeze(2) != frame.unsqueeze(1)) | ~(tokens.valid.unsqueeze(2) & tokens.valid.unsqueeze(1))
-    order = far.masked_fill(elsewhere, torch.iinfo(far.dtype).max).sort(dim=-1, stable=True).indices
-    number = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    rank = torch.empty_like(order).scatter_(2, order, number)
+    n = far.shape[-1]
+    # All different, so that the nearest are the same everywhere.
+    far = far.long().mul_(n).add_(torch.arange(n, device=far.device))
+    far.masked_fill_(elsewhere, torch.iinfo(far.dtype).max)
+    nearest = far.topk(min(window, n), dim=-1, largest=False, sorted=True).indices
+    number = torch.arange(nearest.shape[-1], device=far.device).expand_as(nearest)
+    rank = torch.full_like(far, window).scatter_(2, nearest, number)
     outside = elsewhere | (rank >= window)
     if at is not None:
         index = at.unsqueeze(1).expand(-1, rank.shape[1], -1)
