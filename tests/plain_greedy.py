@@ -91,3 +91,30 @@ def mmtok_rows(text: Array, x: Array, text_temperature: float, vision_temperatur
     p = [softmax(row / text_temperature) / len(text) for row in cosines(text, x)]
     q = [weight * softmax(row / vision_temperature) / len(x) for row in cosines(x, x)]
     return np.array([*p, *q])
+
+
+def k_means(x: Array, kept: Sequence[int], rounds: int) -> dict[int, list[int]]:
+    """Spherical k-means from the survivors on, each of which stays in its own cluster: members by survivor."""
+    unit = [row / np.sqrt(row @ row) for row in x]
+    centres = {k: unit[k] for k in kept}
+    for left in reversed(range(rounds + 1)):
+        members: dict[int, list[int]] = {k: [k] for k in kept}
+        for i in range(len(x)):
+            if i not in members:
+                members[max(kept, key=lambda k: (cosine(unit[i], centres[k]), -k))].append(i)
+        if left:
+            centres = {k: np.mean([unit[i] for i in own], axis=0) for k, own in members.items()}
+    return members
+
+
+def transport(x: Array, kept: Sequence[int], mass: Sequence[float], temperature: float, rounds: int) -> Array:
+    """Sinkhorn between dropped tokens and survivors of equal room, sources settled last: parts of each, a row each."""
+    dropped = [i for i in range(len(x)) if i not in kept]
+    kernel = np.array([[math.exp((cosine(x[i], x[k]) - 1) / temperature) for k in kept] for i in dropped])
+    a, room = np.array([mass[i] for i in dropped]), sum(mass[i] for i in dropped) / len(kept)
+    u, v = np.ones(len(dropped)), np.ones(len(kept))
+    for _ in range(rounds):
+        u = a / (kernel @ v)
+        v = room / (kernel.T @ u)
+    u = a / (kernel @ v)
+    return u[:, None] * kernel * v / a[:, None]

@@ -23,6 +23,7 @@ from tokenprune.families.tower import PROVED, Tower
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.base import Scorer
+from tokenprune.recipe import list_recipes, load_recipe
 from tokenprune.stage import Stage
 
 TOWERS = tuple(name for name, tiny in MODELS.items() if tiny.config()[1].model_type in PROVED)
@@ -33,6 +34,9 @@ KINDS = (
     *("glm4v", "glm_ocr", "paddleocr_vl", "lfm2_vl"),
 )
 """Beside `families.FAMILIES`, which every test runs for: one model of every other kind of tower and projector."""
+
+INSIDE = [name for name in list_recipes() if any(s.place.kind == "in_vision" for s in load_recipe(name).stages)]
+"""Recipes with stages inside the tower: they take no budget, and the ledger does not count them."""
 
 
 class Reading(Scorer):

@@ -62,13 +62,15 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
     assert bool(ledger.reduced.method) == (recipe is not None)
 
 
-OF_THE_TOWER = ["fastervlm", "hiprune", "vispruner", "vscan", "prumerge", "prumerge-plus", "topv"]
+OF_THE_TOWER = ["fastervlm", "hiprune", "vispruner", "vscan", "prumerge", "prumerge-plus", "topv", "scope", "holov"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_counts_the_same_where_the_tower_is_read(family: str) -> None:
     model, batch, told = prompt(family)
     for recipe in OF_THE_TOWER:
+        if recipe == "holov" and len(told["grids"]) > 1:  # stretches are counted as those of one picture
+            continue
         with tp.attach(model, recipe, keep=0.4):
             counted = torch_counts(model, batch)[""]
         assert counted == tp.ledger(model, recipe, **told, keep=0.4).reduced.prefill, recipe

@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES, Row, build, inputs
 from parts.methods import GOLDEN
 from pruned import TOLERANCE, logits_of, run_both
+from towers import INSIDE
 
 import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
@@ -15,7 +16,8 @@ from tokenprune.errors import UnsupportedModelError
 RENUMBERED = {golden.recipe for golden in GOLDEN if golden.renumbers}
 
 
-NAMES = tp.list_recipes()
+NAMES = [name for name in tp.list_recipes() if name not in INSIDE]
+"""Those with stages inside the tower are for test_inside_recipes.py."""
 EMPTYING = {"todre": ("keep", "average"), "vtw": ()}
 """Recipes with a stage that drops all: the budgets that they use up."""
 # CLIP with plain positions, M-RoPE with DeepStack, and the other families in turn: one of each kind for every recipe.

@@ -10,7 +10,10 @@ from pruned import TOLERANCE, logits_of, run_both
 import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
 
-BY_CLASS_TOKEN = ["fastervlm", "visionzip", "vispruner", "vscan", "prumerge", "prumerge-plus"]
+BY_CLASS_TOKEN = [
+    *["fastervlm", "visionzip", "vispruner", "vscan", "prumerge", "prumerge-plus"],
+    *["scope", "holov", "prunesid"],
+]
 QWEN = [("vscan", "qwen"), ("hiprune", "qwen")]
 
 

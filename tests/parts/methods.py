@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import plain
 from numpy.typing import NDArray
-from parts import after_vision, by_layers, by_tower
+from parts import after_tower, after_vision, by_layers, by_tower, inside
 
 Array = NDArray[np.float64]
 
@@ -152,6 +152,10 @@ GOLDEN = (
     # SparseVLM as in the paper, and its first release: the rank of the attention decides.
     Golden("sparsevlm", (3, 7, 16), None, None),
     Golden("sparsevlm-v1", (3, 7, 16, 20), None, None, renumbers=True),
+    # Inside the vision tower.
+    Golden("tome", (0,) * 6, (512, 448, 384, 320, 256, 192), 192.0, reference=inside.tome),
+    Golden("tome", (0,) * 6, (512, 448, 384, 320, 256, 192), 192.0, variant="plain", reference=inside.tome),
+    Golden("ailurus", (0,), (288,), 288.0, reference=inside.ailurus),
     # After vision, by features and question.
     Golden("divprune", (0,), (56,), 56.0, reference=after_vision.divprune),
     Golden("otprune", (0,), (56,), 56.0, reference=after_vision.otprune),
@@ -176,6 +180,11 @@ GOLDEN = (
     Golden("prumerge", (0,), None, None, reference=by_tower.prumerge),
     Golden("prumerge", (0,), (32,), 32.0, keep=32),
     Golden("prumerge-plus", (0,), None, None, reference=by_tower.prumerge_plus),
+    Golden("scope", (0,), (64,), 64.0, reference=after_tower.scope),
+    Golden("prunesid", (0,), (64,), 64.0, reference=after_tower.prunesid),
+    Golden("prunesid", (0,), (128,), 128.0, variant="128"),
+    Golden("prunesid", (0,), (192,), 192.0, variant="192"),
+    Golden("holov", (0,), (64,), 64.0, reference=after_tower.holov),
     # Before a decoder layer.
     Golden("dart", (2,), (128,), 156.0, reference=by_layers.dart),
     Golden("dart", (2,), (64,), 96.0, variant="64", reference=by_layers.dart),

@@ -16,6 +16,8 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.contract import Contract
 from tokenprune.parts.groupers.geometric import ImageGrouper
+from tokenprune.parts.groupers.principal import PrincipalGrouper
+from tokenprune.parts.groupers.stretch import StretchGrouper
 from tokenprune.parts.groupers.video import FrameGrouper, SceneGrouper
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.part import Part
@@ -24,6 +26,7 @@ from tokenprune.parts.recyclers.bipartite import BipartiteRecycler
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.recyclers.nearest import NearestRecycler
+from tokenprune.parts.recyclers.transport import TransportRecycler
 from tokenprune.parts.samplers import greedy
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
 from tokenprune.parts.samplers.even import RandomSampler, UniformSampler
@@ -56,6 +59,7 @@ WITH_ARGUMENTS: list[Part] = [
     *(DualExpertScorer(norm=norm, combine="max") for norm in ("minmax", "softmax")),
     *(QuestionScorer(words=words, sign="unlike") for words in ("last", "max")),
     DensityPeaksScorer(neighbours=2),
+    DensityPeaksScorer(features="hidden", window=3),
     FixedScheduler(keep=3),
     FixedScheduler(keep=0.5),
     FixedScheduler(keep=0),
@@ -70,8 +74,10 @@ WITH_ARGUMENTS: list[Part] = [
     UnionSampler(stride=2),
     greedy.FacilityLocationSampler(weight_on="covered", similarity="shifted"),
     greedy.FacilityLocationSampler(weight_on="candidate", power=2.0),
+    greedy.FacilityLocationSampler(weight_on="candidate", features="tower"),
     greedy.DeterminantSampler(kernel="quadratic"),
     greedy.SuppressSampler(threshold=0.1),
+    greedy.SuppressSampler(threshold=1.5, relative=True, features="tower"),
     ClusterRecycler(reduce="sum", metric="cosine", distance_scale="none", plus_one=False, share=0.7, per_cluster=2),
     ClusterRecycler(per_cluster=3),
     BipartiteRecycler(share=0.4, add=False),
@@ -92,8 +98,14 @@ WITH_ARGUMENTS: list[Part] = [
     PivotSampler(vision=2, text=1),
     PivotSampler(vision=1, text=0),
     *(NearestRecycler(average=a, within=w) for a, w in (("mass", "frame"), ("blend", "place"), ("blend", "sample"))),
+    NearestRecycler(window=3),
+    NearestRecycler(rounds=2),
+    TransportRecycler(temperature=0.5, rounds=3),
+    NearestRecycler(average="mass", within="odd"),
     ImageGrouper(decay=0.5),
     FrameGrouper(by="score", temperature=0.1),
+    StretchGrouper(parts=3, by="score", diversity=0.5),
+    PrincipalGrouper(components=3, features="hidden"),
     FrameGrouper(by="curvature", temperature=0.7),
     FrameGrouper(whole=2),
     SceneGrouper(cuts=0, below=0.5),

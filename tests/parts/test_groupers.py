@@ -22,6 +22,7 @@ from tokenprune.parts.groupers.geometric import (
     TileGrouper,
     WindowGrouper,
 )
+from tokenprune.parts.groupers.stretch import StretchGrouper
 from tokenprune.parts.groupers.video import FrameGrouper
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers.by_score import TopKSampler, UnionSampler
@@ -36,6 +37,7 @@ GROUPERS = [
     WindowGrouper(height=2, width=3),
     TileGrouper(rows=2, columns=2),
     SegmentGrouper(frames=2),
+    StretchGrouper(parts=3),
 ]
 SAMPLERS = [TopKSampler(), RandomSampler(seed=1), UniformSampler(), UniformSampler(stride=2), UnionSampler(stride=2)]
 
@@ -56,6 +58,10 @@ def plain_groups(grouper, grids) -> list[tuple]:
                     named.append((image, t, h // -(-grid[1] // rows), w // -(-grid[2] // columns)))
                 case SegmentGrouper(frames=frames):
                     named.append((image, t // frames))
+                case StretchGrouper(parts=parts):
+                    place, n = (t * grid[1] + h) * grid[2] + w, prod(grid)
+                    ends = [sum(n // parts + (i < n % parts) for i in range(last + 1)) for last in range(parts)]
+                    named.append((image, sum(end <= place for end in ends)))
     return named
 
 

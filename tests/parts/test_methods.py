@@ -221,4 +221,4 @@ def test_the_example_of_sparsevlm_is_right() -> None:
 def test_every_method_becomes_static_by_a_budget() -> None:
     """But those whose groups are told by the picture, or stand behind an earlier stage."""
     adaptive = {name for name in NAMES if load(name).stages and not build(name, depth=32, keep=0.3).static}
-    assert adaptive == {"fastvid", "prunevid", "vcast", "vidcom2"}
+    assert adaptive == {"fastvid", "holov", "prunesid", "prunevid", "vcast", "vidcom2"}

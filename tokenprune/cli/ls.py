@@ -71,10 +71,18 @@ def _show_recipes(rows: list[dict[str, Any]]) -> None:
     for column in (0, 2, 3):
         made.columns[column].no_wrap = True
     for row in rows:
-        places = " ".join(place.removeprefix("before_layer: ").replace("_", " ") for place in row["places"])
-        made.add_row(f"[bold]{row['name']}", row["summary"], places, (row["paper"] or "").removeprefix("arXiv:"))
+        paper = (row["paper"] or "").removeprefix("arXiv:")
+        made.add_row(f"[bold]{row['name']}", row["summary"], _stages(row["places"]), paper)
     console().print(made)
     console().print("\n[dim]stages: before which layer, as a share of the depth. More: tokenprune show NAME")
+
+
+def _stages(places: list[str]) -> str:
+    """Places in short: ``after vision 1/2``, ``in vision 1/12 … 11/12`` (blocks of the tower, first and last)."""
+    inside = [place.removeprefix("in_vision: block ") for place in places if place.startswith("in_vision")]
+    ends = [inside[0], "…", inside[-1]] if len(inside) > 1 else inside
+    others = [place.removeprefix("before_layer: ").replace("_", " ") for place in places[len(inside) :]]
+    return " ".join([*(["in vision"] if inside else []), *ends, *others])
 
 
 def _parts() -> list[dict[str, Any]]:

@@ -207,10 +207,11 @@ class Suppression:
     Args:
         scores: ``[B, N]``.
         similarity: ``[B, N, N]``.
-        threshold: a token more alike than this to one that was picked from the front is put back.
+        threshold: a token more alike than this to one that was picked from the front is put back; ``[B, 1]`` where
+            each sample has its own.
     """
 
-    def __init__(self, scores: Tensor, similarity: Tensor, threshold: float) -> None:
+    def __init__(self, scores: Tensor, similarity: Tensor, threshold: float | Tensor) -> None:
         self._similarity = similarity
         self._threshold = threshold
         self._n = scores.shape[1]

@@ -153,7 +153,7 @@ class Reduction:
     report: list[StageReport] = field(default_factory=list)
 
     def patches(self, hidden: Tensor) -> Tensor:
-        """``[patches, D]`` of the whole sequence, a copy."""
+        """``[patches, D]`` of the whole sequence, a copy: what leaves a block may be recorded elsewhere."""
         return hidden.clone() if hidden.dim() == 2 else hidden[:, self.tower.prefix :].flatten(0, 1).clone()
 
     def whole(self, patches: Tensor, like: Tensor) -> Tensor:

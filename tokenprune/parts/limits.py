@@ -33,3 +33,5 @@ TowerBlock = (
 )
 """A block of the vision tower, counted from 0 or, below 0, from the end, or a share of its depth; None: the last one
 that the projector reads."""
+Window = Annotated[int, Field(ge=1, le=4096)]
+"""So many tokens that lie nearest on the picture, the token itself among them."""

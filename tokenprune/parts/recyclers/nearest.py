@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import gram, ops, transfer
@@ -12,8 +13,10 @@ from tokenprune.core.merge import Merge
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Grid, Tokens
 from tokenprune.core.video import frame_numbers
-from tokenprune.parts.limits import Share
+from tokenprune.errors import InputError
+from tokenprune.parts.limits import Share, Window
 from tokenprune.parts.recyclers.base import Recycler
+from tokenprune.parts.surroundings import in_surroundings
 from tokenprune.parts.work import Work
 
 
@@ -28,8 +31,13 @@ class NearestRecycler(Recycler):
             state and the mean of what joins it (FastVID, HoliTom).
         own: with ``blend``, the survivor's own weight, or that of the plain mean if that is higher; higher moves it
             less (FastVID's β).
-        within: tokens may join any survivor of the ``sample``, those of their ``frame``, or the latest one at their
-            ``place`` in an earlier frame (a static token over time, PruneVid). Who finds none is dropped.
+        within: tokens may join any survivor of the ``sample``, those of their ``frame``, the latest one at their
+            ``place`` in an earlier frame (a static token over time, PruneVid), or those that came in at ``odd`` places
+            (ToMe, behind the scorer ``alternate``). Who finds none is dropped.
+        rounds: so many times, survivors move to the mean of those that join them, and all others join anew (k-means,
+            whose first centres are the survivors); 0 lets tokens join the survivors themselves.
+        window: with ``sample``, tokens prefer survivors among so many tokens that lie nearest on the picture, where how
+            unlike they are weighs the less the nearer they lie (AiluRus's λ); None: it does not matter where.
     """
 
     def __init__(
@@ -37,20 +45,29 @@ class NearestRecycler(Recycler):
         *,
         average: Literal["mean", "mass", "blend"] = "mean",
         own: Share = 0.6,
-        within: Literal["sample", "frame", "place"] = "sample",
+        within: Literal["sample", "frame", "place", "odd"] = "sample",
+        rounds: Annotated[int, Field(ge=0, le=100)] = 0,
+        window: Window | None = None,
     ) -> None:
         super().__init__()
         self.average = average
         self.own = own
         self.within = within
+        self.rounds = rounds
+        self.window = window
         self.check()
+        if rounds and within == "place":
+            raise InputError(f"recycler 'nearest': {rounds} rounds, but what joins by its place does not by likeness")
+        if window is not None and within != "sample":
+            raise InputError(f"recycler 'nearest': a window of {window} goes with within: sample, not {within}")
 
     def added(self, dropped: int) -> int:
         return 0
 
     def multiply_adds(self, work: Work) -> int:
         """Distances of all tokens to the survivors, where they are asked, and sums of states and masses of members."""
-        return work.tokens * work.kept * (work.width * (2 - (self.within == "place")) + 1)
+        compared = work.width * (self.within != "place") * (1 + 2 * self.rounds)
+        return work.tokens * work.kept * (compared + work.width + 1)
 
     def forward(self, tokens: Tokens, kept: Tensor, scores: Tensor, count: Count) -> Merge | None:
         counts = tokens.counts(count)
@@ -60,11 +77,17 @@ class NearestRecycler(Recycler):
         padded = ops.ragged(counts)
         at = kept.clamp(min=0) if padded else kept
         real = kept >= 0
-        apart = self._apart(tokens, at).masked_fill(~real.unsqueeze(1), torch.inf)
         number = torch.arange(kept.shape[1], device=kept.device)
-        joins = ops.put_(apart.argmin(-1), at, number.expand_as(at), real)  # a survivor joins itself
-        finds = apart.gather(2, joins.unsqueeze(-1)).squeeze(-1).isfinite() | ops.mask_of(kept, n, padded=padded)
-        member = (joins.unsqueeze(1) == number.unsqueeze(-1)) & (finds & tokens.valid).unsqueeze(1)
+        unit = torch.nn.functional.normalize(tokens.hidden.float(), dim=-1)
+        centres = ops.take_rows(unit, at)
+        for left in reversed(range(self.rounds + 1)):
+            apart = self._apart(tokens, at, real, unit, centres).masked_fill(~real.unsqueeze(1), torch.inf)
+            joins = ops.put_(apart.argmin(-1), at, number.expand_as(at), real)  # a survivor joins itself
+            finds = apart.gather(2, joins.unsqueeze(-1)).squeeze(-1).isfinite() | ops.mask_of(kept, n, padded=padded)
+            member = (joins.unsqueeze(1) == number.unsqueeze(-1)) & (finds & tokens.valid).unsqueeze(1)
+            if left:
+                means = member.float() @ unit.masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
+                centres = torch.nn.functional.normalize(means, dim=-1)
         source = torch.arange(n, device=kept.device).expand(batch, n)
         return Merge(
             source=source.masked_fill(~tokens.valid, -1) if tokens.padded else source,
@@ -79,10 +102,13 @@ class NearestRecycler(Recycler):
 
     @property
     def reads(self) -> Needs:
-        return Needs(grid=self.within != "sample")
+        return Needs(grid=self.within in ("frame", "place") or self.window is not None)
 
-    def _apart(self, tokens: Tokens, at: Tensor) -> Tensor:
-        """``[B, N, K]`` how far each token is from each survivor; infinite where it may not join."""
+    def _apart(self, tokens: Tokens, at: Tensor, real: Tensor, unit: Tensor, centres: Tensor) -> Tensor:
+        """``[B, N, K]`` how far tokens are from the `centres` of survivors, infinite where they may not join them.
+
+        `real` survivors are no padding; between the unit vectors of tokens and centres, the nearest is the most alike.
+        """
         if self.within == "place":
             place, frame = (transfer.upload(x, at.device) for x in place_table(tokens.grids))
             index = tokens.origin.clamp(min=0)
@@ -90,11 +116,15 @@ class NearestRecycler(Recycler):
             ahead = (frame.unsqueeze(2) - frame.gather(1, at).unsqueeze(1)).float()
             here = place.unsqueeze(2) == place.gather(1, at).unsqueeze(1)
             return ahead.where(here & (ahead > 0), torch.inf)
-        unit = torch.nn.functional.normalize(tokens.hidden.float(), dim=-1)
-        apart = gram.distances(unit, ops.take_rows(unit, at))  # between unit vectors, the nearest is the most alike
+        apart = gram.distances(unit, centres)
         if self.within == "frame":
             frame = tokens.cell[..., 0]
             apart = apart.masked_fill(frame.unsqueeze(2) != frame.gather(1, at).unsqueeze(1), torch.inf)
+        if self.within == "odd":
+            apart = apart.masked_fill((at % 2 == 0).unsqueeze(1), torch.inf)
+        if self.window is not None:
+            near = in_surroundings(apart, tokens, self.window, at).masked_fill(~real.unsqueeze(1), torch.inf)
+            apart = torch.where(near.isfinite().any(-1, keepdim=True), near, apart)
         return apart
 
     def _weights(self, member: Tensor, at: Tensor, mass: Tensor) -> Tensor:

@@ -9,14 +9,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokenprune.core import gram, greedy, ops
+from tokenprune.core import gram, greedy, ops, transfer
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
+from tokenprune.errors import InputError
 from tokenprune.parts.samplers.base import Sampler
 from tokenprune.parts.work import Work
 
 Power = Annotated[float, Field(ge=0, le=16)]
 Temperature = Annotated[float, Field(gt=0, le=100)]
+Features = Literal["hidden", "tower"]
+"""Hidden states at the place, or those that the vision tower has given to the projector."""
 
 
 class GreedySampler(Sampler):
@@ -69,6 +72,8 @@ class FacilityLocationSampler(GreedySampler):
         weight_on: scores weigh the ``covered`` token (EADP), the ``candidate`` that would cover (SCOPE), or ``none``.
         power: exponent of those weights, which are scores above 0 over the largest; higher listens more to scores.
         similarity: ``cosine``, below 0 not at all (SCOPE); ``shifted``, (1 + cosine) / 2 (EADP).
+        features: tokens are alike by their ``hidden`` states at the place, or by what the ``tower`` has given to the
+            projector (SCOPE).
     """
 
     def __init__(
@@ -77,15 +82,24 @@ class FacilityLocationSampler(GreedySampler):
         weight_on: Literal["none", "covered", "candidate"] = "none",
         power: Power = 1.0,
         similarity: Literal["cosine", "shifted"] = "cosine",
+        features: Features = "hidden",
     ) -> None:
         super().__init__()
         self.weight_on = weight_on
         self.power = power
         self.similarity = similarity
+        self.features = features
         self.check()
 
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower="hidden") if self.features == "tower" else Needs()
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
+
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
-        alike = gram.cosines(features(tokens))
+        alike = gram.cosines(features(tokens, self.features))
         if self.similarity == "shifted":
             alike = (1 + alike) / 2
         weights = None if self.weight_on == "none" else relative(scores) ** self.power
@@ -185,21 +199,48 @@ class SuppressSampler(GreedySampler):
 
     Args:
         threshold: cosine above which a token is too much like another; lower spreads more (τ).
+        relative: the threshold is a factor on the mean cosine of different tokens, of the group where there are groups
+            (PruneSID); a factor may be above 1.
+        features: tokens are alike by their ``hidden`` states at the place, or by what the ``tower`` has given to the
+            projector.
     """
 
-    def __init__(self, *, threshold: Annotated[float, Field(ge=-1, le=1)] = 0.9) -> None:
+    def __init__(
+        self,
+        *,
+        threshold: Annotated[float, Field(ge=-1, le=100)] = 0.9,
+        relative: bool = False,
+        features: Features = "hidden",
+    ) -> None:
         super().__init__()
         self.threshold = threshold
+        self.relative = relative
+        self.features = features
         self.check()
+        if threshold > 1 and not relative:
+            raise InputError(f"{self.title}: threshold={threshold}: no cosine is above 1; expected -1 … 1, or relative")
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower="hidden") if self.features == "tower" else Needs()
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
 
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
-        alike = gram.cosines(features(tokens))
-        return greedy.Suppression(scores, alike, self.threshold)
+        alike = gram.cosines(features(tokens, self.features))
+        if not self.relative:
+            return greedy.Suppression(scores, alike, self.threshold)
+        # Cosines with padding are 0.
+        pairs = transfer.ints([max(1, size * (size - 1)) for size in tokens.sizes], alike.device)
+        wide = greedy.WIDE[alike.device.type == "mps"]
+        total = alike.sum((1, 2), dtype=wide) - alike.diagonal(dim1=1, dim2=2).sum(1, dtype=wide)
+        return greedy.Suppression(scores, alike, (self.threshold * total / pairs).float().unsqueeze(1))
 
 
-def features(tokens: Tokens) -> Tensor:
-    """Hidden states ``[B, N, D]``, 0 on padding; a choice has no derivative."""
-    hidden = tokens.hidden.detach()
+def features(tokens: Tokens, of: Features = "hidden") -> Tensor:
+    """Hidden states ``[B, N, D]`` at the place or of the vision tower, 0 on padding; a choice has no derivative."""
+    hidden = (tokens.signal("hidden") if of == "tower" else tokens.hidden).detach()
     return hidden.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else hidden
 
 

@@ -16,6 +16,7 @@ from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Share, TowerBlock
 from tokenprune.parts.samplers.base import Sampler
+from tokenprune.parts.samplers.greedy import Features, features
 from tokenprune.parts.tower import signal_of
 from tokenprune.parts.work import Work, no_products
 
@@ -96,7 +97,7 @@ class BestFirstSampler(Sampler):
         *,
         share: Share = 0.5,
         then: Literal["evenly", "distinct"] = "evenly",
-        features: Literal["hidden", "tower"] = "hidden",
+        features: Features = "hidden",
         step: Annotated[int, Field(ge=1, le=1024)] = 8,
     ) -> None:
         super().__init__()
@@ -137,8 +138,7 @@ class BestFirstSampler(Sampler):
         Round by round the others are lined up by their scores; each at an even place counts as like another as it is
         to the likest at an odd place, and the likest go: `step` of them, or as few as are still too many.
         """
-        x = (tokens.signal("hidden") if self.features == "tower" else tokens.hidden).detach()
-        x = x.masked_fill(~tokens.valid.unsqueeze(-1), 0.0) if tokens.padded else x
+        x = features(tokens, self.features)
         line = (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
         alike = gram.cosines(ops.take_rows(x, line))  # from here on a token is called by its place in the line of all
         stays, left = others.gather(1, line), list(left)
