@@ -36,7 +36,7 @@ KINDS = (
 """Beside `families.FAMILIES`, which every test runs for: one model of every other kind of tower and projector."""
 
 INSIDE = [name for name in list_recipes() if any(s.place.kind == "in_vision" for s in load_recipe(name).stages)]
-"""Recipes with stages inside the tower: they take no budget, and the ledger does not count them."""
+"""Recipes with stages inside the tower: they take no budget."""
 
 
 class Reading(Scorer):
