@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.tokens import Grid, UnknownGrid
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.adapter import VisionRow
 from tokenprune.families.anatomy import Anatomy
 
@@ -54,11 +54,12 @@ def grids_of(
             pictures=pictures[row],
         )
         try:
-            found.append((anatomy.adapter.grids(anatomy.base, info) if n else (), None))
+            grids = _checked(anatomy, anatomy.adapter.grids(anatomy.base, info), n) if n else ()
+            found.append((grids, None))
         except InputError as error:
             found.append((_stand_in(n), str(error)))
-    grids, causes = zip(*found, strict=True)
-    return grids, causes
+    told, causes = zip(*found, strict=True)
+    return told, causes
 
 
 def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
@@ -76,6 +77,17 @@ def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
             own[:, 0] += frame
             frame, at = frame + grid[0], at + size
     return torch.from_numpy(cells)
+
+
+def _checked(anatomy: Anatomy, grids: Sequence[Grid], n: int) -> tuple[Grid, ...]:
+    """What an adapter says of `n` vision tokens; an adapter that miscounts would misplace every token behind."""
+    found = sum(map(prod, grids))
+    if found != n or any(len(grid) != 3 for grid in grids):
+        raise UnsupportedModelError(
+            f"{type(anatomy.adapter).__name__}.grids told {list(grids)}, which is {found} vision tokens, of {n}; "
+            "expected (frames, rows, columns) of each picture, which sum to them, or an InputError with the cause"
+        )
+    return tuple(grids)
 
 
 def _stand_in(n: int) -> tuple[Grid, ...]:
