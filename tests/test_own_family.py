@@ -336,6 +336,13 @@ def test_a_model_that_remembers_is_found(own: Any) -> None:
     assert {"keep 1.0", "detach"} <= set(check(own, "llava", adapter=Own()).of("wrong"))
 
 
+def test_what_is_left_on_a_model_is_found(own: Any) -> None:
+    calls: list[int] = []
+    own.model.register_forward_hook(lambda module, *_: setattr(module, f"call_{len(calls)}", calls.append(1)))
+    found = check(own, "llava", adapter=Own())
+    assert found.of("wrong") == ("detach",) and "attributes or hooks were left on model" in str(found)
+
+
 def test_a_model_whose_answers_do_not_depend_on_the_picture_shows_nothing(own: Any) -> None:
     for layer in own.get_decoder().layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -385,8 +392,8 @@ def test_half_precision_is_refused(own: Any) -> None:
 
 def test_arguments_of_the_base_model_may_come_without_names(own: Any) -> None:
     """The mask of padding above all: read as none, padding would count as words."""
-    batch, base = inputs("llava", own), own.model
-    with tp.attach(own, "sparsevlm", keep=0.4, adapter=Own()) as attached, torch.no_grad():
+    batch, base = inputs("llava", own, side="right"), own.model
+    with tp.attach(own, "fastv", keep=0.4, adapter=Own()) as attached, torch.no_grad():
         named = base(**batch).last_hidden_state
         kept = [stage.kept for stage in attached.report.stages]
         bare = base(batch["input_ids"], batch["pixel_values"], batch["attention_mask"]).last_hidden_state
