@@ -167,7 +167,7 @@ class Engine:
         now.shown = now.pictures.or_else(pictures_in(self.anatomy.adapter, kwargs))
         embeddings = kwargs.get("inputs_embeds")
         if now.input_ids is None and embeddings is not None:
-            now.vision = self.anatomy.vision_mask(None, embeddings)
+            now.vision = self.anatomy.vision_kinds(None, embeddings)
 
     def end_base(self, module: nn.Module, args: Any, output: Any) -> None:
         self.now.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -20,6 +19,7 @@ def grids_of(
     anatomy: Anatomy,
     *,
     vision: np.ndarray,
+    video: np.ndarray,
     real: np.ndarray,
     positions: np.ndarray,
     newline: np.ndarray | None,
@@ -31,6 +31,7 @@ def grids_of(
     Args:
         anatomy: its adapter reads them.
         vision: ``[B, L]`` bool, placeholders of vision tokens, those that the attention mask hides included.
+        video: ``[B, L]`` bool, those of them that stand for a video.
         real: ``[B, L]`` bool, False where the attention mask hides a token.
         positions: ``[1 or 3, B, L]`` position ids.
         newline: ``[B, L]`` bool, row separators; None where the family has none.
@@ -46,12 +47,14 @@ def grids_of(
             cause = f"the attention mask hides {placed[row] - n} of {placed[row]} vision tokens"
             found.append((_stand_in(n), cause if n else None))
             continue
+        starts = _starts(own, video[row])
         info = VisionRow(
-            runs=_runs(own),
+            runs=tuple(np.diff([*starts, n]).tolist()),
             positions=positions[:, row, own] if len(positions) == 3 else None,
             newline=None if newline is None else tuple(newline[row, own].tolist()),
             pixels=pixels,
             pictures=pictures[row],
+            videos=tuple(video[row, own][starts].tolist()),
         )
         try:
             grids = _checked(anatomy, anatomy.adapter.grids(anatomy.base, info), n) if n else ()
@@ -94,11 +97,11 @@ def _stand_in(n: int) -> tuple[Grid, ...]:
     return (UnknownGrid(1, 1, n),) if n else ()
 
 
-def _runs(own: np.ndarray) -> tuple[int, ...]:
-    """Lengths of the uninterrupted runs of True in `own` ``[L]``."""
+def _starts(own: np.ndarray, video: np.ndarray) -> np.ndarray:
+    """Where the uninterrupted runs of one kind begin, counted in the True of `own` ``[L]``."""
     at = np.flatnonzero(own)
-    breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
-    return tuple(end - start for start, end in pairwise(breaks)) if len(at) else ()
+    breaks = (np.diff(at) > 1) | (np.diff(video[at].astype(np.int8)) != 0)
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(at)), dtype=bool), breaks]))
 
 
 def _by_sample(

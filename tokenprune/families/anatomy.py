@@ -22,6 +22,8 @@ LAYERS = frozenset({"full_attention", "sliding_attention"}) | RECURRENT
 """Types of decoder layers (`config.layer_types`) that the engine is exact for."""
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 """What configurations call the ids that stand for vision tokens."""
+IMAGE, VIDEO = 1, 2
+"""Kinds of vision tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +79,21 @@ class Anatomy:
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
-        found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        for name in PLACEHOLDERS:
+        return self.vision_kinds(input_ids, embeddings) > 0
+
+    def vision_kinds(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
+        """``[B, L]`` int8: 0 on text, `IMAGE` and `VIDEO` on placeholders; families with one for both have images."""
+        found = torch.zeros(embeddings.shape[:2], dtype=torch.int8, device=embeddings.device)
+        for kind, name in ((VIDEO, "video_token_id"), (IMAGE, "image_token_id")):
             token = getattr(self.base.config, name, None)
             if token is None:
                 continue
             if input_ids is not None:
-                found |= (input_ids == token).to(found.device)
+                here = (input_ids == token).to(found.device)
             else:
                 placeholder = self.base.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
-                found |= (embeddings == placeholder).all(-1)
+                here = (embeddings == placeholder).all(-1)
+            found = found.masked_fill(here, kind)
         return found
 
 
