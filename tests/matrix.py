@@ -87,9 +87,14 @@ def run(cell: Cell, family: str) -> None:
         UnsupportedModelError: the family refuses it.
     """
     model = model_of(family, cell.attention)
-    expand, options = MODES[cell.mode]
+    expand, _ = MODES[cell.mode]
     rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
     if expand > 1 and not MODELS[family].expands:
         rows = [replace(row, images=row.images and row.images[:1]) for row in rows]
-    subject = Subject(model, inputs(family, model, rows=rows))
+    run_on(cell, Subject(model, inputs(family, model, rows=rows)))
+
+
+def run_on(cell: Cell, subject: Subject) -> None:
+    """The same for a model and a batch at hand."""
+    expand, options = MODES[cell.mode]
     equals_reference(subject, KINDS[cell.recipe], expand=expand, **CACHES[cell.cache], **options)
