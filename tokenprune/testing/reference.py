@@ -60,7 +60,8 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
     steps = [Hidden(*stage) for stage in stages]
     columns = [row.nonzero().flatten() for row in vision]
     hidden_columns, biases = torch.zeros_like(vision), None
-    handles = []
+    seen = _Seen()
+    handles = [model.get_decoder().register_forward_pre_hook(seen, with_kwargs=True)]
     try:
         for index, layer in enumerate(model.get_decoder().layers):
             here = [step for step in steps if (step.layer or 0) == index]
@@ -76,11 +77,21 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
                     hook = _LayerHook(index, here, columns, hidden_columns, biases)
                     handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
                 else:
-                    handles += _recurrent_hooks(layer, here, columns, hidden_columns)
+                    handles += _recurrent_hooks(layer, here, columns, hidden_columns, seen)
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Seen:
+    """Pre-hook of the language model: how many tokens its cache holds when a forward begins."""
+
+    past = 0
+
+    def __call__(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
+        self.past = 0 if cache is None else int(cache.get_seq_length())
 
 
 class _LayerHook:
@@ -160,7 +171,7 @@ class _LayerHook:
 
 
 def _recurrent_hooks(
-    layer: Any, stages: Sequence[Hidden], columns: Sequence[Tensor], hidden_columns: Tensor
+    layer: Any, stages: Sequence[Hidden], columns: Sequence[Tensor], hidden_columns: Tensor, seen: _Seen
 ) -> list[Any]:
     """Hooks on a layer that reads tokens one after the other into a state, where no mask can hide one from the next.
 
@@ -173,18 +184,18 @@ def _recurrent_hooks(
 
     def write(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0]
-        if hidden.shape[1] >= hidden_columns.shape[1]:  # the prompt, or without a cache the answer with it
-            for stage in stages:
-                hidden = writer.write_merged(hidden, stage, 0, len(hidden) // len(columns))
+        for stage in stages:
+            hidden = writer.write_merged(hidden, stage, seen.past, len(hidden) // len(columns))
         return (hidden, *args[1:]), kwargs
 
     def compress(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         state.clear()
-        if hidden.shape[1] < hidden_columns.shape[1]:
+        end = seen.past + hidden.shape[1]
+        gone = pad(hidden_columns, (0, max(0, end - hidden_columns.shape[1])))[:, seen.past : end]
+        if not gone.any():
             return None
-        expansion = len(hidden) // len(columns)
-        gone = pad(hidden_columns, (0, hidden.shape[1] - hidden_columns.shape[1])).repeat_interleave(expansion, 0)
+        gone = gone.repeat_interleave(len(hidden) // len(columns), 0)
         mask = kwargs.get("attention_mask")
         real = torch.ones_like(gone) if mask is None else mask.bool()
         rows = [(~gone[row] & real[row]).nonzero().flatten() for row in range(len(hidden))]
