@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -30,37 +32,45 @@ DROPS = recipe("drops", stage(2, fixed(0.6), scorer="random"), stage(5, fixed(0.
 # ------------------------------------------------------------------------------------------------- a second picture
 
 
-def two_turns(family: str, model: Any) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
-    """Calls of the model for a picture, and for another one behind it; and the ids ``[1, L]`` of both."""
+PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+
+
+def padded_row(family: str, model: Any, row: Row, **more: Any) -> dict[str, Tensor]:
+    """One prompt behind two tokens of padding, so that there is a mask which must be right."""
+    batch = inputs(family, model, rows=[row, replace(row, before=row.before + 2)], **more)
+    return {**row_inputs(batch, 0), **{name: batch[name][:1] for name in PER_TOKEN if name in batch}}
+
+
+def in_turns(family: str, model: Any) -> tuple[list[dict[str, Any]], Tensor]:
+    """Calls of the model for a picture, for two words, and for another picture; and the ids ``[1, L]`` of all."""
     first, last = sizes(family)[0], sizes(family)[-1]
-    one = inputs(family, model, rows=[Row(before=4, images=(first,), after=4)])
-    two = inputs(family, model, rows=[Row(before=3, images=(last,), after=5)], seed=1)
-    ids = torch.cat([one["input_ids"], two["input_ids"]], 1)
-    calls: list[dict[str, Any]] = [dict(one), dict(two)]
-    calls[1]["attention_mask"] = torch.ones_like(ids)
+    one = padded_row(family, model, Row(before=4, images=(first,), after=4))
+    two = dict(inputs(family, model, rows=[Row(before=5, images=(last,), after=5)], seed=1))
+    whole = {name: torch.cat([one[name], two[name]], 1) for name in PER_TOKEN if name in one}
+    ends = [one["input_ids"].shape[1], one["input_ids"].shape[1] + 2, whole["input_ids"].shape[1]]
+    pixels = [{name: value for name, value in turn.items() if name not in PER_TOKEN} for turn in (one, {}, two)]
     if "image_grid_thw" in one:  # M-RoPE ids of a later picture are told by the whole prompt alone
         seen: list[Any] = []
-        whole = {name: torch.cat([one[name], two[name]], 1 if name in PER_TOKEN else 0) for name in one}
         hook = model.get_decoder().register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs.get("position_ids")), with_kwargs=True
         )
         with torch.no_grad():
-            model(**whole)
+            model(**whole, **{name: torch.cat([pixels[0][name], pixels[2][name]]) for name in pixels[0]})
         hook.remove()
-        length = one["input_ids"].shape[1]
         if seen[0] is not None and seen[0].dim() == 3:
-            calls[0]["position_ids"], calls[1]["position_ids"] = seen[0][..., :length], seen[0][..., length:]
-    return calls[0], calls[1], ids
-
-
-PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+            whole["position_ids"] = seen[0]
+    calls = []
+    for start, end, own in zip([0, *ends], ends, pixels, strict=False):
+        tokens = {name: value[..., start:end] for name, value in whole.items()}
+        calls.append({**tokens, "attention_mask": whole["attention_mask"][:, :end], **own})
+    return calls, whole["input_ids"]
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_a_second_picture_on_the_cache(family: str) -> None:
     """The second prefill prunes its own picture, and sees of the first what is left of it."""
     model = model_of(family, "sdpa")
-    first, second, ids = two_turns(family, model)
+    (first, words, second), ids = in_turns(family, model)
 
     def ran(keep: list[Any] | None = None) -> Tensor:
         cache = DynamicCache(config=model.config.get_text_config())
@@ -68,6 +78,7 @@ def test_a_second_picture_on_the_cache(family: str) -> None:
             model(**first, **{CACHE: cache})
             if keep is not None:
                 keep += [told.kept for told in attached.report.stages]
+            model(**words, **{CACHE: cache})
             return model(**second, **{CACHE: cache}).logits[:, -1]
 
     untouched, kept = ran(), list[Any]()
@@ -84,11 +95,17 @@ def test_a_second_picture_on_the_cache(family: str) -> None:
 # ------------------------------------------------------------------------------------------------- an assistant
 
 
-@pytest.mark.parametrize("family", MODELS)
+SOME = {"qwen2_vl", "qwen3_5", "gemma3", "idefics3", "kimi_k25", "lfm2_vl", "llava", "llava_next"}
+"""Plain, M-RoPE, windows, tiles, latent attention, recurrent layers: the others with ``-m slow``."""
+
+
+@pytest.mark.parametrize(
+    "family", [family if family in SOME else pytest.param(family, marks=pytest.mark.slow) for family in MODELS]
+)
 def test_assisted_decoding_gives_the_greedy_answer(family: str) -> None:
     """The assistant, another model, guesses; the pruned model reads its guesses and cuts its caches back."""
     model, assistant = model_of(family, "sdpa"), build(family, seed=1, layers=3)
-    batch = row_inputs(inputs(family, model, rows=[Row(after=12)]), 0)
+    batch = padded_row(family, model, Row(after=12))
     options = {"max_new_tokens": 8, "do_sample": False}
     if "prompt lookup" in refused(family):
         with tp.attach(model, KINDS["merging"]), pytest.raises(ValueError, match="not supported with stateful models"):
@@ -148,16 +165,19 @@ def flash() -> Iterator[None]:
     AttentionMaskInterface._global_mapping.pop(NAME)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("rows", [1, 2])
-def test_flash_masks_on_cpu_equal_sdpa(family: str, kind: str, rows: int, flash: None) -> None:
-    """A row alone, without a mask; a ragged batch, with one; greedy, and a second turn of text on the same cache."""
+SHAPES = list(product(["alone", "ragged", "even"], KINDS))
+IN_TURN = [(*one, family) for turn, one in enumerate(SHAPES) for family in FAMILIES[turn % 2 :: 2]]
+
+
+@pytest.mark.parametrize(("shape", "kind", "family"), IN_TURN)
+def test_flash_masks_on_cpu_equal_sdpa(shape: str, kind: str, family: str, flash: None) -> None:
+    """A row alone and prompts of one length, without a mask; a ragged batch, with one; greedy, and a second turn of
+    text on the same cache."""
+    rows = {"alone": [Row()], "ragged": None, "even": [Row(), Row()]}[shape]
     answers = []
     for attention in ("sdpa", NAME):
         model: Any = build(family)
-        batch = inputs(family, model)
-        batch = row_inputs(batch, 0) if rows == 1 else batch
+        batch = inputs(family, model, rows=rows)
         model.get_decoder().config._attn_implementation = attention
         with tp.attach(model, KINDS[kind]) as attached:
             first = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)

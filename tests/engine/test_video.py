@@ -181,7 +181,7 @@ def test_half_a_video_is_told(family: str, newline: list[bool], message: str) ->
 
 FRAMES = 300
 BOUNDED: dict[str, Any] = {
-    **{name: name for name in ("evs", "dycoke", "vidcom2", "vcast", "recency", "fastv", "uniform")},
+    **{name: name for name in ("evs", "dycoke", "vidcom2", "vcast", "recency", "fastv", "pyramiddrop", "uniform")},
     # Pairs of tokens within frames alone.
     "divprune by frame": recipe("far", stage("after_vision", fixed(0.1), sampler="max_min", grouper="frame")),
 }
