@@ -1,68 +1,14 @@
-"""Small recipes, one of each kind that the engine must be exact for, as plain data for `load_recipe`."""
+"""The recipes of `tokenprune.testing.kinds` for the tiny models of 8 layers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-ATTENTION = {"type": "attention"}
+from tokenprune.testing.kinds import ATTENTION as ATTENTION
+from tokenprune.testing.kinds import fixed, kinds, recipe, stage
 
-
-def recipe(name: str, *stages: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"version": 1, "name": name, "stages": list(stages), **more}
-
-
-def stage(place: Any, scheduler: Any, **more: Any) -> dict[str, Any]:
-    where = place if place == "after_vision" else {"before_layer": place}
-    return {"place": where, "scheduler": scheduler, **more}
-
-
-def fixed(keep: float) -> dict[str, Any]:
-    return {"type": "fixed", "keep": keep}
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    # Static counts, before layer 0.
-    "after_vision": recipe("after_vision", stage("after_vision", fixed(0.5), sampler="uniform")),
-    # Several static stages, scores from the layer before and from the layer at the place.
-    "attention": recipe(
-        "attention",
-        stage(1, fixed(0.7), raters="last_text", scorer=ATTENTION),
-        stage(3, fixed(0.5), raters="above_mean", scorer={"type": "attention", "layer": "next"}),
-        stage(5, fixed(0.2), raters="all_text", scorer={"type": "attention", "rope": False, "normalise": "vision"}),
-    ),
-    # Counts that depend on the scores, different in each row.
-    "adaptive": recipe(
-        "adaptive",
-        stage(
-            2,
-            {"type": "lattice", "stride": 3, "keep": 0.3},
-            raters="last_text",
-            scorer={"type": "attention", "rope": False, "normalise": "vision"},
-            sampler={"type": "union", "stride": 3},
-        ),
-        stage(
-            4,
-            {"type": "rank_ratio", "scale": 0.5, "energy": 0.9},
-            raters="above_mean",
-            scorer=ATTENTION,
-            recycler={"type": "cluster", "share": 0.5, "per_cluster": 3},
-        ),
-    ),
-    # Merged tokens in their anchors' slots, pruned again later.
-    "merging": recipe(
-        "merging",
-        stage(1, fixed(0.5), scorer="norm", recycler={"type": "cluster", "share": 0.6, "per_cluster": 3}),
-        stage(4, fixed(4), scorer="random", recycler={"type": "cluster", "share": 0.6, "per_cluster": 3}),
-    ),
-    # Two stages at one place, and a last stage that keeps one token.
-    "deep": recipe(
-        "deep",
-        stage(2, fixed(0.8), scorer="random"),
-        stage(2, fixed(0.5), scorer="raster"),
-        stage(7, fixed(1), scorer="norm"),
-    ),
-}
-"""Name to recipe; all of them fit models of 8 layers."""
+KINDS: dict[str, dict[str, Any]] = kinds(8)
+"""Name to recipe."""
 
 IDENTITY = recipe(
     "identity",

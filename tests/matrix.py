@@ -8,25 +8,10 @@ from functools import cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
-import torch
 from families import MODELS, Row, build, inputs, ragged_rows, sizes
 from kinds import KINDS
-from pruned import TOLERANCE, run_both
 
-STEPS = 3
-"""Tokens that each cell generates: one of the prefill, one on its cache, one on what that has added."""
-
-CACHES: dict[str, dict[str, Any]] = {
-    "dynamic": {},
-    "static": {"cache_implementation": "static"},
-    "none": {"use_cache": False},
-}
-MODES: dict[str, tuple[int, dict[str, Any]]] = {
-    "greedy": (1, {}),
-    "beams": (3, {"num_beams": 3}),
-    "sampling": (2, {"do_sample": True, "temperature": 1.5, "num_return_sequences": 2}),
-}
-"""Rows that `generate` makes of one, and what it is called with."""
+from tokenprune.testing.checks import CACHES, MODES, Subject, equals_reference
 
 
 class Cell(NamedTuple):
@@ -102,13 +87,14 @@ def run(cell: Cell, family: str) -> None:
         UnsupportedModelError: the family refuses it.
     """
     model = model_of(family, cell.attention)
-    expand, options = MODES[cell.mode]
+    expand, _ = MODES[cell.mode]
     rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
     if expand > 1 and not MODELS[family].expands:
         rows = [replace(row, images=row.images and row.images[:1]) for row in rows]
-    batch = inputs(family, model, rows=rows)
-    asked = {**CACHES[cell.cache], **options, "max_new_tokens": STEPS}
-    difference, (got, expected), report = run_both(model, batch, KINDS[cell.recipe], expand=expand, **asked)
-    assert torch.equal(got, expected)
-    assert difference < TOLERANCE
-    assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all()), "nothing was dropped"
+    run_on(cell, Subject(model, inputs(family, model, rows=rows)))
+
+
+def run_on(cell: Cell, subject: Subject) -> None:
+    """The same for a model and a batch at hand."""
+    expand, options = MODES[cell.mode]
+    equals_reference(subject, KINDS[cell.recipe], expand=expand, **CACHES[cell.cache], **options)

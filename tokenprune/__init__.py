@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tokenprune.errors import RecipeError as RecipeError
     from tokenprune.errors import TokenPruneError as TokenPruneError
     from tokenprune.errors import UnsupportedModelError as UnsupportedModelError
+    from tokenprune.families.adapter import Adapter as Adapter
+    from tokenprune.families.adapter import VisionRow as VisionRow
     from tokenprune.families.ledger import ledger as ledger
     from tokenprune.parts.groupers.base import Grouper as Grouper
     from tokenprune.parts.part import Part as Part
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from tokenprune.study.evaluate import make_conditions as make_conditions
 
 _HOMES = {
+    "Adapter": "families.adapter",
     "Answer": "answers",
     "Attached": "engine.attach",
     "Attention": "core.tokens",
@@ -89,6 +92,7 @@ _HOMES = {
     "TokenPruneError": "errors",
     "Tokens": "core.tokens",
     "UnsupportedModelError": "errors",
+    "VisionRow": "families.adapter",
     "Work": "parts.work",
     "ask": "answers",
     "attach": "engine.attach",

@@ -11,8 +11,8 @@ import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, sizes
 from kinds import ATTENTION, KINDS, fixed, recipe, stage
+from memory import Memory
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -297,26 +297,6 @@ def test_a_decode_step_runs_what_the_untouched_models_runs(family: str, name: st
     assert attached.report.stages
     assert len(untouched) > 3 * 200
     assert pruned == untouched
-
-
-class Memory(TorchDispatchMode):
-    """The most bytes that tensors made inside the block held at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
-        for made in tree_leaves(out):
-            if isinstance(made, Tensor) and made.untyped_storage()._cdata not in given:
-                storage = made.untyped_storage()
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
-        return out
 
 
 def peak(layer: Any, normalise: Any, texts: int, *, n: int, block: int) -> int:

@@ -109,9 +109,9 @@ def _show_parts(rows: list[dict[str, Any]]) -> None:
 
 
 def _models() -> list[dict[str, Any]]:
-    from tokenprune.families.catalogue import ADAPTERS
+    from tokenprune.families.catalogue import adapters
 
-    return [{"name": adapter.family, "title": adapter.title} for adapter in ADAPTERS]
+    return [{"name": adapter.family, "title": adapter.title} for adapter in adapters().values()]
 
 
 def _show_models(rows: list[dict[str, Any]]) -> None:

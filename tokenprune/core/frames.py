@@ -44,24 +44,28 @@ class Frame:
         return cells.reshape(self.height, self.columns)[:, : self.width]
 
 
-def frames_of(grids: Sequence[Grid], images: int) -> list[Frame]:
+def frames_of(grids: Sequence[Grid], images: int | None = None, asker: str = "plot") -> list[Frame]:
     """The picture planes of a sample, in the order of its vision tokens.
 
     Args:
         grids: (T, H, W) of each image or video of the sample, in vision tokens.
         images: pictures at hand: one for each grid (a video's time steps share it), or one for each time step. `Tiles`
-            show the picture of the grid before them and have none of their own; a class token shows nothing.
+            show the picture of the grid before them and have none of their own; a class token shows nothing. None: one
+            for each time step.
+        asker: what needs them; opens the error message.
 
     Raises:
         InputError: the pictures do not fit the grids, or nothing tells the grids.
     """
     if any(isinstance(grid, UnknownGrid) for grid in grids):
-        raise InputError("plot: where the vision tokens lie on the pictures is not known: the prompt does not tell")
+        raise InputError(f"{asker}: where the vision tokens lie on the pictures is not known: the prompt does not tell")
     own = [grid for grid in grids if not isinstance(grid, Tiles | ClassToken)]
     steps = sum(t for t, _, _ in own)
+    images = steps if images is None else images
     if images not in (len(own), steps):
-        raise InputError(f"plot: got {images} picture{'' if images == 1 else 's'} for the grids {[*map(tuple, grids)]}")
-    tiled = len(own) < len(grids)
+        pictures = f"{images} picture{'' if images == 1 else 's'}"
+        raise InputError(f"{asker}: got {pictures} for the grids {[*map(tuple, grids)]}")
+    tiled = any(isinstance(grid, Tiles) for grid in grids)
     frames: list[Frame] = []
     start, number, shown = 0, -1, -1  # number: of the image or video; shown: picture of the last frame
     for grid in grids:

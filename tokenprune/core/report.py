@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.clock import Stopwatch
-from tokenprune.core.tokens import Grid
+from tokenprune.core.frames import frames_of
+from tokenprune.core.tokens import Grid, UnknownGrid
 from tokenprune.errors import NotFiredError
+
+_SHOWN = 16
+"""Frames whose counts are printed one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +198,23 @@ class Report:
             counts[:, stage.layer or 0 :] = torch.tensor(stage.sizes).unsqueeze(1)
         return counts
 
+    def by_frame(self, row: int = 0) -> tuple[tuple[int, ...], ...]:
+        """For each stage, the tokens it has left in each picture, or each frame of a video, of a sample.
+
+        Merged tokens count where their anchor lies; separators and class tokens lie nowhere. Tiles (LLaVA-NeXT) follow
+        the overview of their picture.
+
+        Raises:
+            InputError: nothing tells where the vision tokens lie.
+        """
+        grids = self.grids[row]
+        planes = frames_of(grids, asker="report")
+        counts = []
+        for stage in self.stages:
+            left = stage.left[row].tolist()
+            counts.append(tuple(int(plane.mask(left).sum()) for plane in planes))
+        return tuple(counts)
+
     @property
     def seconds(self) -> float:
         """Time of the method in all stages; NaN in a compiled forward."""
@@ -234,15 +255,29 @@ class Report:
         for row, total in enumerate(run.total):
             rated = ", no text behind the picture: its last token rated" if row in run.unrated else ""
             lines.append(f"sample {row}: {total} vision tokens{rated}")
-            for stage in run.stages:
+            frames = self._frames(row)
+            for number, stage in enumerate(run.stages):
                 merged = int((stage.merged[row] >= 0).sum())
                 kept = stage.sizes[row] - merged
                 tail = f" + {merged} merged" if merged else ""
                 lines.append(f"  {stage.place:<18} (layer {stage.layer or 0}): {kept} kept{tail}")
+                lines += frames[number : number + 1]
             mean = counts[row].double().mean().item()
             share = f" = {mean / total:.1%}" if total else ""
             lines.append(f"  average over {self.layers} layers {mean:.1f}{share}, final {int(counts[row, -1])}")
         return "\n".join(lines)
+
+    def _frames(self, row: int) -> list[str]:
+        """A line for each stage that tells its counts by frame; none for a single picture, or where nothing tells."""
+        grids = self.grids[row]
+        if sum(t for t, _, _ in grids) < 2 or any(isinstance(grid, UnknownGrid) for grid in grids):
+            return []
+        what = "frames" if any(t > 1 for t, _, _ in grids) else "pictures"
+        lines = []
+        for counts in self.by_frame(row):
+            told = " ".join(map(str, counts)) if len(counts) <= _SHOWN else f"{min(counts)} to {max(counts)} each"
+            lines.append(f"    in {len(counts)} {what}: {told}")
+        return lines
 
     def _need(self) -> _Run:
         run = self._run

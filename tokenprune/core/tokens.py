@@ -34,7 +34,8 @@ class Tiles(NamedTuple):
 
 
 class ClassToken(NamedTuple):
-    """A `Grid` of one token that lies on no part of the picture: the tower's class token, before the picture's own."""
+    """A `Grid` of one token that lies on no part of the picture: the tower's class token, before the picture's own, or
+    the separator behind a video (LLaVA-OneVision)."""
 
     frames: int = 1
     rows: int = 1

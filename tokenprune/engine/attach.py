@@ -28,8 +28,8 @@ from tokenprune.engine.parallel import check_parallel
 from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.weights import check_weights
 from tokenprune.errors import InputError, UnsupportedModelError
+from tokenprune.families.adapter import Adapter
 from tokenprune.families.anatomy import Anatomy, anatomy, pictures_in
-from tokenprune.families.shape import model_shape
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, load_recipe
 
@@ -43,7 +43,7 @@ class Attached:
         self.recipe = recipe
         prices = None
         if recipe.budget is not None and recipe.budget.kind == "flops":
-            prices = partial(_prices, model_shape(parts.model))
+            prices = partial(_prices, parts.adapter.shape(parts.model.config))
         stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
         pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
         check_weights(pipeline, parts)
@@ -211,6 +211,7 @@ def attach(
     final: float | None = None,
     flops: float | None = None,
     compile: bool | Mapping[str, Any] = False,
+    adapter: Adapter | None = None,
 ) -> Attached:
     """Attach a recipe to a Hugging Face vision-language model.
 
@@ -229,21 +230,22 @@ def attach(
         compile: run the language model under torch.compile, stages included, and a vision tower of fixed-size pictures
             (docs/compile.md); a mapping is passed on, such as ``{"mode": "reduce-overhead"}``. `generate` then takes a
             static cache, unless it is told otherwise.
+        adapter: of a family of your own (docs/your-own-family.md); by default that of the model's `model_type`.
 
     Raises:
         InputError: an option of torch.compile that is decided here, or that it does not take; a second budget for a
             `Pipeline`.
         RecipeError: the recipe is not valid, or does not fit the model's depth.
         BudgetError: the budget is out of range.
-        UnsupportedModelError: no adapter knows the model, a recipe is attached to it already, or `flops` is asked of a
-            model whose shape the ledger does not know.
+        UnsupportedModelError: no adapter knows the model, `adapter` is not one for it, a recipe is attached to it
+            already, or `flops` is asked of a model whose shape the ledger does not know.
     """
     if isinstance(recipe, Pipeline):
         _refuse_budget(keep=keep, average=average, final=final, flops=flops)
         loaded: Recipe | Pipeline = recipe
     else:
         loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
-    parts = anatomy(model)
+    parts = anatomy(model, adapter)
     for hook in parts.text._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), Engine):
             raise UnsupportedModelError(

@@ -30,7 +30,7 @@ class Chunk:
     call: Mapping[str, Any]
     """The text model's keyword arguments."""
     vision: Tensor
-    """``[B, L]`` bool, vision tokens."""
+    """``[B, L]``, 0 on text, kinds of vision tokens."""
     pictures: Pictures
     """What its call has told of its pictures."""
 
@@ -148,7 +148,7 @@ def _deepstack(chunks: tuple[Chunk, ...]) -> dict[str, Any]:
     masks, full = [], []
     for chunk in chunks:
         mask, own = chunk.call.get("visual_pos_masks"), chunk.call.get("deepstack_visual_embeds")
-        place = torch.zeros_like(chunk.vision) if mask is None else mask.to(chunk.vision.device)
+        place = torch.zeros_like(chunk.vision, dtype=torch.bool) if mask is None else mask.to(chunk.vision.device)
         masks.append(place)
         rows = chunk.embeddings.new_zeros(len(levels), *place.shape, levels[0].shape[-1], dtype=levels[0].dtype)
         for number, level in enumerate(own or ()):

@@ -20,7 +20,7 @@ from tokenprune.engine.asked import with_hidden
 from tokenprune.engine.cache import Owner, adopt, cache_in, different_slots, layer_of, virtualise
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
-from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, forget_compiled
+from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, by_name, forget_compiled
 from tokenprune.engine.opening import Opening, entered_chunk
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.reading import position_ids
@@ -157,16 +157,17 @@ class Engine:
 
     def begin_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._begin_model(module, args, kwargs)
+        kwargs = dict(by_name(module, args, kwargs))
         now = self.now
         now.close()
         if not now.chunked:
             now.tower.base_begins(kwargs)
-        now.input_ids = kwargs.get("input_ids", args[0] if args else None)
+        now.input_ids = kwargs.get("input_ids")
         now.attention_mask = kwargs.get("attention_mask")
         now.shown = now.pictures.or_else(pictures_in(self.anatomy.adapter, kwargs))
         embeddings = kwargs.get("inputs_embeds")
         if now.input_ids is None and embeddings is not None:
-            now.vision = self.anatomy.vision_mask(None, embeddings)
+            now.vision = self.anatomy.vision_kinds(None, embeddings)
 
     def end_base(self, module: nn.Module, args: Any, output: Any) -> None:
         self.now.close()

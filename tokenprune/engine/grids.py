@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.tokens import Grid, UnknownGrid
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.adapter import VisionRow
 from tokenprune.families.anatomy import Anatomy
 
@@ -20,6 +19,7 @@ def grids_of(
     anatomy: Anatomy,
     *,
     vision: np.ndarray,
+    video: np.ndarray,
     real: np.ndarray,
     positions: np.ndarray,
     newline: np.ndarray | None,
@@ -31,6 +31,7 @@ def grids_of(
     Args:
         anatomy: its adapter reads them.
         vision: ``[B, L]`` bool, placeholders of vision tokens, those that the attention mask hides included.
+        video: ``[B, L]`` bool, those of them that stand for a video.
         real: ``[B, L]`` bool, False where the attention mask hides a token.
         positions: ``[1 or 3, B, L]`` position ids.
         newline: ``[B, L]`` bool, row separators; None where the family has none.
@@ -46,19 +47,22 @@ def grids_of(
             cause = f"the attention mask hides {placed[row] - n} of {placed[row]} vision tokens"
             found.append((_stand_in(n), cause if n else None))
             continue
+        starts = _starts(own, video[row])
         info = VisionRow(
-            runs=_runs(own),
+            runs=tuple(np.diff([*starts, n]).tolist()),
             positions=positions[:, row, own] if len(positions) == 3 else None,
             newline=None if newline is None else tuple(newline[row, own].tolist()),
             pixels=pixels,
             pictures=pictures[row],
+            videos=tuple(video[row, own][starts].tolist()),
         )
         try:
-            found.append((anatomy.adapter.grids(anatomy.base, info) if n else (), None))
+            grids = _checked(anatomy, anatomy.adapter.grids(anatomy.base, info), n) if n else ()
+            found.append((grids, None))
         except InputError as error:
             found.append((_stand_in(n), str(error)))
-    grids, causes = zip(*found, strict=True)
-    return grids, causes
+    told, causes = zip(*found, strict=True)
+    return told, causes
 
 
 def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
@@ -78,15 +82,26 @@ def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
     return torch.from_numpy(cells)
 
 
+def _checked(anatomy: Anatomy, grids: Sequence[Grid], n: int) -> tuple[Grid, ...]:
+    """What an adapter says of `n` vision tokens; an adapter that miscounts would misplace every token behind."""
+    found = sum(map(prod, grids))
+    if found != n or any(len(grid) != 3 for grid in grids):
+        raise UnsupportedModelError(
+            f"{type(anatomy.adapter).__name__}.grids told {list(grids)}, which is {found} vision tokens, of {n}; "
+            "expected (frames, rows, columns) of each picture, which sum to them, or an InputError with the cause"
+        )
+    return tuple(grids)
+
+
 def _stand_in(n: int) -> tuple[Grid, ...]:
     return (UnknownGrid(1, 1, n),) if n else ()
 
 
-def _runs(own: np.ndarray) -> tuple[int, ...]:
-    """Lengths of the uninterrupted runs of True in `own` ``[L]``."""
+def _starts(own: np.ndarray, video: np.ndarray) -> np.ndarray:
+    """Where the uninterrupted runs of one kind begin, counted in the True of `own` ``[L]``."""
     at = np.flatnonzero(own)
-    breaks = [0, *(np.flatnonzero(at[1:] - at[:-1] > 1) + 1).tolist(), len(at)]
-    return tuple(end - start for start, end in pairwise(breaks)) if len(at) else ()
+    breaks = (np.diff(at) > 1) | (np.diff(video[at].astype(np.int8)) != 0)
+    return np.flatnonzero(np.concatenate([np.ones(min(1, len(at)), dtype=bool), breaks]))
 
 
 def _by_sample(

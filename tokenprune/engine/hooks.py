@@ -6,8 +6,11 @@ removed while decoding needs no change of arguments, unless the forward of anoth
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -94,6 +97,17 @@ class LayerHooks(Hooks):
     def unmount(self) -> None:
         self.mounted = False
         super().unmount()
+
+
+def by_name(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a call of `module`, those without a name under theirs."""
+    return {**dict(zip(_names(type(module).forward), args, strict=False)), **kwargs} if args else kwargs
+
+
+@cache
+def _names(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Of the arguments of a method, in order, without the module itself."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def forget_compiled() -> None:

@@ -74,8 +74,17 @@ class LayerInput:
 
 
 def rotary(attention: nn.Module) -> Turn:
-    """The family's own rotary embedding (it knows about half-RoPE and interleaving)."""
-    apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+    """The family's own rotary embedding (it knows about half-RoPE and interleaving).
+
+    Raises:
+        UnsupportedModelError: none stands beside the class of the attention.
+    """
+    apply = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if apply is None:
+        raise UnsupportedModelError(
+            f"{type(attention).__module__} has no apply_rotary_pos_emb, the rotary embedding of "
+            f"{type(attention).__name__}: rater attention cannot be computed"
+        )
     if next(iter(inspect.signature(apply).parameters)) == "q":
         return lambda x, rope: apply(x, x[:, :0], *rope)[0]  # there are no keys to turn
     return lambda x, rope: apply(x, *rope, unsqueeze_dim=1)

@@ -17,7 +17,7 @@ from tokenprune.engine.gather import take, take_positions
 from tokenprune.engine.grids import cells_of, grids_of
 from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import InputError, UnsupportedModelError
-from tokenprune.families.anatomy import Anatomy, Pictures
+from tokenprune.families.anatomy import VIDEO, Anatomy, Pictures
 
 
 def start_reading(
@@ -38,7 +38,7 @@ def start_reading(
     the two calls the device may be given other work, which then runs while the host is busy with this.
 
     Args:
-        vision: ``[B, L]`` bool, vision tokens.
+        vision: ``[B, L]``, 0 on text, on vision tokens their kind (`Anatomy.vision_kinds`).
         real: ``[B, L]`` bool, False on padding.
         embeddings: ``[B, L, D]`` input of the language model, vision features merged in.
         positions: position ids ``[1 or B, L]`` or ``[3, 1 or B, L]``.
@@ -91,6 +91,7 @@ def _prompt(
     grids, causes = grids_of(
         anatomy,
         vision=seen.vision,
+        video=seen.video,
         real=seen.real,
         positions=seen.positions,
         newline=seen.newline,
@@ -137,7 +138,7 @@ def _unrated(total: Sequence[int], after_image: np.ndarray) -> tuple[int, ...]:
 
 
 def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
-    """``[B, L]`` bool: which tokens of a forward are vision tokens, by ids ``[B, L]`` or embeddings ``[B, L, D]``.
+    """``[B, L]`` int8: kinds of the vision tokens of a forward, by ids ``[B, L]`` or embeddings ``[B, L, D]``.
 
     Raises:
         UnsupportedModelError: the ids are not those of the embeddings.
@@ -147,7 +148,7 @@ def vision_tokens(anatomy: Anatomy, input_ids: Tensor | None, embeddings: Tensor
             f"{input_ids.shape[1]} input ids but {embeddings.shape[1]} embeddings reached the language model "
             "(prefix tuning?): vision tokens cannot be located"
         )
-    return anatomy.vision_mask(input_ids, embeddings)
+    return anatomy.vision_kinds(input_ids, embeddings)
 
 
 def real_tokens(mask: Any, batch: int, length: int, device: torch.device, past: int) -> Tensor:
@@ -180,6 +181,8 @@ class _Seen:
 
     vision: np.ndarray
     """Placeholders of vision tokens, those that the attention mask hides included."""
+    video: np.ndarray
+    """Those of them that stand for a video."""
     real: np.ndarray
     newline: np.ndarray | None
     positions: np.ndarray
@@ -211,6 +214,7 @@ def _look(
         known = None if sizes is None else flat[length:].reshape(tuple(sizes.shape)) if away else sizes.numpy()
         return _Seen(
             vision=host[0] > 0,
+            video=host[0] == VIDEO,
             real=host[1] > 0,
             newline=None if name is None else host[2] > 0,
             positions=host[-axes:],

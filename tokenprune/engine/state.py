@@ -50,7 +50,7 @@ class State:
         """``[B, L]``, from the base model's call."""
         self.attention_mask: Any = None
         self.vision: Tensor | None = None
-        """``[B, L]`` bool, vision tokens of a prompt without ids: told, or found by their placeholders."""
+        """``[B, L]``, vision tokens of a prompt without ids: told, or found by their placeholders (`vision_kinds`)."""
         self.text_only = False
         """Whether somebody has said that no vision tokens come."""
         self.sure = False

@@ -8,9 +8,10 @@ without a sensible default refuse by name and say what to write.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -40,6 +41,15 @@ class VisionRow:
     """Height and width of each picture, where the model was given pictures of one size; else None."""
     pictures: tuple[tuple[int, ...], ...] | None = None
     """Size of each picture of the sample, as `Adapter.sizes` names it; None where it was not given, or does not fit."""
+    videos: tuple[bool, ...] = ()
+    """For each run whether it is of a video, where videos have a placeholder of their own; empty: none is."""
+
+    def spans(self) -> Iterator[tuple[int, int, bool]]:
+        """Start, end and whether it is a video, of each run; counted in vision tokens of the sample."""
+        start = 0
+        for run, video in zip_longest(self.runs, self.videos, fillvalue=False):
+            yield start, start + run, bool(video)
+            start += run
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.adapter import Adapter
-from tokenprune.families.catalogue import adapter_of, adapters
+from tokenprune.families.catalogue import adapter_of, families, fitting
 from tokenprune.families.wrappers import base_model, text_model, unwrapped
 
 RECURRENT = frozenset({"linear_attention", "conv"})
 """Of these, the ones without keys: they read tokens one after the other into a state of fixed size."""
 LAYERS = frozenset({"full_attention", "sliding_attention"}) | RECURRENT
 """Types of decoder layers (`config.layer_types`) that the engine is exact for."""
+PLACEHOLDERS = ("image_token_id", "video_token_id")
+"""What configurations call the ids that stand for vision tokens."""
+IMAGE, VIDEO = 1, 2
+"""Kinds of vision tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,27 +79,48 @@ class Anatomy:
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""
-        found = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
-        for name in ("image_token_id", "video_token_id"):
+        return self.vision_kinds(input_ids, embeddings) > 0
+
+    def vision_kinds(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
+        """``[B, L]`` int8: 0 on text, `IMAGE` and `VIDEO` on placeholders; families with one for both have images."""
+        found = torch.zeros(embeddings.shape[:2], dtype=torch.int8, device=embeddings.device)
+        for kind, name in ((VIDEO, "video_token_id"), (IMAGE, "image_token_id")):
             token = getattr(self.base.config, name, None)
             if token is None:
                 continue
             if input_ids is not None:
-                found |= (input_ids == token).to(found.device)
+                here = (input_ids == token).to(found.device)
             else:
                 placeholder = self.base.get_input_embeddings()(torch.tensor(token, device=embeddings.device))
-                found |= (embeddings == placeholder).all(-1)
+                here = (embeddings == placeholder).all(-1)
+            found = found.masked_fill(here, kind)
         return found
 
 
-def anatomy(model: nn.Module) -> Anatomy:
+HINT = (
+    ". For a family of your own write an adapter (docs/your-own-family.md); "
+    "for a VLM without transformers use tokenprune.build(recipe) on plain tensors"
+)
+
+
+def anatomy(model: nn.Module, adapter: Adapter | None = None) -> Anatomy:
     """Find the parts of `model`; what is wrapped around it (PEFT, DDP, torch.compile) is looked through.
 
+    Args:
+        model: or what is wrapped around one.
+        adapter: of its family; None: the one that the catalogue has.
+
     Raises:
-        UnsupportedModelError: a family that nobody adapted, a model without a decoder, or a wrapper of several models.
+        UnsupportedModelError: a family that nobody adapted, an adapter of another one, a model without a decoder or
+            placeholders, or a wrapper of several models.
     """
-    model = unwrapped(model, adapters())
-    adapter = adapter_of(model, asker="attach", hint=". For an own VLM use tokenprune.build(recipe) on plain tensors")
+    known = families() if adapter is None else (str(getattr(adapter, "family", None)),)
+    model = unwrapped(model, known)
+    if adapter is None:
+        adapter = adapter_of(model, asker="attach", hint=HINT)
+    else:
+        fitting(adapter, model, asker="attach")
+    _check_members(model, adapter)
     text_config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     if shared := getattr(text_config, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(
@@ -108,7 +133,40 @@ def anatomy(model: nn.Module) -> Anatomy:
             f"attach: {adapter.family} with {', '.join(sorted(kinds))} layers is not supported yet"
         )
     text = text_model(model)
-    return Anatomy(adapter, model, base_model(model, text), text)
+    base = base_model(model, text)
+    _check_parts(text, base, adapter)
+    return Anatomy(adapter, model, base, text)
+
+
+def _check_members(model: Any, adapter: Adapter) -> None:
+    """Raise `UnsupportedModelError` for a model without what leads to its parts."""
+    missing = []
+    if not callable(getattr(model, "get_decoder", None)):
+        missing.append("get_decoder(), which returns the language model")
+    if not callable(getattr(model.config, "get_text_config", None)):
+        missing.append("config.get_text_config(), which returns the configuration of the language model")
+    if missing:
+        raise UnsupportedModelError(f"attach: {adapter.title}: {type(model).__name__} has no {'; no '.join(missing)}")
+
+
+def _check_parts(text: Any, base: Any, adapter: Adapter) -> None:
+    """Raise `UnsupportedModelError` for a language model, or a base model, that the engine cannot hook into."""
+    missing = {
+        "layers, the list of its decoder layers": isinstance(getattr(text, "layers", None), nn.ModuleList),
+        "rotary_emb, the module that makes cos and sin of position ids": hasattr(text, "rotary_emb"),
+        "config": hasattr(text, "config"),
+    }
+    for what, there in missing.items():
+        if not there:
+            raise UnsupportedModelError(
+                f"attach: {adapter.title}: the language model, {type(text).__name__}, has no {what}"
+            )
+    config = getattr(base, "config", None)
+    if all(getattr(config, name, None) is None for name in PLACEHOLDERS):
+        raise UnsupportedModelError(
+            f"attach: {adapter.title}: the configuration of {type(base).__name__} has neither "
+            f"{' nor '.join(PLACEHOLDERS)}, the id that stands for a vision token in input_ids"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,15 @@
-"""The supported families: one line adds one, and everything that asks for a family's adapter asks here."""
+"""The supported families: one line adds one, and everything that asks for a family's adapter asks here.
+
+Other packages add families by entry points (`plugins.py`).
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-from tokenprune.errors import UnsupportedModelError, did_you_mean
+from tokenprune.errors import PluginWarning, UnsupportedModelError, did_you_mean
+from tokenprune.families import plugins
 from tokenprune.families.adapter import Adapter
 from tokenprune.families.aria import Aria
 from tokenprune.families.cohere import AyaVision, Cohere2Vision
@@ -98,9 +103,20 @@ REFUSED: dict[str, str] = {
 """Families that cannot be supported as they are, by `model_type`, and why; docs/models.md shows it."""
 
 
+def families() -> tuple[str, ...]:
+    """The `model_type` of each supported family, ours first; no plug-in is imported for it."""
+    return tuple(dict.fromkeys([*_shipped(), *plugins.declared()]))
+
+
 def adapters() -> dict[str, Adapter]:
-    """The adapter of each supported family, by `model_type`."""
-    return {adapter.family: adapter for adapter in ADAPTERS}
+    """The adapter of each supported family, by `model_type`; of plug-ins that cannot be used it warns."""
+    found = _shipped()
+    for family in plugins.declared():
+        try:
+            found[family] = found.get(family) or plugins.load(family)
+        except UnsupportedModelError as error:
+            warnings.warn(str(error), PluginWarning, stacklevel=2)
+    return found
 
 
 def adapter_of(model_or_config: Any, *, asker: str, hint: str = "") -> Adapter:
@@ -112,16 +128,46 @@ def adapter_of(model_or_config: Any, *, asker: str, hint: str = "") -> Adapter:
         hint: closes the error message: what else can be done.
 
     Raises:
-        UnsupportedModelError: a family that nobody adapted, or of `REFUSED`.
+        UnsupportedModelError: a family that nobody adapted, or of `REFUSED`; or a plug-in's that cannot be used.
     """
-    known = adapters()
-    family = getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
-    if family in known:
-        return known[family]
+    shipped = _shipped()
+    family = _family(model_or_config)
+    if family in shipped:
+        return shipped[family]
+    if family in plugins.declared():
+        return plugins.load(family)
     if family in REFUSED:
         raise UnsupportedModelError(f"{asker}: {family} is not supported: {REFUSED[family]}{hint}")
-    kind = type(model_or_config).__name__
-    got = kind if family is None else f"{kind} (model_type {family!r})"
+    known = families()
     raise UnsupportedModelError(
-        f"{asker}: no adapter for {got}{did_you_mean(family, known)}; supported: {', '.join(known)}{hint}"
+        f"{asker}: no adapter for {_named(model_or_config)}{did_you_mean(family, known)}; supported: "
+        f"{', '.join(known)}{hint}"
     )
+
+
+def fitting(adapter: Adapter, model: Any, *, asker: str) -> Adapter:
+    """`adapter`, which the caller brings, if it is one for `model`.
+
+    Raises:
+        UnsupportedModelError: it is no adapter, is unfinished, or is for another `model_type`.
+    """
+    plugins.check_adapter(adapter, f"{asker}: adapter")
+    if _family(model) != adapter.family:
+        raise UnsupportedModelError(
+            f"{asker}: adapter {type(adapter).__name__} is for model_type {adapter.family!r}, got {_named(model)}"
+        )
+    return adapter
+
+
+def _shipped() -> dict[str, Adapter]:
+    return {adapter.family: adapter for adapter in ADAPTERS}
+
+
+def _family(model_or_config: Any) -> Any:
+    return getattr(getattr(model_or_config, "config", model_or_config), "model_type", None)
+
+
+def _named(model_or_config: Any) -> str:
+    """Class and family, for messages."""
+    kind, family = type(model_or_config).__name__, _family(model_or_config)
+    return kind if family is None else f"{kind} (model_type {family!r})"

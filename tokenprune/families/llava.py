@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from itertools import accumulate
 from math import prod
 from typing import Any, ClassVar
 
@@ -176,13 +175,28 @@ class LlavaNext(_Clip):
     clip = TiledClip
 
     def grids(self, base: Any, row: VisionRow) -> tuple[Grid, ...]:
+        assert row.newline is not None
+        grids: list[Grid] = []
+        for start, end, video in row.spans():
+            tell = self.video_grids if video else self._image_grids
+            grids += tell(base, row.newline[start:end])
+        return tuple(grids)
+
+    def video_grids(self, base: Any, newline: Sequence[bool]) -> list[Grid]:
+        """The grids of a run of video tokens, of which `newline` says whether they are the separator's embedding.
+
+        Raises:
+            InputError: they are no whole frames.
+        """
+        raise InputError(f"{self.title} has no video")
+
+    def _image_grids(self, base: Any, newline: Sequence[bool]) -> list[Grid]:
+        """Those of a run of image tokens: pictures without text between them."""
         vision = base.config.vision_config
         side = vision.image_size // vision.patch_size
-        newline, at, n = row.newline, 0, sum(row.runs)
-        assert newline is not None
+        at, n = 0, len(newline)
         grids: list[Grid] = []
         while at < n:
-            end = next(end for end in accumulate(row.runs) if end > at)  # where text begins, or the prompt ends
             grids.append((1, side, side))
             at += side**2
             if at >= n or not any(newline[at:]):
@@ -193,10 +207,10 @@ class LlavaNext(_Clip):
                 )
             width = newline.index(True, at) - at + 1
             rows = 0
-            while at + width <= end and newline[at + width - 1] and not any(newline[at : at + width - 1]):
+            while at + width <= n and newline[at + width - 1] and not any(newline[at : at + width - 1]):
                 rows, at = rows + 1, at + width
             grids.append(Tiles(1, rows, width))
-        return tuple(grids)
+        return grids
 
     def to_tokens(self, base: Any, tower: Tower, patches: Tensor, grids: Sequence[Grid], call: VisionCall) -> Tensor:
         """Tiles are laid out, unpadded and given newlines by the model's own function; newlines are rows of 0."""

@@ -7,8 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from tokenprune.core.tokens import ClassToken, Grid
 from tokenprune.cost.shape import VisionShape
+from tokenprune.errors import InputError
 from tokenprune.families.llava import LlavaNext
+from tokenprune.families.video import whole_frames
 
 
 class LlavaOnevision(LlavaNext):
@@ -16,7 +19,18 @@ class LlavaOnevision(LlavaNext):
 
     family = "llava_onevision"
     title = "LLaVA-OneVision"
-    pictures = "as LLaVA-NeXT, many tiles interpolated to fewer tokens"
+    pictures = "as LLaVA-NeXT, many tiles interpolated to fewer tokens; a video is a grid of frames and a newline token"
+
+    def video_grids(self, base: Any, newline: Sequence[bool]) -> list[Grid]:
+        vision = base.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)  # half of the patches along a side, rounded up
+        ends = [at for at, ends in enumerate(newline) if ends]
+        if not ends or ends[-1] != len(newline) - 1:
+            raise InputError(f"expected a video that ends in image_newline, got {len(newline)} vision tokens")
+        grids: list[Grid] = []
+        for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False):
+            grids += [whole_frames(end - start, side, side), ClassToken()]
+        return grids
 
     def packed(self, base: Any, tiles: Sequence[Tensor], sizes: Any, newline: Tensor) -> Any:
         return base.pack_image_features(tiles, sizes, newline, base.config.vision_aspect_ratio)[0]

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean
-from tokenprune.families.catalogue import REFUSED, adapters
+from tokenprune.families import plugins
+from tokenprune.families.catalogue import REFUSED, families
 from tokenprune.families.chat import Chat
 from tokenprune.families.explain import explained, first_line
 
@@ -139,6 +140,8 @@ def _config(source: str) -> Any:
             raise InputError(f"{file} is not readable JSON: {error}") from None
         if not isinstance(content, dict) or "model_type" not in content:
             raise InputError(f"{file} names no model_type, so it is no transformers model")
+        if content["model_type"] in plugins.declared():
+            plugins.load(content["model_type"])  # its package tells transformers of its classes when it is imported
     else:
         _ask_hub(source)
     try:
@@ -147,10 +150,10 @@ def _config(source: str) -> Any:
         raise explained(source, error) from None
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, which takes no images")
-    if config.model_type in REFUSED:
-        raise UnsupportedModelError(f"{source} is a {config.model_type} model: {REFUSED[config.model_type]}")
-    if config.model_type not in adapters():
-        known = ", ".join(adapters())
+    if config.model_type not in families():
+        if config.model_type in REFUSED:
+            raise UnsupportedModelError(f"{source} is a {config.model_type} model: {REFUSED[config.model_type]}")
+        known = ", ".join(families())
         raise UnsupportedModelError(f"{source} is a {config.model_type} model, not supported yet; supported: {known}")
     return config
 
