@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokenprune.core.attention import RaterAttention, attention_from_qk
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import TOWER
 from tokenprune.core.signals import Question, Signal, Signals
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 
 WIDTH, HEADS, KEY_HEADS, HEAD_WIDTH = 6, 4, 2, 4
 

@@ -10,7 +10,7 @@ from families import Row, build, inputs
 
 import tokenprune as tp
 from tokenprune.core.frames import frames_of
-from tokenprune.core.tokens import Tiles, square_or_row
+from tokenprune.core.grids import Tiles, square_or_row
 from tokenprune.cost.presets import PRESETS
 from tokenprune.errors import InputError
 

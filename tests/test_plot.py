@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from tokenprune.core.frames import frames_of
-from tokenprune.core.tokens import Tiles
+from tokenprune.core.grids import Tiles
 from tokenprune.errors import InputError
 from tokenprune.plot.kept import plot_kept
 from tokenprune.plot.style import save

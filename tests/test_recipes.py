@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tokenprune.budget import Budget, survivors
 from tokenprune.builder import build
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import BudgetError, RecipeError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.budget import Budget
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import ClipShape, VisionShape
 from tokenprune.engine.packed.generate import check_packable
 from tokenprune.errors import InputError, UnsupportedModelError

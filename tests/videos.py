@@ -20,7 +20,7 @@ from family_models.llava import LlavaNextVideo, LlavaOnevision
 from family_models.tiny import IMAGE, PAD, SEPARATOR, VIDEO, VISION_END, VISION_START, Tiny, clip, siglip, text
 from torch import Tensor
 
-from tokenprune.core.tokens import ClassToken, Grid, Tiles
+from tokenprune.core.grids import ClassToken, Grid, Tiles
 from tokenprune.testing.checks import Subject
 
 WIDE = [[24, 24], [24, 48], [48, 24]]

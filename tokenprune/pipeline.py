@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
+from tokenprune.core.grids import Grid
 from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError, RecipeError, did_you_mean
 from tokenprune.stage import Stage, StageResult
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.core.frames import frames_of
+from tokenprune.core.grids import ClassToken, UnknownGrid
 from tokenprune.core.needs import Needs
 from tokenprune.core.signals import Unreadable
-from tokenprune.core.tokens import ClassToken, Tokens, UnknownGrid
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.base import StaticScheduler

@@ -9,7 +9,7 @@ import torch
 from families import Row, build, inputs, sizes
 
 import tokenprune as tp
-from tokenprune.core.tokens import UnknownGrid
+from tokenprune.core.grids import UnknownGrid
 from tokenprune.errors import InputError, UnsupportedModelError
 
 GRIDS: dict[str, tuple[tuple[tuple[int, int, int], ...], ...]] = {

@@ -10,7 +10,7 @@ from families import FAMILIES, Row, build, inputs, sizes, vision_mask
 from hidden_patches import inside, later
 
 import tokenprune as tp
-from tokenprune.core.tokens import Tiles
+from tokenprune.core.grids import Tiles
 from tokenprune.cost.account import account
 from tokenprune.cost.shape import TiledClip
 from tokenprune.errors import UnsupportedModelError

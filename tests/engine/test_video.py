@@ -18,7 +18,7 @@ from torch import Tensor
 from videos import KINDS, Clip, build_video, grids_of, video_subject
 
 import tokenprune as tp
-from tokenprune.core.tokens import ClassToken
+from tokenprune.core.grids import ClassToken
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import VisionRow
 from tokenprune.families.catalogue import adapters

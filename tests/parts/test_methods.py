@@ -13,8 +13,9 @@ from parts.methods import GOLDEN, Golden, Seen
 from tokenprune.budget import survivors
 from tokenprune.builder import build
 from tokenprune.core.attention import attention_from_qk
+from tokenprune.core.grids import Grid
 from tokenprune.core.signals import Signal, Signals
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_recipes, load_recipe
 from tokenprune.stage import Stage

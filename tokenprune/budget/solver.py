@@ -18,7 +18,7 @@ from typing import Protocol, cast
 
 from tokenprune.budget.rule import Budget, BudgetKind, count_of, part_of
 from tokenprune.budget.steps import Recycle, StaticSchedule, Step, check_order
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import BudgetError
 
 MANY = 10**9

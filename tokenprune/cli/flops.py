@@ -28,7 +28,7 @@ from tokenprune.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tokenprune.core.tokens import Grid
+    from tokenprune.core.grids import Grid
     from tokenprune.cost.account import Cost, Ledger
     from tokenprune.cost.shape import ModelShape
     from tokenprune.recipe import Recipe

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tokenprune.budget import Prices
-    from tokenprune.core.tokens import Grid
+    from tokenprune.core.grids import Grid
     from tokenprune.pipeline import Pipeline
     from tokenprune.recipe import Recipe
 
@@ -95,7 +95,7 @@ def command(
 def _shape(tokens: int | None, grid: str | None) -> tuple[int, int, int]:
     """(T, H, W) of the one image that the numbers are for."""
     if grid is None:
-        from tokenprune.core.tokens import square_or_row
+        from tokenprune.core.grids import square_or_row
 
         return square_or_row(576 if tokens is None else tokens)
     return grid_of(tokens, grid)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenprune.core.tokens import ClassToken, Tiles, UnknownGrid
+from tokenprune.core.grids import ClassToken, Tiles, UnknownGrid
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from tokenprune.core.tokens import Grid
+    from tokenprune.core.grids import Grid
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.signals import Question, Signal, Undeclared, Unreadable
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 
 
 @dataclass(frozen=True, eq=False)

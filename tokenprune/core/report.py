@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokenprune.core.clock import Stopwatch
 from tokenprune.core.frames import frames_of
-from tokenprune.core.tokens import Grid, UnknownGrid
+from tokenprune.core.grids import Grid, UnknownGrid
 from tokenprune.errors import NotFiredError
 
 _SHOWN = 16

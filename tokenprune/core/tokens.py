@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from tokenprune.core import ops
+from tokenprune.core.grids import Grid, grid_of
 from tokenprune.core.signals import Question, Signal, Signals, Undeclared, Unreadable
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from tokenprune.core.needs import Needs
-
-Grid = tuple[int, int, int]
-"""Frames, rows and columns (T, H, W) of one image or video, in vision tokens."""
-
-
-class Tiles(NamedTuple):
-    """A `Grid` that shows the picture of the grid before it, its overview, once more in tiles (LLaVA-NeXT).
-
-    The last token of each row is a separator and lies on no part of the picture. Equals and unpacks like any grid.
-    """
-
-    frames: int
-    rows: int
-    columns: int
-    """Tokens per row, the separator included."""
-
-
-class ClassToken(NamedTuple):
-    """A `Grid` of one token that lies on no part of the picture: the tower's class token, before the picture's own, or
-    the separator behind a video (LLaVA-OneVision)."""
-
-    frames: int = 1
-    rows: int = 1
-    columns: int = 1
-
-
-class UnknownGrid(NamedTuple):
-    """A `Grid` that stands in where nothing tells that of the pictures: one row of all vision tokens of a sample.
-
-    The engine reports it, and hands it to nobody.
-    """
-
-    frames: int
-    rows: int
-    columns: int
-
 
 Count = int | Sequence[int]
 """How many vision tokens survive: one number for the whole batch, or one per sample."""
@@ -157,7 +121,7 @@ class Tokens:
         if hidden.dim() != 3:
             raise InputError(f"Tokens.from_hidden: hidden must be [B, N, D], got shape {tuple(hidden.shape)}")
         batch, n, width = hidden.shape
-        shape = _grid_of(n, grid)
+        shape = grid_of(n, grid)
         index = torch.arange(n, device=hidden.device)
         cell = torch.stack([index // (shape[1] * shape[2]), index // shape[2] % shape[1], index % shape[2]], dim=-1)
         text = hidden.new_zeros(batch, 0, width) if text is None else text
@@ -362,12 +326,6 @@ class Tokens:
         return self
 
 
-def square_or_row(n: int) -> Grid:
-    """The grid of `n` vision tokens of which nothing else is known: a square if they fill one, else one row."""
-    side = math.isqrt(max(n, 0))
-    return (1, side, side) if side * side == n else (1, 1, n)
-
-
 def _changed(tokens: Tokens, **fields: Any) -> Tokens:
     """`dataclasses.replace` in a third of its time: a stage changes its tokens often, and is bound by the host."""
     if torch.compiler.is_compiling():
@@ -375,12 +333,3 @@ def _changed(tokens: Tokens, **fields: Any) -> Tokens:
     changed = object.__new__(Tokens)
     changed.__dict__.update(tokens.__dict__, **fields)
     return changed
-
-
-def _grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
-    if grid is None:
-        return square_or_row(n)
-    shape: Grid = (1, *grid) if len(grid) == 2 else grid
-    if shape[0] * shape[1] * shape[2] != n:
-        raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")
-    return shape

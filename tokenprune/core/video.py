@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tokenprune.core.tokens import Grid, Tiles
+from tokenprune.core.grids import Grid, Tiles
 
 
 class Video(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenprune.budget import nominal_counts, plan
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.inside import Inside, inside_tower
 from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import DecoderShape, ModelShape

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tokenprune.budget import Step, nominal_counts, plan, survivors
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import VisionShape
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.parts.recyclers.drop import DropRecycler

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from tokenprune.budget import Step
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import ModelShape
 from tokenprune.cost.stages import stage_costs
 from tokenprune.errors import UnstatedCostWarning

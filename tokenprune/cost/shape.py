@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tokenprune.core.tokens import Grid, Tiles
+from tokenprune.core.grids import Grid, Tiles
 
 
 @dataclass(frozen=True, kw_only=True)

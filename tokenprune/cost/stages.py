@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenprune.budget import Step, survivors
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.inside import Inside
 from tokenprune.cost.shape import ModelShape
 from tokenprune.cost.tower_signals import signal_cost

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import parse_tower_signal
-from tokenprune.core.tokens import Grid
 from tokenprune.cost.shape import VisionShape
 
 

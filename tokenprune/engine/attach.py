@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.budget import Prices
+from tokenprune.core.grids import Grid
 from tokenprune.core.report import Graphs, Report
-from tokenprune.core.tokens import Grid
 from tokenprune.cost.prices import PromptPrices
 from tokenprune.cost.shape import ModelShape
 from tokenprune.engine.asked import answer, asked_of

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenprune.core.tokens import Grid, UnknownGrid
+from tokenprune.core.grids import Grid, UnknownGrid
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.adapter import VisionRow
 from tokenprune.families.anatomy import Anatomy

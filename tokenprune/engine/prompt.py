@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tokenprune.budget import survivors
 from tokenprune.core import ops
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.grids import Grid
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage, StageResult

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import DecoderShape, ModelShape, VisionShape
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.tower import PROVED, Order, Tower, find_tower, last_read, patches_along

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isqrt, prod
 from typing import Any, ClassVar
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionRow
 from tokenprune.families.one_size import OneSize

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenprune.builder import build
-from tokenprune.core.tokens import Grid, square_or_row
+from tokenprune.core.grids import Grid, square_or_row
 from tokenprune.cost.account import Ledger, account
 from tokenprune.cost.presets import PRESETS
 from tokenprune.cost.shape import ModelShape

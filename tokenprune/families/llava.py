@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import ClassToken, Grid, Tiles
+from tokenprune.core.grids import ClassToken, Grid, Tiles
 from tokenprune.cost.shape import ClipShape, ModelShape, TiledClip, VisionShape
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.adapter import Adapter, VisionCall, VisionRow, decoder_arguments

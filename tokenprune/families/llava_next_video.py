@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import VisionShape
 from tokenprune.families.llava import LlavaNext
 from tokenprune.families.video import whole_frames

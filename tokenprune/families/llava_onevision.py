@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenprune.core.tokens import ClassToken, Grid
+from tokenprune.core.grids import ClassToken, Grid
 from tokenprune.cost.shape import VisionShape
 from tokenprune.errors import InputError
 from tokenprune.families.llava import LlavaNext

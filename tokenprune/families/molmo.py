@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionRow
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionRow
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import DecoderShape, ModelShape, QwenShape, VisionShape
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter, VisionCall, VisionRow, decoder_arguments

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import InputError, UnsupportedModelError
 
 Order = Literal["raster", "units"]

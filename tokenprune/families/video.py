@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import InputError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tokenprune.core.tokens import ClassToken, Grid
+from tokenprune.core.grids import ClassToken, Grid
 from tokenprune.families.adapter import VisionRow
 from tokenprune.families.one_size import OneSize
 from tokenprune.families.video import whole_frames

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod, sqrt
 
+from tokenprune.core.grids import Grid
 from tokenprune.core.groups import share_out
-from tokenprune.core.tokens import Grid
 
 PHASES = ((0, 0), (2, 2), (3, 1), (1, 3))
 """Shifts of rows and columns, in quarters of their spacing. Each side gets every quarter once; of a lattice that takes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from tokenprune.core.tokens import Grid
+    from tokenprune.core.grids import Grid
 
 
 class StageLike(Protocol):

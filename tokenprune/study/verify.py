@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.cost.account import Cost, account, readable
 from tokenprune.engine.attach import Attached, attach
 from tokenprune.families.noise import Pictures, any_resolution, noise

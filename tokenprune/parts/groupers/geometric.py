@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tokenprune.core import transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.groups import Groups, rectangle
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.groupers.base import Grouper
 from tokenprune.parts.limits import Share
 from tokenprune.parts.work import no_products

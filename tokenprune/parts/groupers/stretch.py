@@ -13,8 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import gram
+from tokenprune.core.grids import Grid
 from tokenprune.core.groups import Groups, fold, share_by
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.groupers.geometric import GeometricGrouper, Parts
 from tokenprune.parts.groupers.video import group_means
 from tokenprune.parts.work import Work

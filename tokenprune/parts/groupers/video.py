@@ -14,9 +14,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.groups import Groups, rectangle, share_by
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.core.video import videos
 from tokenprune.parts.groupers.base import Grouper
 from tokenprune.parts.groupers.geometric import GeometricGrouper, blocks

@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import gram, ops, transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.merge import Merge
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Count, Grid, Tokens
+from tokenprune.core.tokens import Count, Tokens
 from tokenprune.core.video import frame_numbers
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Share, Window

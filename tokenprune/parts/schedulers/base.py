@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.grids import Grid
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.part import Part
 from tokenprune.parts.work import no_products
 

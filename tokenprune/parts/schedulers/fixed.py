@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from tokenprune.budget import count_of
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.errors import BudgetError, InputError
 from tokenprune.parts.limits import KeepOrNothing, Share, TokenCount
 from tokenprune.parts.schedulers.base import StaticScheduler

@@ -11,8 +11,9 @@ from torch import Tensor
 from tokenprune.budget import count_of
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import ops
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
 from tokenprune.parts.limits import Offset, ShareOrNone, Stride
 from tokenprune.parts.schedulers.base import StaticScheduler

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import transfer
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.grids import Grid
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Share, TokenCount
 from tokenprune.parts.schedulers.base import Scheduler
 from tokenprune.parts.work import no_products

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import ranks
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.attending import attention_of
 from tokenprune.parts.limits import Share, TokenCount
 from tokenprune.parts.schedulers.base import Scheduler

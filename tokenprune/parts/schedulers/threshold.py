@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenprune.budget import count_of
 from tokenprune.core import transfer
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.grids import Grid
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Share, TokenCount
 from tokenprune.parts.schedulers.base import Scheduler
 from tokenprune.parts.work import no_products

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import gram, ops, transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs, earlier_signal
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.work import Work
 

@@ -10,8 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
+from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.tokens import Tokens
 from tokenprune.core.video import earlier_tokens
 from tokenprune.parts.limits import Share
 from tokenprune.parts.scorers.base import Scorer

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenprune.core.frames import Frame, frames_of
+from tokenprune.core.grids import Grid
 from tokenprune.core.report import Report, StageReport
-from tokenprune.core.tokens import Grid
 from tokenprune.errors import InputError
 from tokenprune.study.audit.stages import Seen, StageAudit, measure
 from tokenprune.study.cases import Box

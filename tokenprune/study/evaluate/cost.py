@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.builder import build
-from tokenprune.core.tokens import UnknownGrid
+from tokenprune.core.grids import UnknownGrid
 from tokenprune.cost.account import account
 from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy

@@ -1,0 +1,63 @@
+"""Grids: frames, rows and columns of the vision tokens of a picture or a video, and what kinds of them there are."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from tokenprune.errors import InputError
+
+Grid = tuple[int, int, int]
+"""Frames, rows and columns (T, H, W) of one image or video, in vision tokens."""
+
+
+class Tiles(NamedTuple):
+    """A `Grid` that shows the picture of the grid before it, its overview, once more in tiles (LLaVA-NeXT).
+
+    The last token of each row is a separator and lies on no part of the picture. Equals and unpacks like any grid.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    """Tokens per row, the separator included."""
+
+
+class ClassToken(NamedTuple):
+    """A `Grid` of one token that lies on no part of the picture: the tower's class token, before the picture's own, or
+    the separator behind a video (LLaVA-OneVision)."""
+
+    frames: int = 1
+    rows: int = 1
+    columns: int = 1
+
+
+class UnknownGrid(NamedTuple):
+    """A `Grid` that stands in where nothing tells that of the pictures: one row of all vision tokens of a sample.
+
+    The engine reports it, and hands it to nobody.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+
+
+def square_or_row(n: int) -> Grid:
+    """The grid of `n` vision tokens of which nothing else is known: a square if they fill one, else one row."""
+    side = math.isqrt(max(n, 0))
+    return (1, side, side) if side * side == n else (1, 1, n)
+
+
+def grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
+    """The grid of `n` vision tokens, from what the caller says of it: `square_or_row` where that is nothing.
+
+    Raises:
+        InputError: the grid holds another number of tokens.
+    """
+    if grid is None:
+        return square_or_row(n)
+    shape: Grid = (1, *grid) if len(grid) == 2 else grid
+    if shape[0] * shape[1] * shape[2] != n:
+        raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")
+    return shape
