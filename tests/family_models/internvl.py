@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers as tf
 
-from family_models.tiny import IMAGE, Square, Tiny, text, vit
+from family_models.tiny import IMAGE, Square, Tiny, scale, text, vit
 
 
 class InternVL(Square):
@@ -31,6 +31,10 @@ class InternVL3_5(InternVL):
 
     def config(self) -> tuple[Any, Any]:
         return tf.InternVLForConditionalGeneration, self.joined(tf.Qwen3Config(**text(head_dim=16)))
+
+    def finish(self, model: Any) -> None:
+        """Norms on q and k undo what `families.build` does to their weights."""
+        scale(model, r"language_model.*q_norm\.weight", 1.5)
 
 
 MODELS: tuple[Tiny, ...] = (InternVL(), InternVL3_5())
