@@ -193,11 +193,11 @@ def test_equal_tokens_are_what_ran(kind: str) -> None:
     assert sum(row.vision for row in told.reduced.rows) / 8 == tokens[kind]  # the ledger is of what ran
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
 def test_compiled_on_every_side(family: str) -> None:
     """The untouched model too: it runs under a recipe without stages."""
     found = bench(
-        build(family),
+        build(family, layers=3),
         HALF,
         tokens=25 if family == "llava" else 24,
         rounds=1,

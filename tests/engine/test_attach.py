@@ -189,7 +189,7 @@ def test_a_stage_that_does_not_fire_raises() -> None:
 
 
 def test_a_model_compiled_before_attach_is_pruned_all_the_same() -> None:
-    model = build("llava")
+    model = build("llava", layers=3)
     batch = inputs("llava", model)
     with tp.attach(model, HALF):
         expected = logits_of(model, batch)

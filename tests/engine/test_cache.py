@@ -120,7 +120,7 @@ def test_batch_selection_and_repetition_carry_the_slots() -> None:
 def test_a_cache_goes_by_its_earlier_name_too() -> None:
     """transformers 5.24 renames the argument inside a forward: hooks before it, and our `generate`, see what was
     written."""
-    model = build("llava")
+    model = build("llava", layers=6)
     batch = inputs("llava", model)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
     position = mask.sum(1, keepdim=True) - 1

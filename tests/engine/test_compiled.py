@@ -56,6 +56,11 @@ ADAPTIVE = recipe(
     ),
 )
 UNIFORM = recipe("uniform", stage(1, fixed(0.5), sampler="uniform"))
+SOON = ("llava", "qwen2_5_vl", "qwen3_vl")
+"""Families that differ most to a compiler; tracing is slow, so the others wait for ``-m slow``."""
+families = pytest.mark.parametrize(
+    "family", [family if family in SOON else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +82,7 @@ def same_choice(first: Any, second: Any) -> bool:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_static_recipe(family: str) -> None:
     """One graph for the prefill, one for all decode steps, one for a tower of fixed size; none for the same shapes
     again, on other pictures."""
@@ -133,7 +138,7 @@ def test_groups_of_what_an_earlier_stage_has_left_are_not_static() -> None:
     assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@families
 def test_adaptive_recipe(family: str) -> None:
     """One graph a layer, one for all decode steps, one for the tower; the counts stay exact, whatever the buckets."""
     tower = family in TOWERS
