@@ -6,9 +6,13 @@ that name it, and tests/test_docs.py runs the check, so that no page forgets a r
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from tokenprune import ledger
 from tokenprune.budget import survivors
@@ -17,9 +21,12 @@ from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
 from tokenprune.recipe.part_models import PartSpec
 from tokenprune.recipe.schema import StageSpec
 from tokenprune.registry import ROLES, parts
+from tokenprune.study.evaluate import difference
 
 ROOT = Path(__file__).parent.parent
 TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
+SCENES = ROOT / "benchmarks" / "methods" / "scenes.json"
+BUDGETS = (0.5, 0.25, 0.11)
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
 UNBUDGETED = {"none", "vtw"}
@@ -143,6 +150,39 @@ def methods() -> str:
     return "\n".join(lines) + "\n"
 
 
+def scenes() -> str:
+    """A row for each recipe that was asked about scenes: right answers at each budget, best at a quarter first."""
+    rows: dict[str, dict[float, Any]] = {}
+    for row in json.loads(SCENES.read_text())["report"].values():
+        rows.setdefault(row["recipe"], {})[row["budget"]] = row
+    untouched = rows.pop("untouched")[1.0]
+    right = np.array(untouched["right"])
+    count = len(right)
+    lines = [
+        f"{count} questions about {len(set(untouched['clusters']))} scenes; untouched {accuracy(untouched)}.",
+        "",
+        "| recipe | " + " | ".join(f"{share:.0%} of the tokens" for share in BUDGETS) + " | lost at 25 %, paired |",
+        "|---|---|---|---|---|",
+    ]
+    quarter = {name: own.get(0.25, {}).get("accuracy", [-1.0])[0] for name, own in rows.items()}
+    for name in sorted(rows, key=lambda name: -quarter[name]):
+        own = rows[name]
+        told = [accuracy(own[share]) if "right" in own.get(share, {}) else "–" for share in BUDGETS]
+        lost = "–"
+        if "right" in own.get(0.25, {}):
+            found = difference(np.array(own[0.25]["right"]), right, untouched["clusters"])
+            lost = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        label = "a smaller image" if name == "smaller-image" else f"`{name}`"
+        lines.append(f"| {label} | " + " | ".join(told) + f" | {lost} |")
+    return "\n".join(lines) + "\n"
+
+
+def accuracy(row: dict[str, Any]) -> str:
+    """Right answers in per cent, and their 95 % interval."""
+    value, low, high = (100 * each for each in row["accuracy"])
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+
+
 def deciding(stage: StageSpec) -> str:
     """The parts of a stage that are not the plainest of their role."""
     plain = {"constant", "top_k", "drop", "solved", "fixed", "pyramid", "table"}
@@ -163,7 +203,7 @@ def own_cost(name: str) -> str:
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "methods.md": {"methods": methods},
+    ROOT / "docs" / "methods.md": {"methods": methods, "scenes": scenes},
 }
 """Page -> name of each generated part and what makes it."""
 

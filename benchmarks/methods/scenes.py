@@ -40,6 +40,7 @@ NO_BUDGET = {"none", "vtw"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--recipe", action="append", help="only this one, by name or path; repeatable")
+    parser.add_argument("--budget", type=float, action="append", help="only this average, a share; repeatable")
     parser.add_argument("--half", choices=HALVES, default="report")
     parser.add_argument("--out", type=Path, default=HERE / "scenes.json")
     parser.add_argument("--threads", type=int, default=1)
@@ -50,7 +51,7 @@ def main() -> None:
     cases = scene_cases(SCENES, first=HALVES[options.half])
     for name in names:
         recipe = None if name in ("untouched", SMALLER) else load_recipe(name)
-        for share in BUDGETS if name != "untouched" else (1.0,):
+        for share in (options.budget or BUDGETS) if name != "untouched" else (1.0,):
             run(options, model, processor, cases, name, recipe, share)
 
 
@@ -87,9 +88,16 @@ def run(options: Any, model: Any, processor: Any, cases: Any, name: str, recipe:
         "flops_share": row.flops_share,
         "tasks": {task: estimate.value for task, estimate in row.tasks.items()},
         "draws": len(outcomes),
+        **({"clusters": clusters(cases)} if name == "untouched" else {}),
         "right": [round(float(value), 3) for value in right],
     }
     write(options.out, options.half, key, made)
+
+
+def clusters(cases: Any) -> list[int]:
+    """The number of each question's scene: answers about one picture go together in an interval."""
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(case.picture_id, len(numbers)) for case in cases]
 
 
 def condition_of(name: str, recipe: Recipe | None, share: float) -> Condition:

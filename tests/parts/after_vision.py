@@ -28,6 +28,12 @@ def mmtok(seen: Seen, keep: int) -> list[int]:
     return sorted(plain_greedy.facility_location(rows, keep))
 
 
+def diverse(seen: Seen, keep: int) -> list[int]:
+    """With a constant score the relevance is 1 throughout."""
+    alike = plain_greedy.cosines(seen.hidden, seen.hidden)
+    return sorted(plain_greedy.determinant((1 + 1e-6) ** 2 * alike, keep))
+
+
 def cdpruner(seen: Seen, keep: int) -> list[int]:
     alike = plain_greedy.cosines(seen.hidden, seen.hidden)
     relevance = plain_greedy.cosines(seen.text, seen.hidden).mean(0)

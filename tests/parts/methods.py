@@ -159,6 +159,7 @@ GOLDEN = (
     # After vision, by features and question.
     Golden("divprune", (0,), (56,), 56.0, reference=after_vision.divprune),
     Golden("otprune", (0,), (56,), 56.0, reference=after_vision.otprune),
+    Golden("diverse-merge", (0,), (63,), 63.0, keep=0.11, reference=after_vision.diverse),
     Golden("mmtok", (0,), (63,), 63.0, reference=after_vision.mmtok),
     Golden("mmtok", (0,), (64,), 64.0, variant="qwen", keep=64),
     Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
