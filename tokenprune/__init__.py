@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from tokenprune.study.cases import Case as Case
     from tokenprune.study.evaluate import evaluate as evaluate
     from tokenprune.study.evaluate import make_conditions as make_conditions
+    from tokenprune.study.tune import make_space as make_space
+    from tokenprune.study.tune import tune as tune
 
 _HOMES = {
     "Adapter": "families.adapter",
@@ -107,11 +109,13 @@ _HOMES = {
     "load": "answers",
     "load_recipe": "recipe",
     "make_conditions": "study.evaluate",
+    "make_space": "study.tune",
     "merge": "core.merge",
     "no_products": "parts.work",
     "part": "registry",
     "plot_kept": "plot.kept",
     "scene_cases": "scenes.cases",
+    "tune": "study.tune",
     "unmerge": "core.merge",
 }
 __all__ = sorted(_HOMES)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tokenprune.cli.eval_cases import SCENES, asked_cases, check_asked, note_unknown
 from tokenprune.cli.options import (
     AttentionOption,
     DeviceOption,
@@ -20,12 +21,12 @@ from tokenprune.cli.options import (
     share,
 )
 from tokenprune.cli.terminal import check_folder, check_plot, console, counter, note, print_json, progress, write_text
-from tokenprune.errors import InputError, did_you_mean
+from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget, BudgetKind
     from tokenprune.families.chat import Chat
-    from tokenprune.study.evaluate import Case, Evaluation
+    from tokenprune.study.evaluate import Evaluation
 
 NAME = "eval"
 EXAMPLES = (
@@ -39,7 +40,6 @@ EXAMPLES = (
     "  tokenprune eval my.yaml --average 0.5 --model ./my-llava \\",
     "                  --images photos --questions questions.jsonl --csv accuracy.csv",
 )
-SCENES = 100
 
 
 def command(
@@ -145,7 +145,7 @@ def command(
     changes the recipes, not the baselines beside them.
     """
     names, budgets = _budgets(recipes or [], {"keep": keep, "average": average, "final": final, "flops": flops})
-    _check(scenes, images, questions)
+    check_asked(scenes, images, questions)
     check_plot(save_plot)
     if csv is not None:
         check_folder(csv, "--csv")
@@ -153,7 +153,7 @@ def command(
         from tokenprune.study.evaluate.conditions import make_conditions
 
         conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines, sets=sets or ())
-        cases = _cases(scenes, task, images, questions, agree)
+        cases = asked_cases(scenes, task, images, questions, agree=agree)
     if difficulty and not any(case.difficulty for case in cases):
         raise InputError("--difficulty: none of these questions says how difficult it is")
     with progress(f"loading {model}"):
@@ -164,7 +164,7 @@ def command(
     if not budgets:
         note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
     if questions is not None:
-        _note_unknown(chat, cases)
+        note_unknown(chat, cases)
     if packed is None:
         packed = model == "embedded" and questions is None
     with counter("asking, in batches") as count:
@@ -222,38 +222,6 @@ def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) 
 
 def _number(text: str) -> bool:
     return bool(text) and set(text) <= set("0123456789.,%")
-
-
-def _check(scenes: int | None, images: Path | None, questions: Path | None) -> None:
-    if (images is None) != (questions is None):
-        raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
-    if scenes is not None and questions is not None:
-        raise InputError("--scenes are generated pictures; with --questions leave it out")
-
-
-def _cases(
-    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, agree: bool
-) -> list[Case]:
-    if images is None or questions is None:
-        from tokenprune.scenes import TASKS
-        from tokenprune.scenes.cases import scene_cases
-
-        return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
-    from tokenprune.cli.question_file import read_cases
-
-    cases = read_cases(questions, images, answers=not agree)
-    known = sorted({case.task for case in cases})
-    for name in task or []:
-        if name not in known:
-            raise InputError(f"--task: {questions} has {', '.join(known)}, not {name!r}{did_you_mean(name, known)}")
-    return [case for case in cases if not task or case.task in task]
-
-
-def _note_unknown(chat: Chat, cases: Sequence[Case]) -> None:
-    unknown = dict.fromkeys(word for case in cases for word in chat.unknown_words(case.question))
-    if unknown:
-        words = ", ".join(map(repr, list(unknown)[:8])) + (" …" if len(unknown) > 8 else "")
-        note(f"the model's vocabulary does not hold these words of the questions: {words}")
 
 
 def _draw(result: Evaluation, path: Path, *, flops: bool, title: str) -> None:

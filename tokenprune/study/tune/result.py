@@ -18,6 +18,8 @@ from tokenprune.study.tune.space import Space
 
 WINNER = "tuned"
 """What tables call the recipe that was found."""
+GIVEN = "given"
+"""What they call the recipe as it was given, where that has the winner's name."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ class Tuned:
                 "pictures": sorted({case.picture_id for case in self.report.cases}),
             },
             "report": self.report.to_dict(),
-            "versus": [
-                self.against(row.label).to_dict() for row in self.report.rows[1:] if row.label != WINNER
-            ],
+            "versus": [self.against(row.label).to_dict() for row in self.report.rows[1:] if row.label != WINNER],
         }
 
     def _winning_recipe(self) -> Recipe:

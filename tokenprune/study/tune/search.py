@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tokenprune.budget import Budget, BudgetKind
-from tokenprune.errors import BudgetError, InputError, TokenPruneError
+from tokenprune.errors import BudgetError, InputError, RecipeError, TokenPruneError, UnsupportedModelError
 from tokenprune.recipe import Recipe
 from tokenprune.study.cases import Case
 from tokenprune.study.evaluate import Condition, Evaluation, agreement, evaluate, make_conditions
 from tokenprune.study.tune.halves import halves
 from tokenprune.study.tune.proposals import propose
-from tokenprune.study.tune.result import WINNER, Candidate, Skipped, Tuned
+from tokenprune.study.tune.result import GIVEN, WINNER, Candidate, Skipped, Tuned
 from tokenprune.study.tune.space import Space, default_space
 
 ASKS = 50
@@ -100,7 +100,8 @@ def tune(
         winner, given = search.best, search.given
         recipes = [winner.recipe.model_copy(update={"name": WINNER})]
         if given is not None and given.recipe.fingerprint != winner.recipe.fingerprint:
-            recipes.append(given.recipe)
+            name = GIVEN if given.recipe.name == WINNER else given.recipe.name
+            recipes.append(given.recipe.model_copy(update={"name": name}))
         report = asked(make_conditions(recipes, [budget], draws=draws), reporting, on_batch=on_batch)
     method = "all combinations" if space.size <= trials else f"Optuna's TPE, seed {seed}, {space.size} combinations"
     return Tuned(space, budget, seed, search.candidates, search.skipped, choosing, report, method)
@@ -159,13 +160,18 @@ class _Search:
             self._known[recipe.fingerprint] = None
             self._runs(recipe)
         except TokenPruneError as error:
-            self.skipped.append(Skipped(labels, str(error).splitlines()[0]))
-            return None
-        row = self._ask(recipe).rows[1]
+            return self._skip(labels, error)
+        try:
+            row = self._ask(recipe).rows[1]
+        except (BudgetError, RecipeError, UnsupportedModelError) as error:  # not a full disk
+            return self._skip(labels, error)
         number = len(self.candidates) + (self.given is None and bool(labels))
         self.candidates.append(Candidate(number, labels, recipe, row.overall, row.average, row.flops_share))
         self._known[recipe.fingerprint] = row.overall.value
         return row.overall.value
+
+    def _skip(self, labels: dict[str, str], error: TokenPruneError) -> None:
+        self.skipped.append(Skipped(labels, str(error).splitlines()[0]))
 
 
 def _alone(recipe: Recipe, budget: Budget) -> list[Condition]:

@@ -1,0 +1,56 @@
+"""The questions that `eval` and `tune` ask: generated scenes, or pictures and questions of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenprune.cli.terminal import note
+from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from tokenprune.families.chat import Chat
+    from tokenprune.study.evaluate import Case
+
+SCENES = 100
+"""Generated pictures where nobody says how many."""
+
+
+def check_asked(scenes: int | None, images: Path | None, questions: Path | None) -> None:
+    """Raise `InputError` where options that choose the questions do not go together."""
+    if (images is None) != (questions is None):
+        raise InputError("--images and --questions go together: a folder of pictures, and what to ask about them")
+    if scenes is not None and questions is not None:
+        raise InputError("--scenes are generated pictures; with --questions leave it out")
+
+
+def asked_cases(
+    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, *, agree: bool
+) -> list[Case]:
+    """The cases that these options ask for; with `agree`, answers may be left out.
+
+    Raises:
+        InputError: no such task, or the file or a picture cannot be read.
+    """
+    if images is None or questions is None:
+        from tokenprune.scenes import TASKS
+        from tokenprune.scenes.cases import scene_cases
+
+        return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
+    from tokenprune.cli.question_file import read_cases
+
+    cases = read_cases(questions, images, answers=not agree)
+    known = sorted({case.task for case in cases})
+    for name in task or []:
+        if name not in known:
+            raise InputError(f"--task: {questions} has {', '.join(known)}, not {name!r}{did_you_mean(name, known)}")
+    return [case for case in cases if not task or case.task in task]
+
+
+def note_unknown(chat: Chat, cases: Sequence[Case]) -> None:
+    """Tell which words of the questions the model's vocabulary does not hold."""
+    unknown = dict.fromkeys(word for case in cases for word in chat.unknown_words(case.question))
+    if unknown:
+        words = ", ".join(map(repr, list(unknown)[:8])) + (" …" if len(unknown) > 8 else "")
+        note(f"the model's vocabulary does not hold these words of the questions: {words}")
