@@ -1,6 +1,6 @@
 """SIGKILL at random moments: what a run that is resumed gives must be what an uninterrupted one gives.
 
-    python tests/killing.py eval 20        # so many kills; also: bench, many, training
+    python tests/killing.py eval 20        # so many kills; also: tune, bench, many, training
 
 One process imports everything once; each try is a fork of it, so that a try takes seconds.
 """
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-KINDS = ("eval", "bench", "many", "training")
+KINDS = ("eval", "tune", "bench", "many", "training")
 
 
 def forked(work: Callable[[], int], out: Path, after: float | None) -> int | None:
@@ -51,7 +51,7 @@ def forked(work: Callable[[], int], out: Path, after: float | None) -> int | Non
 def without_times(told: Any) -> Any:
     """Results without what no two runs share: seconds, and the file names that were asked for."""
     if isinstance(told, dict):
-        return {k: without_times(v) for k, v in told.items() if "seconds" not in k and k != "plot"}
+        return {k: without_times(v) for k, v in told.items() if "seconds" not in k and k not in ("plot", "winner_file")}
     return [without_times(each) for each in told] if isinstance(told, list) else told
 
 
@@ -67,6 +67,10 @@ def work_of(kind: str, folder: Path) -> Callable[[], int]:
     if kind == "eval":
         files = ("--output", folder / "o", "--csv", folder / "e.csv", "--save-plot", folder / "e.png")
         return command("eval", "fastv", "--keep", 0.5, "--scenes", 2, "--seeds", 1, "--batch-size", 4, *files, "--json")
+    if kind == "tune":
+        size = ("--scenes", 2, "--seeds", 1, "--trials", 3, "--average", 0.4, "--task", "colour", "--batch-size", 4)
+        choices = ("--choose", "stages.0.scorer=norm,attention", "--choose", "stages.0.sampler=top_k,max_min")
+        return command("tune", "fastv", *size, *choices, "--output", folder / "o", "--json")
     if kind == "bench":
         size = ("--batch", 1, "--rounds", 3, "--new-tokens", 2, "--no-baselines")
         return command("bench", "fastv", "--keep", 0.5, *size, "--save-plot", folder / "b.png", "--json")
@@ -109,6 +113,8 @@ def outcome(kind: str, folder: Path, out: Path) -> Any:
     if kind == "bench":
         exact = (str, int)  # times and what is worked out from them are real numbers
         return [{k: v for k, v in row.items() if isinstance(v, exact)} for row in told["rows"]]
+    if kind == "tune":
+        return told, (folder / "o/winner.yaml").read_text()
     rows = [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader((folder / "e.csv").open())]
     keys = sorted(json.loads(line)["key"] for line in (folder / "o/results.jsonl").read_text().splitlines())
     return told, rows, keys
@@ -118,8 +124,12 @@ def check_whole(folder: Path) -> None:
     """Nothing under its final name is half-written."""
     from PIL import Image
 
-    for picture in folder.glob("[!.]*.png"):
+    for picture in (*folder.glob("[!.]*.png"), *folder.glob("o/[!.]*.png")):
         Image.open(picture).load()
+    for winner in folder.glob("o/winner.yaml"):
+        from tokenprune.recipe import load_recipe
+
+        load_recipe(winner)
     for table in folder.glob("[!.]*.csv"):
         assert table.read_text().endswith("\n")
     if (folder / "checkpoint.pt").exists():

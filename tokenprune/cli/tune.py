@@ -106,7 +106,7 @@ def command(
     """Find the recipe that answers most questions right at a budget, for a model and questions of yours.
 
     Half of the pictures are chosen on. On the other half, which had no part in the choice, the winner is reported
-    beside the recipe as given, random, uniform, last and a smaller image, with paired 95 % intervals. Believe that half.
+    beside the recipe as given, random, uniform, last and a smaller image, with paired 95 % intervals.
 
     Without RECIPE and --space it searches one stage: its place, scorer, sampler and recycler over shipped parts. A
     space with no more combinations than --trials is tried as a whole; a larger one is searched by Optuna, which

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tokenprune.plot.accuracy import COLOURS, GREYS, MARKS
 from tokenprune.plot.style import INK, SOFT_INK, caption
@@ -54,7 +54,7 @@ def plot_pareto(tuned: Tuned, *, title: str | None = None) -> Figure:
 
 def _tried(axes: Axes, tuned: Tuned) -> None:
     caption(axes, f"tried: {len(tuned.candidates)} recipes", _asked(tuned.chosen_on))
-    points = {"color": GREYS[2], "markersize": 4.5, "zorder": 2}
+    points: dict[str, Any] = {"color": GREYS[2], "markersize": 4.5, "zorder": 2}
     others = [each for each in tuned.candidates if each is not tuned.winner]
     axes.plot([100 * each.flops_share for each in others], [100 * each.right.value for each in others], "o", **points)
     front = tuned.front

@@ -22,14 +22,13 @@ def propose(space: Space, trials: int, seed: int) -> Proposals:
 
 def every(space: Space) -> Proposals:
     """All combinations in order."""
-    for labels in space.combinations():
-        yield labels
+    yield from space.combinations()
 
 
 def searched(space: Space, seed: int) -> Proposals:
     """What a tree-structured Parzen estimator proposes (Bergstra et al. 2011, as Optuna has it), until all were tried.
 
-    The same seed and the same answers give the same proposals; so a search goes on by being told again what it was told.
+    The same seed and the same answers give the same proposals, so a search goes on by being told all again.
 
     Raises:
         InputError: Optuna is not installed.

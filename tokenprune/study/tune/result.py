@@ -131,8 +131,8 @@ class Tuned:
             f"How: {self.method}; {len(self.skipped)} combinations cannot run here.",
             *(f"  {choice.name}: {' | '.join(choice.values)}" for choice in self.space.choices),
             f"Taken: {self.winner.label}",
-            f"Chosen on {_asked(self.chosen_on)}: {what} {_percent(self.winner.right)}. As the best of many, that is too",
-            f"much. On {_asked(report.cases)}, others: {_percent(self.reported.overall)}, at "
+            f"Chosen on {_asked(self.chosen_on)}: {what} {_percent(self.winner.right)}. As the best of many,",
+            f"that is too much. On {_asked(report.cases)}, others: {_percent(self.reported.overall)}, at "
             f"{self.reported.flops_share:.0%} of the multiply-adds.",
             *(f"  {row.label}: {_percent(row.overall)}" for row in report.rows if row.label != WINNER),
         ]

@@ -160,11 +160,13 @@ class _Search:
             self._known[recipe.fingerprint] = None
             self._runs(recipe)
         except TokenPruneError as error:
-            return self._skip(labels, error)
+            self._skip(labels, error)
+            return None
         try:
             row = self._ask(recipe).rows[1]
         except (BudgetError, RecipeError, UnsupportedModelError) as error:  # not a full disk
-            return self._skip(labels, error)
+            self._skip(labels, error)
+            return None
         number = len(self.candidates) + (self.given is None and bool(labels))
         self.candidates.append(Candidate(number, labels, recipe, row.overall, row.average, row.flops_share))
         self._known[recipe.fingerprint] = row.overall.value

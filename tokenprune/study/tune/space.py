@@ -102,7 +102,7 @@ def make_space(
         RecipeError: the recipe is not valid, or a path or a value is not, whatever the others are.
         InputError: nothing to choose, a value twice, or a budget among the choices.
     """
-    if not isinstance(choose, Mapping) or not choose:
+    if not choose:
         raise InputError(f"{origin}: nothing to choose; give for example stages.0.sampler: [top_k, max_min]")
     choices = tuple(_choice(name, values, origin) for name, values in choose.items())
     space = Space(load_recipe(recipe, sets=sets), choices)
@@ -168,7 +168,7 @@ def default_space() -> Space:
     return read_space(Path(str(files("tokenprune.study.tune") / "space.yaml")))
 
 
-def _choice(name: str, values: Sequence[object], origin: str) -> Choice:
+def _choice(name: str, values: object, origin: str) -> Choice:
     if name.strip().split(".")[0] == "budget":
         raise InputError(f"{origin}: {name}: the budget is the same for all, so that they can be compared")
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -176,10 +176,11 @@ def _choice(name: str, values: Sequence[object], origin: str) -> Choice:
     found: dict[str, tuple[str, ...]] = {}
     for value in values:
         if "." in name:
-            label, sets = _label(value), (f"{name}={json.dumps(value)}",)
+            label = _label(value)
+            sets = [f"{name}={json.dumps(value)}"]
         elif isinstance(value, Mapping) and value:
             label = ", ".join(_label(each) for each in value.values())
-            sets = tuple(f"{path}={json.dumps(each)}" for path, each in value.items())
+            sets = [f"{path}={json.dumps(each)}" for path, each in value.items()]
         else:
             raise InputError(
                 f"{origin}: {name}: without a dot this is a name, and each value a mapping such as "
@@ -187,7 +188,7 @@ def _choice(name: str, values: Sequence[object], origin: str) -> Choice:
             )
         if label in found:
             raise InputError(f"{origin}: {name}: {label} is given twice")
-        found[label] = sets
+        found[label] = tuple(sets)
     return Choice(name, found)
 
 
