@@ -36,7 +36,7 @@ def test_killed_runs_end_as_uninterrupted_ones(kind: str, kills: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["eval", "training", "bench", "many"])
+@pytest.mark.parametrize("kind", ["eval", "tune", "training", "bench", "many"])
 def test_many_kills(kind: str) -> None:
     done = started("import sys, killing; print(killing.survive(sys.argv[1], 20))", kind)
     assert done.returncode == 0, done.stderr
