@@ -111,8 +111,8 @@ The questions: {questions}.
 
 {sheets}
 
-`vtw`, `tome` and `ailurus` take no budget and are drawn as they are. Methods for video see one frame here. What a picture shows is a choice, not whether the answer is right: for that,
-[Evidence](evidence.md).
+`vtw`, `tome` and `ailurus` take no budget and are drawn as they are. Methods for video see one frame here. What a
+picture shows is a choice, not whether the answer is right: for that, [Methods](methods.md).
 {notes}
 """
 
