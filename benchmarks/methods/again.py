@@ -4,7 +4,9 @@
 
 Each held-out question is asked once with the first pass and once with everything, which decides every threshold. Beside
 each stands what asking again by chance, as often, would give: on average the same share of either. A trigger that is
-not above that knows nothing. Intervals are bootstrapped over pictures. Writes `again.json` beside this file.
+not above that knows nothing. At the thresholds of `--pool` it is also compared with one pass of `pool`, its budget set
+to the multiply-adds that both passes came to. Multiply-adds are of prefills; intervals are bootstrapped over pictures.
+Writes `again.json` beside this file.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40)
     parser.add_argument("--keep", type=float, default=0.25, help="of the first pass")
     parser.add_argument("--below", type=float, nargs="+", default=[0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0])
+    parser.add_argument(
+        "--pool", type=float, nargs="*", default=[0.5, 0.8, 0.9], help="thresholds to compare with pool"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("again.json"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +67,18 @@ def main() -> None:
                 "more_than_by_chance": difference(right, chance, pictures).to_dict(),
             }
         )
-        print(json.dumps(results[-1]))
+        if below in options.pool:
+            pool, once = load_recipe("pool", flops=round(results[-1]["multiply_adds"], 4)), []
+            for case in cases:
+                made = one_pass(chat, chat.inputs([case.picture()], case.question), pool, "full", 12)
+                once.append((case.right(made.text), made.multiply_adds))
+            pool_right, pool_cost = (np.array(column, float) for column in zip(*once, strict=True))
+            results[-1]["pool"] = {
+                "accuracy": pool_right.mean(),
+                "multiply_adds": pool_cost.sum() / full_cost.sum(),
+                "more_than_pool": difference(right, pool_right, pictures).to_dict(),
+            }
+        print(json.dumps(results[-1]), flush=True)
     about = {
         "questions": len(cases),
         "scenes": options.scenes,
