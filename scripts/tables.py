@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from tokenprune import ledger
 from tokenprune.budget import survivors
 from tokenprune.builder import build
-from tokenprune.recipe import Recipe, list_recipes, load_recipe, recipe_path
+from tokenprune.recipe import Recipe, list_learned_recipes, list_recipes, load_recipe, recipe_path
 from tokenprune.recipe.part_models import PartSpec
 from tokenprune.recipe.schema import StageSpec
 from tokenprune.registry import ROLES, parts
@@ -90,7 +91,7 @@ def table() -> str:
 
 def sections() -> str:
     """A section for each recipe."""
-    return "\n".join(section(name) for name in list_recipes())
+    return "\n".join(section(name) for name in [*list_recipes(), *list_learned_recipes()])
 
 
 def section(name: str) -> str:
@@ -114,7 +115,7 @@ def usage(name: str) -> str:
     """The `When:` sentence of the recipe's head."""
     head = recipe_path(name).read_text(encoding="utf-8").partition("version:")[0]
     comment = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
-    found = re.search(r"When: (.*?) Try: ", comment)
+    found = re.search(r"When: (.*?) (Make|Try): ", comment)
     if found is None:
         return ""
     text = re.sub(r"\s+", " ", found[1]).strip()
@@ -138,12 +139,22 @@ def keys() -> str:
 
 
 def methods() -> str:
+    """A row for each recipe that runs on any model."""
+    return rows(list_recipes())
+
+
+def learned() -> str:
+    """A row for each recipe that is fitted to a model first."""
+    return rows(list_learned_recipes())
+
+
+def rows(names: Sequence[str]) -> str:
     """A row for each recipe: paper, and place, parts and own cost of its stages."""
     lines = [
         "| recipe | paper | stages: place, parts that decide | own cost |",
         "|---|---|---|---|",
     ]
-    for name in list_recipes():
+    for name in names:
         recipe = load_recipe(name)
         stages = "<br>".join(f"{places(recipe, stage)}: {deciding(stage)}" for stage in recipe.stages) or "none"
         lines.append(f"| [`{name}`](recipes.md#{anchor(name)}) | {paper(recipe)} | {stages} | {own_cost(name)} |")
@@ -203,7 +214,7 @@ def own_cost(name: str) -> str:
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "methods.md": {"methods": methods, "scenes": scenes},
+    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes},
 }
 """Page -> name of each generated part and what makes it."""
 

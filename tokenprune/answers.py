@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenprune.families.chat import Picture
     from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
+    from tokenprune.twice import Pass
 
 EMBEDDED = "embedded"
 
@@ -29,6 +30,8 @@ class Answer:
     text: str
     report: Report | None
     """Vision tokens that entered each layer, and those that each stage kept; None where no recipe was asked for."""
+    passes: tuple[Pass, ...] = ()
+    """Of a recipe that may ask again: each pass with its answer and cost. The last one has answered."""
 
     def __str__(self) -> str:
         return self.text
@@ -90,7 +93,8 @@ def ask(
         processor: that speaks to it.
         pictures: one or several, as files, Pillow images or arrays ``[H, W, 3]``.
         question: about them.
-        recipe: a recipe's name, path, dict or `Recipe`; None asks with all vision tokens.
+        recipe: a recipe's name, path, dict or `Recipe`; None asks with all vision tokens. One that may ask again
+            (``visionthink``) is asked so, and tells its `passes`.
         max_new_tokens: longest answer.
         keep: budget that replaces the recipe's, as in `attach`; so `average`, `final` and `flops`.
 
@@ -99,6 +103,7 @@ def ask(
         RecipeError, BudgetError, UnsupportedModelError: as in `attach`.
     """
     from tokenprune.engine.attach import attach  # brings transformers, which this module's names do not need
+    from tokenprune.recipe import load_recipe
 
     if not question.strip():
         raise InputError("ask: the question is empty")
@@ -110,6 +115,12 @@ def ask(
         if any(value is not None for value in (keep, average, final, flops)):
             raise InputError("ask: a budget needs a recipe")
         return Answer(chat.text(chat.generate(inputs, max_new_tokens)[0]), None)
-    with attach(model, recipe, keep=keep, average=average, final=final, flops=flops) as attached:
+    resolved = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
+    if resolved.again is not None:
+        from tokenprune.twice import ask_twice
+
+        passes = ask_twice(chat, shown, question, resolved, max_new_tokens)
+        return Answer(passes[-1].text, passes[-1].report, passes)
+    with attach(model, resolved) as attached:
         (ids,) = chat.generate(inputs, max_new_tokens)
     return Answer(chat.text(ids), attached.report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,17 @@ def test_the_command_reads_a_folder_of_pictures(cli: Callable[..., Any], tmp_pat
     rows.write_text('{"image": "0.png", "question": "what ?"}\n{"image": "9.png", "question": "what ?"}\n')
     told = cli(*arguments, "--questions", rows)
     assert told.status == 2 and "rows.jsonl:2: error: no picture 9.png" in told.err
+
+
+def test_a_learned_part_of_ones_own_is_fitted_and_used(cli: Callable[..., Any], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "learned.md").read_text(encoding="utf-8")
+    part = next(block for block in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "class Probe" in block)
+    (tmp_path / "probe.py").write_text(part)
+    recipe = tmp_path / "probe.yaml"
+    recipe.write_text("version: 1\nname: probe\nbudget: {keep: 0.25}\nstages: [{place: after_vision, scorer: probe}]\n")
+    plugin, out = ("--plugin", tmp_path / "probe.py"), tmp_path / "run"
+    told = cli("fit", recipe, *plugin, "--output", out, "--scenes", 2, "--steps", 1, "--batch", 2, "--json")
+    assert (told.status, told.err) == (0, "")
+    written = json.loads(told.out)["recipe"]
+    assert cli("check", written, *plugin).status == 0
+    assert cli("fit", recipe, "--output", out, "--scenes", 2).status == 2, "nobody knows the part without its file"

@@ -164,3 +164,23 @@ def test_the_verdict_does_not_turn_on_noise(before: list[float], after: list[flo
     facts = {"total": 4, "final": 1, "average": 2, "saved": 0.5, "vision_tokens": [4, 1], "model": "x"}
     speedup = result.first_speedup.to_dict()
     assert words in _verdict({**facts, "first_token_speedup": speedup, "method_seconds": 0.1})
+
+
+def test_a_recipe_that_may_ask_again_tells_which_pass_answered(
+    qwen_folder: Path, picture: Path, cli: Callable[..., Any]
+) -> None:
+    common = ["run", "--model", qwen_folder, "--device", "cpu", picture, "where is the cat ?", "-r", "visionthink"]
+    once = told(cli(*common, "--set", "again.below=0", "--json"))
+    assert (once["answered_by"], len(once["passes"])) == ("first", 1)
+    twice = told(cli(*common, "--set", "again.below=1.0", "--json"))
+    assert (twice["answered_by"], twice["answer"]) == ("full", twice["untouched_answer"])
+    assert twice["passes"][0] == once["passes"][0]
+    small, full = (each["vision_tokens"][0] for each in twice["passes"])
+    assert 0 < small < full == 20
+    assert once["saved"] > 0 > twice["saved"]
+    costs = [each["multiply_adds"] for each in twice["passes"]]
+    assert (twice["multiply_adds"], twice["untouched_multiply_adds"]) == (sum(costs), costs[1])
+    shown = cli(*common, "--set", "again.below=1.0")
+    assert "the full pass answered; both passes counted" in shown.out and "more prefill" in shown.out
+    refused = cli(*common, "--save-plot", "kept.png")
+    assert refused.status == 2 and "visionthink may ask twice" in refused.err

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tokenprune.cli.options import AttentionOption, DeviceOption, DtypeOption, Json, ModelOption, RecipeArgument, Sets
+from tokenprune.cli.options import (
+    AttentionOption,
+    DeviceOption,
+    DtypeOption,
+    Json,
+    ModelOption,
+    Plugins,
+    RecipeArgument,
+    Sets,
+)
 from tokenprune.cli.terminal import check_plot, console, print_json, progress
 from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
@@ -68,6 +77,7 @@ def command(
     batch: Annotated[int, typer.Option(min=1, help="Questions in each step.", metavar="N")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that chance decides.", metavar="N")] = 0,
     sets: Sets = None,
+    plugin: Plugins = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = "sdpa",

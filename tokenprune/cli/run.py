@@ -129,6 +129,8 @@ def command(
         from tokenprune.recipe import load_recipe
 
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
+    if resolved.again is not None and (images is not None or save_plot is not None):
+        raise InputError(f"{'--images' if images else '--save-plot'}: {resolved.name} may ask twice; ask one prompt")
     if images is not None:
         from tokenprune.cli.many import Work, ask_many
 
@@ -162,6 +164,16 @@ def command(
             f"the {model} model knows only the words of its scenes, not {missing}; "
             "`tokenprune run` shows what it can do"
         )
+    if resolved.again is not None:
+        from tokenprune.cli import twice
+
+        with progress("asking, and again if not sure"):
+            told = {**twice.ask(chat, pictures, paths, asked, resolved, max_new_tokens), "correct_answer": answer}
+        if json_:
+            print_json(told)
+        else:
+            twice.show(told)
+        return
     with progress("asking twice, with all vision tokens and with fewer"):
         from tokenprune.cli.ask import compare
 

@@ -69,7 +69,7 @@ def fit(
 ) -> Fitted:
     """Train the learned parts of `recipe` on a frozen model; stopped at any time, the same call goes on.
 
-        fitted = tp.fit(model, processor, "text-conditioned", cases, "runs/mine")
+        fitted = fit(model, processor, "text-conditioned", cases, "runs/mine")
         with tp.attach(model, fitted.recipe, keep=0.2):
             ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenprune.recipe.editor_schema import json_schema
-from tokenprune.recipe.files import list_learned_recipes, list_recipes, recipe_path
+from tokenprune.recipe.files import list_learned_recipes, list_loop_recipes, list_recipes, recipe_path
 from tokenprune.recipe.load import load_recipe, parse_recipe
 from tokenprune.recipe.part_help import ArgumentHelp, PartHelp, describe_part
 from tokenprune.recipe.part_models import PartSpec
@@ -22,6 +22,7 @@ __all__ = [
     "format_problems",
     "json_schema",
     "list_learned_recipes",
+    "list_loop_recipes",
     "list_recipes",
     "load_recipe",
     "parse_recipe",

@@ -17,8 +17,8 @@ from tokenprune.recipe.text.yaml_reader import MAX_BYTES, decode, read_yaml, tex
 
 MAX_EXTENDS = 16
 SUFFIXES = (".yaml", ".yml")
-LEARNED = "learned"
-GROUPS = ("baselines", LEARNED)
+LEARNED, LOOPS = "learned", "loops"
+GROUPS = ("baselines", LEARNED, LOOPS)
 """Folders of recipes beside the methods."""
 
 
@@ -43,12 +43,17 @@ def shipped() -> dict[str, Path]:
 
 def list_recipes() -> list[str]:
     """Names of the recipes that come with the package and run on any model: the methods, then the baselines."""
-    return [name for name, path in shipped().items() if path.parent.name != LEARNED]
+    return [name for name, path in shipped().items() if path.parent.name not in (LEARNED, LOOPS)]
 
 
 def list_learned_recipes() -> list[str]:
     """Names of the recipes that come with the package and have to be fitted to a model first (`tokenprune fit`)."""
     return [name for name, path in shipped().items() if path.parent.name == LEARNED]
+
+
+def list_loop_recipes() -> list[str]:
+    """Names of the recipes that come with the package and may ask a question twice (`again`)."""
+    return [name for name, path in shipped().items() if path.parent.name == LOOPS]
 
 
 def recipe_path(name: str) -> Path:

@@ -24,8 +24,10 @@ from pydantic import (
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.core.needs import cannot_give
 from tokenprune.core.place import Place, PlaceError, place_schema
+from tokenprune.errors import RecipeError
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.limits import Keep, Share
+from tokenprune.recipe.again import Again
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
 from tokenprune.recipe.text.node import got
@@ -210,6 +212,9 @@ class Recipe(Spec):
     budget: BudgetField | None = Field(
         default=None, description="Fixes all counts; the schedulers then only say how the stages share them"
     )
+    again: Again | None = Field(
+        default=None, description="Ask cheaply first, and again with everything where that is not sure"
+    )
     stages: tuple[StageSpec, ...] = Field(
         default=(), description="In the order in which they act; none keeps everything"
     )
@@ -227,15 +232,28 @@ class Recipe(Spec):
         """
         stages = [{key: value for key, value in stage.to_dict().items() if key != "name"} for stage in self.stages]
         data = {"version": self.version, "budget": self.to_dict().get("budget"), "stages": stages}
+        if self.again is not None:
+            data["again"] = self.again.model_dump()
         return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
 
     def build_stages(self) -> list[Stage]:
         """The stages themselves, with new parts, and the weights that they name.
 
         Raises:
-            RecipeError: weights that are not there, or are not those that the recipe means.
+            RecipeError: weights that are not there, or are not those that the recipe means; or stages of a first pass,
+                which are not all that the recipe does.
         """
+        if self.again is not None:
+            raise RecipeError(
+                f"{self.name} asks again where a first pass is not sure (`again`): that takes whole questions, so only "
+                "`tp.ask` and `tokenprune run` of one prompt can; `recipe.first_pass` has its stages alone"
+            )
         return [stage.build(self._folder) for stage in self.stages]
+
+    @property
+    def first_pass(self) -> Recipe:
+        """What the first pass runs: the same stages, and nothing that asks again."""
+        return self.model_copy(update={"again": None})
 
     def in_folder(self, folder: Path | None) -> Recipe:
         """The same recipe, with its weights looked for in `folder`."""
@@ -256,6 +274,7 @@ class Recipe(Spec):
             "paper": self.paper,
             "differences": list(self.differences),
             "budget": None if self.budget is None else {self.budget.kind: self.budget.value},
+            "again": None if self.again is None else self.again.model_dump(),
             "stages": [stage.to_dict() for stage in self.stages],
             "variants": {name: dict(values) for name, values in self.variants.items()},
         }
