@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tokenprune.families.adapter import Adapter as Adapter
     from tokenprune.families.adapter import VisionRow as VisionRow
     from tokenprune.families.ledger import ledger as ledger
+    from tokenprune.fitting import fit as fit
     from tokenprune.parts.groupers.base import Grouper as Grouper
     from tokenprune.parts.part import Part as Part
     from tokenprune.parts.raters.base import RaterSelector as RaterSelector
@@ -104,6 +105,7 @@ _HOMES = {
     "bench": "study.bench",
     "build": "builder",
     "evaluate": "study.evaluate",
+    "fit": "fitting",
     "ledger": "families.ledger",
     "list_recipes": "recipe",
     "load": "answers",

@@ -28,9 +28,9 @@ from tokenprune.budget import Budget
 from tokenprune.core.files import whole_file
 from tokenprune.engine.weights import host_of
 from tokenprune.families.anatomy import anatomy
-from tokenprune.fit import Plan, fit
-from tokenprune.fit.fresh import fresh_stages
-from tokenprune.fit.written import learned_parts, write_weights
+from tokenprune.fitting import Plan, fit
+from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.written import learned_parts, write_weights
 from tokenprune.parts.learned import Learned
 from tokenprune.recipe import Recipe, list_learned_recipes, load_recipe
 from tokenprune.scenes import load_embedded

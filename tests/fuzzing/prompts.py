@@ -20,7 +20,7 @@ from tokenprune.core.place import Place
 from tokenprune.engine.weights import host_of
 from tokenprune.errors import BudgetError, InputError, NotFiredError, UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
-from tokenprune.fit.fresh import fresh_stages
+from tokenprune.fitting.fresh import fresh_stages
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import InvalidRecipeError, load_recipe
 

@@ -11,8 +11,8 @@ import tokenprune as tp
 from tokenprune.budget import Budget
 from tokenprune.engine.weights import host_of
 from tokenprune.families.anatomy import anatomy
-from tokenprune.fit.fresh import fresh_stages
-from tokenprune.fit.soft import SoftStage
+from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.soft import SoftStage
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_learned_recipes, load_recipe
 

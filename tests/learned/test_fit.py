@@ -13,10 +13,10 @@ from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
-from tokenprune.fit import Plan, fit
-from tokenprune.fit.fresh import fresh_stages
-from tokenprune.fit.objectives import LogitsObjective
-from tokenprune.fit.written import learned_parts
+from tokenprune.fitting import Plan, fit
+from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.objectives import LogitsObjective
+from tokenprune.fitting.written import learned_parts
 from tokenprune.recipe import list_learned_recipes, load_recipe
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import training_cases

@@ -12,8 +12,8 @@ import tokenprune as tp
 from tokenprune.core.gates import batch_threshold
 from tokenprune.core.merge import merged_mass
 from tokenprune.errors import InputError, RecipeError
-from tokenprune.fit.fresh import fresh_stages
-from tokenprune.fit.soft import SoftStage
+from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.soft import SoftStage
 from tokenprune.parts.learned import Host
 from tokenprune.parts.recyclers.abstraction import AbstractionRecycler
 from tokenprune.parts.recyclers.convolution import ConvolutionRecycler

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tokenprune as tp
 from tokenprune.errors import InputError, RecipeError
-from tokenprune.fit.fresh import fresh_stages
+from tokenprune.fitting.fresh import fresh_stages
 from tokenprune.parts.learned import Host
 from tokenprune.parts.scorers.learned import TextConditionedScorer
 from tokenprune.recipe import list_learned_recipes, load_recipe

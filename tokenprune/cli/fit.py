@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from tokenprune.fit.fit import Asked, Fitted
+    from tokenprune.fitting.fit import Asked, Fitted
 
 NAME = "fit"
 EXAMPLES = (
@@ -101,7 +101,7 @@ def command(
 
         chat = load(model, dtype=dtype, device=device, attention=attention)
 
-    from tokenprune.fit import Plan, fit
+    from tokenprune.fitting import Plan, fit
     from tokenprune.plot.losses import plot_losses
     from tokenprune.plot.style import save
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tokenprune.fit.fit import Fitted, fit
-from tokenprune.fit.plan import Plan
+from tokenprune.fitting.fit import Fitted, fit
+from tokenprune.fitting.plan import Plan
 
 __all__ = ["Fitted", "Plan", "fit"]

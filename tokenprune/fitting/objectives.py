@@ -16,8 +16,8 @@ from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat, end_tokens
-from tokenprune.fit.plan import Plan
-from tokenprune.fit.soft import Probe, SoftStage, counted
+from tokenprune.fitting.plan import Plan
+from tokenprune.fitting.soft import Probe, SoftStage, counted
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.raters.text import LastTextRaters
 from tokenprune.parts.schedulers.fixed import SolvedScheduler

@@ -19,10 +19,10 @@ from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
-from tokenprune.fit.fresh import fresh_stages
-from tokenprune.fit.objectives import Objective, Prompts, objective
-from tokenprune.fit.plan import Plan
-from tokenprune.fit.written import learned_parts, write_weights
+from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.objectives import Objective, Prompts, objective
+from tokenprune.fitting.plan import Plan
+from tokenprune.fitting.written import learned_parts, write_weights
 from tokenprune.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
