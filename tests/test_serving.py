@@ -8,6 +8,7 @@ import pytest
 import torch
 from families import Row, build, inputs, sizes
 from kinds import fixed, recipe, stage
+from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.engine.traces import pre_hook
@@ -20,6 +21,19 @@ def one_stage(**more: Any) -> dict[str, Any]:
     return recipe("own", stage("after_vision", more.pop("scheduler", fixed(0.4)), **more))
 
 
+def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """Embeddings ``[1, L, D]`` that enter the decoder, and hidden states ``[1, m, D]`` that enter its first layer."""
+    seen: list[Tensor] = []
+    hooks = [
+        pre_hook(model.get_decoder(), lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"])),
+        pre_hook(model.get_decoder().layers[0], lambda module, args, kwargs: seen.append(args[0])),
+    ]
+    model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return seen[0], seen[1]
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize(
     "made",
@@ -27,7 +41,9 @@ def one_stage(**more: Any) -> dict[str, Any]:
         one_stage(scorer="norm"),
         one_stage(scorer={"type": "random", "seed": 3}, positions="renumber"),
         one_stage(scorer="norm", recycler={"type": "cluster", "share": 0.5, "per_cluster": 3}),
-        recipe("two", stage("after_vision", fixed(0.7), scorer="norm"), stage("after_vision", fixed(5), sampler="uniform")),
+        recipe(
+            "two", stage("after_vision", fixed(0.7), scorer="norm"), stage("after_vision", fixed(5), sampler="uniform")
+        ),
         "divprune",
         "none",
     ],
@@ -39,25 +55,17 @@ def test_a_picture_keeps_what_attach_keeps(family: str, made: Any) -> None:
     reducer = tp.PictureReducer(made, depth=2)
     for size in sizes(family)[:2]:
         batch = inputs(family, model, rows=[Row(images=(size,))])
-        seen: dict[str, Any] = {}
-        decoder = model.get_decoder()
-        before = pre_hook(decoder, lambda module, args, kwargs: seen.update(whole=kwargs["inputs_embeds"]))
         with tp.attach(model, made) as attached:
-            first = pre_hook(
-                decoder.layers[0], lambda module, args, kwargs: seen.update(left=args[0] if args else kwargs["hidden_states"])
-            )
-            model(**batch)
-            first.remove()
-        before.remove()
+            whole, left = entering(model, batch)
         vision = batch["input_ids"][0] == model.config.image_token_id
         grid = attached.report.grids[0][0]
-        hidden, kept = reducer.prune(seen["whole"][0, vision], grid)
+        hidden, kept = reducer.prune(whole[0, vision], grid)
         stages = attached.report.stages
         expected = stages[-1].left[0] if stages else torch.arange(int(vision.sum()))
         assert kept.tolist() == expected.tolist()
         assert reducer.kept(grid) == len(kept) == len(hidden)
         start = int(vision.nonzero()[0])
-        assert torch.equal(hidden, seen["left"][0, start : start + len(kept)])
+        assert torch.equal(hidden, left[0, start : start + len(kept)])
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -97,9 +105,7 @@ def test_signals_of_the_tower_come_from_the_engine() -> None:
         (one_stage(rectifier="log_mass"), "rectifier adds to attention"),
         ({**recipe("f", {"place": "after_vision"}), "budget": {"flops": 0.5}}, "length of each prompt"),
         (
-            recipe(
-                "mixed", stage("after_vision", fixed(9)), stage("after_vision", fixed(5), positions="renumber")
-            ),
+            recipe("mixed", stage("after_vision", fixed(9)), stage("after_vision", fixed(5), positions="renumber")),
             "some renumber",
         ),
     ],
@@ -111,16 +117,17 @@ def test_what_an_engine_cannot_run_is_refused_with_the_reason(made: Any, reason:
 
 def test_every_shipped_recipe_is_served_or_refused() -> None:
     """With one line that says why; none is taken that then fails on a picture."""
-    served = []
+    served, refused = [], []
     for name in tp.list_recipes():
         try:
             reducer = tp.PictureReducer(name, depth=8)
         except RecipeError as error:
-            assert "\n" not in str(error) and str(error).startswith("serving: ")
+            refused.append(str(error))
             continue
         hidden, kept = reducer.prune(torch.randn(144, 32), (12, 12))
         assert len(hidden) == len(kept) == reducer.kept((12, 12))
         served.append(name)
+    assert all("\n" not in reason and reason.startswith("serving: ") for reason in refused)
     assert {"divprune", "uniform", "random", "none"} <= {name.rpartition("/")[2] for name in served}
 
 
