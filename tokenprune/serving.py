@@ -123,7 +123,7 @@ def refuse_question(pipeline: Pipeline, *, asker: str) -> None:
             _refuse(asker, stage, "it acts between layers of the language model; put it after_vision")
         if stage.reads.depends_on_question:
             _refuse(asker, stage, "it is rated by text, and a picture is encoded before its question, once for all")
-        if stage.rectifier is not None:
+        if stage.rectifier is not None and stage.place.kind != "in_vision":
             _refuse(asker, stage, "its rectifier adds to attention in later layers, which embeddings cannot carry")
 
 

@@ -21,7 +21,7 @@ from tokenprune.scenes.cases import scene_cases
 
 STEPS = 3
 NORM = recipe("norm", stage("after_vision", fixed(0.4), scorer="norm"))
-RECIPES = {
+RECIPES: dict[str, Any] = {
     "original": NORM,
     "renumber": recipe("renumber", stage("after_vision", fixed(0.4), scorer="norm", positions="renumber")),
     "merged": recipe(
@@ -30,6 +30,7 @@ RECIPES = {
     ),
     "tower": recipe("tower", stage("after_vision", fixed(0.4), scorer="received_attention")),
     "inside": recipe("inside", {"place": {"in_vision": {"block": 1}}, "scheduler": fixed(0.5), "scorer": "norm"}),
+    "tome": "tome",  # inside, with a rectifier that ends with the tower
     "whole": recipe("whole"),
 }
 

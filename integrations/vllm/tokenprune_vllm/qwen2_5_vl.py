@@ -37,7 +37,9 @@ class Processor(Qwen2_5_VLMultiModalProcessor):
 
         def replacement(index: int) -> list[int]:
             grid = out_mm_kwargs["image"][index]["image_grid_thw"].data
-            return [config.image_token_id] * self.info.reducer.kept(merged(grid, config.vision_config.spatial_merge_size))
+            return [config.image_token_id] * self.info.reducer.kept(
+                merged(grid, config.vision_config.spatial_merge_size)
+            )
 
         image = PromptReplacement(modality="image", target=[config.image_token_id], replacement=replacement)
         others = super()._get_prompt_updates(mm_items, hf_processor_mm_kwargs, out_mm_kwargs)

@@ -20,9 +20,7 @@ def reducer_of(config: Any) -> PictureReducer:
     """
     given = getattr(config, "tokenprune", None)
     if not isinstance(given, dict) or "recipe" not in given:
-        raise RecipeError(
-            f'hf_overrides: expected "tokenprune": {{"recipe": "divprune", "keep": 0.25}}, got {given!r}'
-        )
+        raise RecipeError(f'hf_overrides: expected "tokenprune": {{"recipe": "divprune", "keep": 0.25}}, got {given!r}')
     if unknown := [key for key in given if key not in KEYS]:
         hint = did_you_mean(unknown[0], KEYS)
         raise RecipeError(f"hf_overrides: tokenprune: unknown key {unknown[0]!r}{hint}; expected {', '.join(KEYS)}")
