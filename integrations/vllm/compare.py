@@ -3,10 +3,10 @@
 The two want different versions of transformers, so each half runs in an environment of its own:
 
     python compare.py reference FOLDER     # tokenprune with its own transformers: questions, pictures and answers
-    python compare.py vllm FOLDER          # vLLM with the plug-in: asks them again, prints a table, exit code 1 if not equal
+    python compare.py vllm FOLDER          # vLLM with the plug-in: asks again, prints a table; exit code 1 if not equal
 
-Models: the embedded LLaVA on scenes, and a random Qwen2.5-VL (12 tokens of it; a random model tells tokens apart all the
-better). Nothing is downloaded.
+Models: the embedded LLaVA on scenes, and a random Qwen2.5-VL, which tells tokens apart all the better. Nothing is
+downloaded.
 """
 
 from __future__ import annotations
@@ -38,16 +38,15 @@ def recipe(name: str, keep: float, positions: str = "original") -> dict[str, Any
 
 def conditions() -> list[dict[str, Any]]:
     """Model, recipe, and further arguments of vLLM."""
-    made = []
-    for name in SCORERS:
-        for positions in ("renumber", "original"):
-            made.append({"model": "llava", "recipe": recipe(name, 36, positions), "vllm": {}})
+    made: list[dict[str, Any]] = [
+        {"model": "llava", "recipe": recipe(name, 36, positions), "vllm": {}}
+        for name in SCORERS
+        for positions in ("renumber", "original")
+    ]
     chunks = {"max_num_batched_tokens": 24, "max_num_seqs": 8, "disable_chunked_mm_input": False}
     made.append({"model": "llava", "recipe": recipe("norm", 36), "vllm": {**chunks}, "what": "chunks of 24"})
     made.append({"model": "llava", "recipe": recipe("norm", 36), "vllm": {"block_size": 32}, "what": "prefix cache"})
-    for name in ("none", *SCORERS):
-        made.append({"model": "qwen", "recipe": recipe(name, 0.5), "vllm": {}})
-    return made
+    return made + [{"model": "qwen", "recipe": recipe(name, 0.5), "vllm": {}} for name in ("none", *SCORERS)]
 
 
 def key(condition: dict[str, Any]) -> str:
@@ -291,7 +290,7 @@ def _ask(
 
 
 def _mend_cpu_runner() -> None:
-    """The CPU runner of vLLM 0.32 loads models without setting the flag that its GPU parent sets; only tests need it."""
+    """The CPU runner of vLLM 0.32 loads models without setting the flag that its GPU parent sets: for tests only."""
     from vllm.model_executor.models.interfaces import supports_multimodal_pruning
     from vllm.v1.worker import cpu_model_runner
 

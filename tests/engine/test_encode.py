@@ -94,6 +94,8 @@ def test_an_untouched_model_answers_as_the_attached_one(family: str) -> None:
     chat, pictures = chat_of(family), pictures_of(family)
     others = []
     for name, made in RECIPES.items():
+        if name == "tome" and family != "llava":  # this tower takes no mask, so no rectifier
+            continue
         for picture, encoded in zip(pictures, tp.encode(chat.model, chat.processor, pictures, made), strict=True):
             inputs = chat.inputs([picture], "7 8 9 10" if family != "llava" else "What color is the square?")
             with tp.attach(chat.model, made) as attached, torch.inference_mode():
