@@ -146,7 +146,7 @@ def _refuse_engine(pipeline: Pipeline, signals: frozenset[str]) -> None:
     for stage in pipeline:
         if stage.place.kind != "after_vision":
             _refuse("serving", stage, "an engine's tower runs whole; put it after_vision")
-        if missing := sorted(stage.reads.tower - signals):
+        if missing := sorted(frozenset(stage.reads.tower) - signals):
             given = f"gives {', '.join(sorted(signals))}" if signals else "gives none"
             _refuse("serving", stage, f"it reads {', '.join(missing)} of the tower, and the engine {given}")
         if stage.reads.projector:

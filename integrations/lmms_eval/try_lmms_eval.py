@@ -82,9 +82,7 @@ def main() -> int:
         arguments = f"pretrained=embedded,recipe={RECIPE},keep={KEEP}"
         for batch in (1, 4):
             code, found = scored(folder, sys.executable, arguments=arguments, batch=batch)
-            print(
-                f"batch {batch}: exact match {found:.4f}, our own count {expected:.4f} of {len(cases)}, exit code {code}"
-            )
+            print(f"batch {batch}: exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}")
             good = good and code == 0 and abs(found - expected) < 1e-9
         code, found = scored(folder, sys.executable, arguments="pretrained=embedded,recipe=fastv,keep=7.5", batch=2)
         print(f"a budget out of range: exit code {code}, {'no score' if found < 0 else found}")

@@ -2,9 +2,9 @@
 
     python serve.py MODEL RECIPE KEEP [PORT]          # python serve.py embedded divprune 0.25 8000
 
-`transformers serve` loads models by name, through its `ModelManager`, and gives no place for a recipe; so its handlers are
-put together here over a manager that attaches one to whatever has been loaded. The recipe goes with its model when that
-is unloaded. Needs transformers[serving].
+`transformers serve` loads models by name, through its `ModelManager`, and gives no place for a recipe; so its handlers
+are put together here over a manager that attaches one to whatever has been loaded. The recipe goes with its model when
+that is unloaded. Needs transformers[serving].
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does `serve.py` answer HTTP clients as `tp.attach` answers in one process? With requests in flight together, streamed too.
+"""Does `serve.py` answer HTTP clients as `tp.attach` does in one process? Several in flight, whole and streamed.
 
 python try_serve.py          # the embedded model, `random` at 36 of 144 tokens; exit code 1 if an answer differs
 """
@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -82,7 +83,7 @@ def main() -> int:
     good = True
     for stream in (False, True):
         with ThreadPoolExecutor(TOGETHER) as pool:
-            got = list(pool.map(lambda case: asked(case, stream=stream), cases))
+            got = list(pool.map(partial(asked, stream=stream), cases))
         same = sum(a == b for a, b in zip(got, expected, strict=True))
         good = good and same == len(cases)
         print(f"{'streamed' if stream else 'whole':9} {TOGETHER} in flight: same answers {same}/{len(cases)}", got[:3])
