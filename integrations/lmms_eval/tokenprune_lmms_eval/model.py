@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,7 +17,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 
 import tokenprune as tp
-from tokenprune.errors import InputError
+from tokenprune.errors import InputError, TokenPruneError
 from tokenprune.families.chat import Chat
 
 KNOWN = {"max_new_tokens", "until", "do_sample", "temperature", "top_p", "num_beams"}
@@ -28,6 +30,18 @@ class Question(NamedTuple):
     """Its prompt, by the model's chat template."""
     images: Sequence[Any]
     settings: dict[str, Any]
+
+
+@contextmanager
+def fatal() -> Iterator[None]:
+    """End the process with exit code 1 on any error: lmms-eval logs an `Exception`, goes on, and exits with 0."""
+    try:
+        yield
+    except TokenPruneError as error:
+        raise SystemExit(f"tokenprune: {error}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(1) from error
 
 
 class Tokenprune(lmms):
@@ -59,28 +73,32 @@ class Tokenprune(lmms):
         **unknown: Any,
     ) -> None:
         super().__init__()
-        unknown = {key: value for key, value in unknown.items() if key not in ("max_batch_size",) and value is not None}
-        if unknown:
-            raise InputError(
-                f"model_args: unknown {', '.join(unknown)}; expected pretrained, recipe, keep, average, final"
-            )
-        self.accelerator = Accelerator(cpu=device == "cpu")
-        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        self.batch_size = int(batch_size)
-        self.device = self.accelerator.device if device is None or self._world_size > 1 else device
-        self.chat = Chat(str(pretrained), *tp.load(str(pretrained)))
-        self.chat.model.to(self.device)
-        self.attached = tp.attach(self.chat.model, recipe, keep=keep, average=average, final=final)
+        with fatal():
+            unknown = {
+                key: value for key, value in unknown.items() if key not in ("max_batch_size",) and value is not None
+            }
+            if unknown:
+                raise InputError(
+                    f"model_args: unknown {', '.join(unknown)}; expected pretrained, recipe, keep, average, final"
+                )
+            self.accelerator = Accelerator(cpu=device == "cpu")
+            self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+            self.batch_size = int(batch_size)
+            self.device = self.accelerator.device if device is None or self._world_size > 1 else device
+            self.chat = Chat(str(pretrained), *tp.load(str(pretrained)))
+            self.chat.model.to(self.device)
+            self.attached = tp.attach(self.chat.model, recipe, keep=keep, average=average, final=final)
 
     def generate_until(self, requests: Sequence[Any]) -> list[GenerationResult]:
         """Answers, in the order of the requests."""
-        found: list[GenerationResult] = []
-        questions = [self._question(*request.args) for request in requests]
-        for _, alike in groupby(questions, key=lambda question: repr(question.settings)):
-            same = list(alike)
-            for at in range(0, len(same), self.batch_size):
-                found += self._answers(same[at : at + self.batch_size])
-        return found
+        with fatal():
+            found: list[GenerationResult] = []
+            questions = [self._question(*request.args) for request in requests]
+            for _, alike in groupby(questions, key=lambda question: repr(question.settings)):
+                same = list(alike)
+                for at in range(0, len(same), self.batch_size):
+                    found += self._answers(same[at : at + self.batch_size])
+            return found
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
         raise NotImplementedError("tokenprune answers questions; choose a task of generate_until")
