@@ -101,10 +101,10 @@ class Tokenprune(lmms):
             return found
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
-        raise NotImplementedError("tokenprune answers questions; choose a task of generate_until")
+        raise SystemExit("tokenprune answers questions; choose a task of generate_until")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
-        raise NotImplementedError("tokenprune answers questions of one round")
+        raise SystemExit("tokenprune answers questions of one round")
 
     def _question(
         self, context: str, messages: Any, settings: dict[str, Any], doc: int, task: str, split: str
