@@ -16,7 +16,8 @@ from torch import Tensor
 
 from tokenprune.budget import survivors
 from tokenprune.builder import build
-from tokenprune.core.tokens import Grid, Tokens
+from tokenprune.core.grids import Grid
+from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe

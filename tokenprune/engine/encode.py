@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tokenprune.core.tokens import Grid
+from tokenprune.core.grids import Grid
 from tokenprune.engine.attach import Attached, attach
 from tokenprune.engine.traces import shadow
 from tokenprune.errors import InputError, UnsupportedModelError
