@@ -108,7 +108,7 @@ def test_parts_and_recipes_work_without_transformers() -> None:
         "import torch, tokenprune as tp\n"
         "studies = {'audit', 'bench', 'evaluate', 'make_conditions', 'plot_kept', 'scene_cases'}\n"
         "studies |= {'make_space', 'tune'}\n"
-        "engine = {'attach', 'Attached', 'attach_vision', 'AttachedVision'}\n"
+        "engine = {'attach', 'Attached', 'attach_vision', 'AttachedVision', 'encode', 'Encoded'}\n"
         "for name in {*tp.__all__} - studies - engine: getattr(tp, name)\n"
         "pipeline = tp.build(tp.load_recipe('uniform', keep=16))\n"
         "tokens = tp.Tokens.from_hidden(torch.randn(2, 64, 8), text=torch.randn(2, 5, 8))\n"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tokenprune.engine.attach import Attached as Attached
     from tokenprune.engine.attach import attach as attach
     from tokenprune.engine.attach_vision import attach_vision as attach_vision
+    from tokenprune.engine.encode import Encoded as Encoded
+    from tokenprune.engine.encode import encode as encode
     from tokenprune.errors import BudgetError as BudgetError
     from tokenprune.errors import InputError as InputError
     from tokenprune.errors import NotFiredError as NotFiredError
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from tokenprune.recipe import load_recipe as load_recipe
     from tokenprune.registry import part as part
     from tokenprune.scenes.cases import scene_cases as scene_cases
+    from tokenprune.serving import PictureReducer as PictureReducer
     from tokenprune.stage import Stage as Stage
     from tokenprune.study.audit import audit as audit
     from tokenprune.study.bench import bench as bench
@@ -72,6 +75,7 @@ _HOMES = {
     "Budget": "budget",
     "BudgetError": "errors",
     "Case": "study.cases",
+    "Encoded": "engine.encode",
     "Grouper": "parts.groupers.base",
     "Groups": "core.groups",
     "InputError": "errors",
@@ -79,6 +83,7 @@ _HOMES = {
     "Needs": "core.needs",
     "NotFiredError": "errors",
     "Part": "parts.part",
+    "PictureReducer": "serving",
     "Pipeline": "pipeline",
     "Place": "core.place",
     "RaterSelector": "parts.raters.base",
@@ -104,6 +109,7 @@ _HOMES = {
     "audit": "study.audit",
     "bench": "study.bench",
     "build": "builder",
+    "encode": "engine.encode",
     "evaluate": "study.evaluate",
     "fit": "fitting",
     "ledger": "families.ledger",

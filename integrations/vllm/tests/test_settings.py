@@ -1,0 +1,57 @@
+"""What a server may be started with: told before anything is loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenprune_vllm.settings import check_server, reducer_of
+
+from tokenprune.errors import RecipeError
+
+
+def config(given: Any) -> Any:
+    return SimpleNamespace(tokenprune=given, get_text_config=lambda: SimpleNamespace(num_hidden_layers=8))
+
+
+def server(*, mrope: bool, hook: bool, shared: Any = None) -> Any:
+    multimodal = SimpleNamespace(is_multimodal_pruning_enabled=lambda: hook)
+    model = SimpleNamespace(uses_mrope=mrope, multimodal_config=multimodal)
+    return SimpleNamespace(kv_transfer_config=shared, model_config=model)
+
+
+def renumbering(positions: str) -> dict[str, Any]:
+    stage = {"place": "after_vision", "scheduler": {"type": "fixed", "keep": 4}, "positions": positions}
+    return {"recipe": {"version": 1, "name": "own", "stages": [stage]}}
+
+
+def test_the_recipe_comes_from_the_command_line() -> None:
+    assert reducer_of(config({"recipe": "uniform", "keep": 0.25})).kept((12, 12)) == 36
+    with pytest.raises(RecipeError, match=r"unknown key 'kepe' \(did you mean 'keep'\?\)"):
+        reducer_of(config({"recipe": "uniform", "kepe": 0.25}))
+    with pytest.raises(RecipeError, match=r'expected "tokenprune": .*, got None'):
+        reducer_of(config(None))
+    with pytest.raises(RecipeError, match="between layers of the language model"):
+        reducer_of(config({"recipe": "fastv"}))
+
+
+@pytest.mark.parametrize(
+    ("positions", "started", "reason"),
+    [
+        ("original", server(mrope=True, hook=True, shared=object()), "a shared KV store"),
+        ("original", server(mrope=False, hook=True), "--video-pruning-rate 1e-18"),
+        ("original", server(mrope=True, hook=False), "--video-pruning-rate 1e-18"),
+        ("renumber", server(mrope=True, hook=True), "takes no mrope_section"),
+    ],
+)
+def test_a_server_that_would_be_wrong_in_silence_is_refused(positions: str, started: Any, reason: str) -> None:
+    with pytest.raises(RecipeError, match=reason):
+        check_server(started, reducer_of(config(renumbering(positions))), renumbers=True)
+
+
+def test_servers_that_are_right_start() -> None:
+    check_server(server(mrope=True, hook=True), reducer_of(config(renumbering("original"))), renumbers=False)
+    check_server(server(mrope=False, hook=False), reducer_of(config(renumbering("renumber"))), renumbers=True)
+    with pytest.raises(RecipeError, match="not supported for this architecture"):
+        check_server(server(mrope=False, hook=False), reducer_of(config(renumbering("renumber"))), renumbers=False)

@@ -1,0 +1,59 @@
+"""The recipe of a server, from ``--hf-overrides``, and what a server may not be started with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenprune.errors import RecipeError, did_you_mean
+from tokenprune.serving import PictureReducer
+
+KEYS = ("recipe", "keep", "average", "final")
+
+
+def reducer_of(config: Any) -> PictureReducer:
+    """What ``--hf-overrides '{"tokenprune": {"recipe": "divprune", "keep": 0.25}}'`` names.
+
+    The overrides ride in the model's configuration, so the processor, which sizes placeholders, and the model see one.
+
+    Raises:
+        RecipeError: nothing is named there, or a recipe that an engine cannot run.
+    """
+    given = getattr(config, "tokenprune", None)
+    if not isinstance(given, dict) or "recipe" not in given:
+        raise RecipeError(f'hf_overrides: expected "tokenprune": {{"recipe": "divprune", "keep": 0.25}}, got {given!r}')
+    if unknown := [key for key in given if key not in KEYS]:
+        hint = did_you_mean(unknown[0], KEYS)
+        raise RecipeError(f"hf_overrides: tokenprune: unknown key {unknown[0]!r}{hint}; expected {', '.join(KEYS)}")
+    budget = {key: given[key] for key in KEYS[1:] if key in given}
+    return PictureReducer(given["recipe"], depth=config.get_text_config().num_hidden_layers, **budget)
+
+
+def check_server(vllm_config: Any, reducer: PictureReducer, *, renumbers: bool) -> None:
+    """Refuse what would be wrong in silence.
+
+    Args:
+        vllm_config: of the server.
+        reducer: its recipe.
+        renumbers: whether the architecture can number survivors through.
+
+    Raises:
+        RecipeError: a shared KV store, whose keys do not hold the recipe; or positions that the runner will not give.
+    """
+    if getattr(vllm_config, "kv_transfer_config", None) is not None:
+        raise RecipeError(
+            "tokenprune: the keys of a shared KV store hold token ids and picture hashes, not the recipe: servers of "
+            "two recipes would exchange wrong blocks; start without kv_transfer_config"
+        )
+    original = reducer.positions == "original"
+    if not original and not renumbers:
+        raise RecipeError("tokenprune: positions: renumber is not supported for this architecture; use original")
+    model = vllm_config.model_config
+    several, asked = model.uses_mrope, model.multimodal_config.is_multimodal_pruning_enabled()
+    if original and not (several and asked):
+        raise RecipeError(
+            "tokenprune: positions: original needs the runner's hook for positions: --video-pruning-rate 1e-18 (which "
+            "prunes no video), and for a model of one axis text_config.rope_parameters.mrope_section = [head size / 2, "
+            "0, 0] among the overrides (README.md); or use a recipe with positions: renumber"
+        )
+    if not original and several:
+        raise RecipeError("tokenprune: positions: renumber takes no mrope_section among the overrides")
