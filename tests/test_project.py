@@ -107,7 +107,7 @@ def test_parts_and_recipes_work_without_transformers() -> None:
     code = BLOCK.format(blocked={"transformers", "matplotlib", "typer"}) + (
         "import torch, tokenprune as tp\n"
         "studies = {'audit', 'bench', 'evaluate', 'make_conditions', 'plot_kept', 'scene_cases'}\n"
-        "studies |= {'make_space', 'tune'}\n"
+        "studies |= {'fit', 'make_space', 'tune'}\n"
         "engine = {'attach', 'Attached', 'attach_vision', 'AttachedVision', 'encode', 'Encoded'}\n"
         "for name in {*tp.__all__} - studies - engine: getattr(tp, name)\n"
         "pipeline = tp.build(tp.load_recipe('uniform', keep=16))\n"
