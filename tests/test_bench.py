@@ -193,7 +193,8 @@ def test_equal_tokens_are_what_ran(kind: str) -> None:
     assert sum(row.vision for row in told.reduced.rows) / 8 == tokens[kind]  # the ledger is of what ran
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_compiled_on_every_side(family: str) -> None:
     """The untouched model too: it runs under a recipe without stages."""
     found = bench(

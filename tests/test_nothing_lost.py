@@ -28,7 +28,11 @@ def started(code: str, *arguments: object, **more: object) -> subprocess.Complet
 
 
 @pytest.mark.parametrize(
-    ("kind", "kills"), [("eval", 2), ("many", 2), pytest.param("training", 3, marks=pytest.mark.slow)]
+    ("kind", "kills"),
+    [
+        ("eval", 2),
+        *(pytest.param(kind, kills, marks=pytest.mark.slow) for kind, kills in (("many", 2), ("training", 3))),
+    ],
 )
 def test_killed_runs_end_as_uninterrupted_ones(kind: str, kills: int) -> None:
     done = started("import sys, killing; print(killing.survive(sys.argv[1], int(sys.argv[2])))", kind, kills)

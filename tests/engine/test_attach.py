@@ -188,6 +188,7 @@ def test_a_stage_that_does_not_fire_raises() -> None:
             logits_of(model, batch)
 
 
+@pytest.mark.slow
 def test_a_model_compiled_before_attach_is_pruned_all_the_same() -> None:
     model = build("llava", layers=3)
     batch = inputs("llava", model)

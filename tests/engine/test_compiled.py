@@ -111,8 +111,15 @@ GROUPED = stage(
 )
 
 
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    ("family", "cache"),
+    [
+        ("llava", "static"),
+        ("qwen2_5_vl", "dynamic"),
+        pytest.param("llava", "dynamic", marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", "static", marks=pytest.mark.slow),
+    ],
+)
 def test_groups_and_biases_are_in_the_graph(family: str, cache: str) -> None:
     """A picture's windows are constants, and biases outlive the prefill in either cache."""
     model = build(family, layers=LAYERS)
@@ -214,6 +221,7 @@ def test_what_else_the_host_knows_of_a_prompt_is_a_graph_and_no_recompile() -> N
     each_is_a_graph(model, batches)
 
 
+@pytest.mark.slow
 def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("llava", layers=1)
     asked = recipe("early", stage("after_vision", fixed(0.5), sampler="uniform"))
@@ -227,7 +235,15 @@ def test_more_shapes_than_torch_compile_would_take(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_beams": 2}, {"do_sample": True}, {"cache_implementation": "dynamic"}], ids=str
+    "options",
+    [
+        {"num_beams": 2},
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in ({"do_sample": True}, {"cache_implementation": "dynamic"})
+        ),
+    ],
+    ids=str,
 )
 def test_ways_to_generate(options: dict[str, Any]) -> None:
     model = build("llava", layers=2)
