@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from families import MODELS, vision_mask
 from torch import Tensor
@@ -30,8 +31,11 @@ TOWERS = tuple(name for name, tiny in MODELS.items() if tiny.config()[1].model_t
 """Models whose tower is read and reduced."""
 
 KINDS = (
-    *("llava_onevision", "internvl", "gemma3", "gemma4", "smolvlm", "mistral3", "ministral3"),
-    *("glm4v", "glm_ocr", "paddleocr_vl", "lfm2_vl"),
+    *("internvl", "gemma4", "smolvlm", "mistral3", "lfm2_vl"),
+    *(
+        pytest.param(family, marks=pytest.mark.slow)  # towers much like these
+        for family in ("llava_onevision", "gemma3", "ministral3", "glm4v", "glm_ocr", "paddleocr_vl")
+    ),
 )
 """Beside `families.FAMILIES`, which every test runs for: one model of every other kind of tower and projector."""
 

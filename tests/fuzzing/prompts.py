@@ -43,8 +43,10 @@ def model_of(family: str, attention: Any) -> Any:
     return build(family, attention=attention, layers=LAYERS)
 
 
-TOO_EARLY = re.compile(r"nothing runs before layer 0|entered a decoder layer \d+ before the place, but the place is")
-"""How `attach` refuses a part that reads layers before the first."""
+NOT_THERE = re.compile(
+    r"nothing runs before layer 0|entered a decoder layer \d+ before the place, but the place is|but \w+ has \d+ blocks"
+)
+"""How `attach` refuses a part that reads layers before the first, or a block that the tower has not."""
 
 
 def rows_of(rng: Random, family: str, *, ends: bool) -> list[Row]:
@@ -101,9 +103,9 @@ def one_prompt(rng: Random) -> list[str]:
     except BudgetError:
         return [family, f"{way}: budget cannot be met"]
     except UnsupportedModelError as error:
-        if not TOO_EARLY.search(str(error)):
+        if not NOT_THERE.search(str(error)):
             raise
-        return [family, f"{way}: a part reads layers that have not run"]
+        return [family, f"{way}: a part reads layers or blocks that are not there"]
     except InputError as error:
         if family == "llava_next" and "half a picture?" in str(error) and not all(row.between for row in rows):
             # An overview of 2 x 2 tokens and a row of tiles may look like a wider row of the picture right before; one
