@@ -8,6 +8,7 @@ from functools import cache
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
+from double import Double, doubled
 from families import MODELS, Row, build, inputs, ragged_rows, sizes
 from kinds import KINDS
 
@@ -45,6 +46,9 @@ FACTORS: Mapping[str, Sequence[str]] = {
 ALL = tuple(Cell(*values) for values in product(*FACTORS.values()))
 """The full matrix: 180 cells."""
 
+EXACT = 1e-10
+"""Of logits in float64."""
+
 ABILITIES: dict[str, Cell] = {
     "rater attention": Cell(recipe="attention"),
     "sdpa": Cell(),
@@ -77,7 +81,11 @@ def pairs(cell: Cell) -> set[tuple[tuple[int, str], tuple[int, str]]]:
 @cache
 def model_of(family: str, attention: str) -> Any:
     """Built once: attaching and detaching leaves no trace, as test_attach.py shows."""
-    return build(family, attention=attention)  # type: ignore[arg-type]
+    model: Any = build(family, attention=attention)  # type: ignore[arg-type]
+    if MODELS[family].rounds:
+        model = model.double()
+        model.set_experts_implementation("eager")  # grouped products have no float64
+    return model
 
 
 def run(cell: Cell, family: str) -> None:
@@ -91,7 +99,12 @@ def run(cell: Cell, family: str) -> None:
     rows = [Row(images=sizes(family)[:1])] if cell.batch == "single" else ragged_rows(family)
     if expand > 1 and not MODELS[family].expands:
         rows = [replace(row, images=row.images and row.images[:1]) for row in rows]
-    run_on(cell, Subject(model, inputs(family, model, rows=rows)))
+    batch = inputs(family, model, rows=rows)
+    if MODELS[family].rounds:
+        with Double():
+            run_on(cell, Subject(model, doubled(batch), tolerance=EXACT))
+    else:
+        run_on(cell, Subject(model, batch))
 
 
 def run_on(cell: Cell, subject: Subject) -> None:

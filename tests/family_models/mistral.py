@@ -57,6 +57,7 @@ class Ministral3(Mistral3):
     """Queries are scaled by their position ids."""
 
     name, variant = "ministral3", "Ministral"
+    rounds = True
 
     def config(self) -> tuple[Any, Any]:
         scaled = {"factor": 4.0, "original_max_position_embeddings": 16, "llama_4_scaling_beta": 0.5}

@@ -158,6 +158,7 @@ class Qwen3_5Moe(Grid):
     """Qwen3.5 with experts."""
 
     name = "qwen3_5_moe"
+    rounds = True
 
     def config(self) -> tuple[Any, Any]:
         config = hybrid(tf.Qwen3_5MoeConfig, shared_expert_intermediate_size=32, **EXPERTS)
