@@ -1,10 +1,12 @@
-"""The questions that `eval` and `tune` ask: generated scenes, or pictures and questions of one's own."""
+"""The questions that `eval` and `tune` ask (generated scenes, or pictures and questions of one's own), and options."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from tokenprune.cli.terminal import note
 from tokenprune.errors import InputError, did_you_mean
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
 
 SCENES = 100
 """Generated pictures where nobody says how many."""
+TaskOption = Annotated[list[str] | None, typer.Option(help="Only this kind of question. Repeatable.", metavar="NAME")]
+ImagesOption = Annotated[
+    Path | None, typer.Option(help="Folder of your own pictures, with --questions.", metavar="DIR")
+]
+AgreeOption = Annotated[
+    bool,
+    typer.Option(
+        "--agree", help="Count answers that are the untouched model's, instead of right ones; needs no answers."
+    ),
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Questions at a time.", metavar="N")]
 
 
 def check_asked(scenes: int | None, images: Path | None, questions: Path | None) -> None:

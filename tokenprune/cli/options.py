@@ -58,6 +58,7 @@ Plugins = Annotated[
         metavar="FILE.py",
     ),
 ]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")]
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,

@@ -16,6 +16,7 @@ from tokenprune.cli.options import (
     FlopsOption,
     Json,
     KeepOption,
+    MaxNewTokensOption,
     ModelOption,
     Plugins,
     Sets,
@@ -73,7 +74,7 @@ def command(
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = "sdpa",
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
+    max_new_tokens: MaxNewTokensOption = 32,
     save_plot: Annotated[
         Path | None, typer.Option(help="Write a PNG of the tokens that each stage kept.", metavar="FILE.png")
     ] = None,

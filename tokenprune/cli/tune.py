@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenprune.cli.eval_cases import SCENES, asked_cases, check_asked, note_unknown
+from tokenprune.cli.eval_cases import (
+    SCENES,
+    AgreeOption,
+    BatchSizeOption,
+    ImagesOption,
+    TaskOption,
+    asked_cases,
+    check_asked,
+    note_unknown,
+)
 from tokenprune.cli.options import (
     AttentionOption,
     AverageOption,
@@ -15,6 +24,7 @@ from tokenprune.cli.options import (
     DtypeOption,
     FlopsOption,
     Json,
+    MaxNewTokensOption,
     ModelOption,
     Plugins,
     Sets,
@@ -74,29 +84,20 @@ def command(
     scenes: Annotated[
         int | None, typer.Option(min=2, help=f"Generated pictures to ask about, {SCENES} by default.", metavar="N")
     ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only this kind of question. Repeatable.", metavar="NAME")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Folder of your own pictures, with --questions.", metavar="DIR")
-    ] = None,
+    task: TaskOption = None,
+    images: ImagesOption = None,
     questions: Annotated[
         Path | None,
         typer.Option(help=".jsonl or .csv with image, question, answer, as for `tokenprune eval`.", metavar="FILE"),
     ] = None,
-    agree: Annotated[
-        bool,
-        typer.Option(
-            "--agree", help="Count answers that are the untouched model's, instead of right ones; needs no answers."
-        ),
-    ] = False,
+    agree: AgreeOption = False,
     seeds: Annotated[int, typer.Option(min=1, help="Draws of whatever is random, in the report.", metavar="N")] = 5,
     model: ModelOption = "embedded",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     attention: AttentionOption = "sdpa",
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.", metavar="N")] = 32,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.", metavar="N")] = 32,
+    batch_size: BatchSizeOption = 32,
+    max_new_tokens: MaxNewTokensOption = 32,
     packed: Annotated[
         bool | None,
         typer.Option("--packed/--no-packed", help="As for `tokenprune eval`: same answers, sooner."),

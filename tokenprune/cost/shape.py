@@ -104,8 +104,8 @@ class VisionShape(ABC):
         return None
 
     def block(self, picture: Grid, layer: int, left: int) -> int:
-        """One layer on so many tokens of one of `pictures`; about so much, unless `counts_tell`."""
-        raise NotImplementedError
+        """One layer on so many tokens of one of `pictures`, if those are known; about so much, unless `counts_tell`."""
+        raise TypeError(f"{type(self).__name__} tells no pictures, so it has no layers of single ones")
 
     def counts_tell(self, picture: Grid, layer: int) -> bool:
         """Whether the cost of a layer follows from how many tokens are left, whichever they are."""

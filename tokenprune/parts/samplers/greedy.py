@@ -42,6 +42,19 @@ class GreedySampler(Sampler):
         return work.tokens**2 * work.width
 
 
+class FeaturesSampler(GreedySampler):
+    """Looks at how alike tokens are, here or in the vision tower."""
+
+    features: Features
+
+    @property
+    def reads(self) -> Needs:
+        return Needs(tower="hidden") if self.features == "tower" else Needs()
+
+    def multiply_adds(self, work: Work) -> int:
+        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
+
+
 class MaxMinSampler(GreedySampler):
     """Tokens as far apart as can be: each is the one whose nearest token picked so far is farthest (DivPrune).
 
@@ -65,7 +78,7 @@ class MaxSumSampler(GreedySampler):
         return greedy.MaxSum(gram.cosines(features(tokens)), tokens.valid_if_padded)
 
 
-class FacilityLocationSampler(GreedySampler):
+class FacilityLocationSampler(FeaturesSampler):
     """Tokens that cover all others best: each adds most to how alike every token is to its nearest pick.
 
     Args:
@@ -90,13 +103,6 @@ class FacilityLocationSampler(GreedySampler):
         self.similarity = similarity
         self.features = features
         self.check()
-
-    @property
-    def reads(self) -> Needs:
-        return Needs(tower="hidden") if self.features == "tower" else Needs()
-
-    def multiply_adds(self, work: Work) -> int:
-        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
 
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
         alike = gram.cosines(features(tokens, self.features))
@@ -194,7 +200,7 @@ class DeterminantSampler(GreedySampler):
         return kernel + work.tokens * work.kept * (work.kept - 1) // 2
 
 
-class SuppressSampler(GreedySampler):
+class SuppressSampler(FeaturesSampler):
     """The best scores, without tokens too much like one already picked, which come last (GreedyPrune's NMS).
 
     Args:
@@ -219,13 +225,6 @@ class SuppressSampler(GreedySampler):
         self.check()
         if threshold > 1 and not relative:
             raise InputError(f"{self.title}: threshold={threshold}: no cosine is above 1; expected -1 … 1, or relative")
-
-    @property
-    def reads(self) -> Needs:
-        return Needs(tower="hidden") if self.features == "tower" else Needs()
-
-    def multiply_adds(self, work: Work) -> int:
-        return work.tokens**2 * (work.tower_width if self.features == "tower" else work.width)
 
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
         alike = gram.cosines(features(tokens, self.features))

@@ -48,6 +48,18 @@ class Scheduler(Part):
         """Counts, one per sample: Python ints when static, else int64 ``[B]`` on the device of the scores."""
 
 
+class ExpectingScheduler(Scheduler):
+    """A scheduler whose counts the scores decide, and which says what share it expects to keep."""
+
+    at_least: int
+    """Tokens that it never goes below."""
+    expected: float
+    """Share of the original tokens that a budget for the whole recipe scales instead of the counts."""
+
+    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
+        return min(float(size), max(float(self.at_least), self.expected * total))
+
+
 class StaticScheduler(Scheduler):
     """A scheduler that never needs scores: serving engines size the sequence first, and static shapes compile."""
 

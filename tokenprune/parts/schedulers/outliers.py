@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -10,14 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import transfer
-from tokenprune.core.grids import Grid
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Share, TokenCount
-from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.base import ExpectingScheduler
 from tokenprune.parts.work import no_products
 
 
-class OutliersScheduler(Scheduler):
+class OutliersScheduler(ExpectingScheduler):
     """As many tokens as have outlying scores: a picture with much to look at keeps more than a plain one (PruMerge).
 
     A score is outlying if it is above the third quartile of the sample by more than `factor` times the distance between
@@ -46,9 +44,6 @@ class OutliersScheduler(Scheduler):
         self.at_least = at_least
         self.expected = expected
         self.check()
-
-    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
-        return min(float(size), max(float(self.at_least), self.expected * total))
 
     def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
         sizes = transfer.ints(tokens.sizes, scores.device).unsqueeze(1)

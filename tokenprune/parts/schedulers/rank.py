@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -11,16 +10,15 @@ from torch import Tensor
 
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import ranks
-from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.attending import attention_of
 from tokenprune.parts.limits import Share, TokenCount
-from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.base import ExpectingScheduler
 from tokenprune.parts.work import Work
 
 
-class RankRatioScheduler(Scheduler):
+class RankRatioScheduler(ExpectingScheduler):
     """Counts from the rank of the attention of raters over vision tokens: SparseVLM's adaptive level of sparsity.
 
     A rank cannot exceed the number of raters, so the numerical rank mostly measures the length of the prompt: use
@@ -67,9 +65,6 @@ class RankRatioScheduler(Scheduler):
     @property
     def reads(self) -> Needs:
         return Needs(attention=self.layer)
-
-    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
-        return min(float(size), max(float(self.at_least), self.expected * total))
 
     def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
         return self.keep_of(self.rank(tokens, raters), tokens.valid.sum(1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -10,14 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import ops
-from tokenprune.core.grids import Grid
 from tokenprune.core.tokens import Tokens
 from tokenprune.parts.limits import Share, TokenCount
-from tokenprune.parts.schedulers.base import Scheduler
+from tokenprune.parts.schedulers.base import ExpectingScheduler
 from tokenprune.parts.work import no_products
 
 
-class AboveReferenceScheduler(Scheduler):
+class AboveReferenceScheduler(ExpectingScheduler):
     """As many tokens as score above a reference: the mean score of the tokens with the longest hidden states.
 
     Such tokens serve a model as registers, which gather attention that says nothing about the picture; what scores
@@ -46,9 +44,6 @@ class AboveReferenceScheduler(Scheduler):
         self.at_least = at_least
         self.expected = expected
         self.check()
-
-    def nominal(self, size: int, *, total: int, grids: Sequence[Grid]) -> float:
-        return min(float(size), max(float(self.at_least), self.expected * total))
 
     def forward(self, tokens: Tokens, scores: Tensor, raters: Tensor | None = None) -> tuple[int, ...] | Tensor:
         length = tokens.only_valid(tokens.hidden.float().norm(dim=-1))
