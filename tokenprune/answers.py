@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.core.pictures import open_picture
+from tokenprune.core.pictures import as_pictures
 from tokenprune.core.report import Report
 from tokenprune.errors import InputError
 from tokenprune.families import load as from_name
 from tokenprune.families.chat import Chat
 
 if TYPE_CHECKING:
-    from tokenprune.families.chat import Picture
+    from tokenprune.core.pictures import Shown
     from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
     from tokenprune.twice import Pass
@@ -72,7 +71,7 @@ def load(
 def ask(
     model: Any,
     processor: Any,
-    pictures: Picture | str | PathLike[str] | Sequence[Picture | str | PathLike[str]],
+    pictures: Shown | Sequence[Shown],
     question: str,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = "sparsevlm",
     *,
@@ -107,8 +106,7 @@ def ask(
 
     if not question.strip():
         raise InputError("ask: the question is empty")
-    given = [pictures] if isinstance(pictures, str | PathLike) or not isinstance(pictures, Sequence) else pictures
-    shown = [open_picture(Path(each), "pictures") if isinstance(each, str | PathLike) else each for each in given]
+    shown = as_pictures(pictures)
     chat = Chat("", model, processor)
     inputs = chat.inputs(shown, question)
     if recipe is None:

@@ -17,8 +17,9 @@ from tokenprune.study.evaluate.conditions import shrink
 from tokenprune.study.evaluate.cost import Meter
 
 if TYPE_CHECKING:
+    from tokenprune.core.pictures import Picture
     from tokenprune.core.report import Report
-    from tokenprune.families.chat import Chat, Picture
+from tokenprune.families.chat import Chat
 
 
 @dataclass(frozen=True)

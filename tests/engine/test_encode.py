@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 import tokenprune as tp
-from tokenprune.errors import RecipeError, UnsupportedModelError
+from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
 from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
@@ -123,6 +123,10 @@ def test_pictures_are_encoded_alone_and_leave_no_trace() -> None:
     hooks = [len(module._forward_pre_hooks) for module in chat.model.modules()]
     together = tp.encode(chat.model, chat.processor, pictures, NORM)
     alone = [tp.encode(chat.model, chat.processor, [picture], NORM)[0] for picture in pictures]
+    (single,) = tp.encode(chat.model, chat.processor, pictures[0], NORM)
+    assert torch.equal(single.hidden, together[0].hidden)
+    with pytest.raises(InputError, match=r"pictures: no such file: nofile\.png"):
+        tp.encode(chat.model, chat.processor, "nofile.png", NORM)
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.hidden, other.hidden) and torch.equal(one.position, other.position)
     assert "forward" not in vars(chat.model.get_decoder().layers[0])

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
+
+    Picture = Image | NDArray[np.uint8]
+    """Whatever a processor takes: a Pillow image, or an array ``[H, W, 3]``."""
+    Shown = Picture | str | PathLike[str]
+    """A picture, or the path of its file."""
 
 PLAIN = ("1", "L", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB", "LA", "PA", "RGBa")
 """Modes of Pillow that it converts to RGB as people see them."""
@@ -22,6 +31,17 @@ def picture_suffixes() -> frozenset[str]:
     from PIL import Image
 
     return frozenset(end for end, kind in Image.registered_extensions().items() if kind in Image.OPEN)
+
+
+def as_pictures(given: Shown | Sequence[Shown], option: str = "pictures") -> list[Picture]:
+    """What people hand over as one picture or several: files are opened, Pillow images and arrays stay as they are.
+
+    Raises:
+        InputError: as `open_picture`.
+    """
+    if isinstance(given, str | PathLike) or not isinstance(given, Sequence):
+        given = [given]
+    return [open_picture(Path(each), option) if isinstance(each, str | PathLike) else each for each in given]
 
 
 def open_picture(path: Path, option: str = "--image") -> Image:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.grids import Grid
+from tokenprune.core.pictures import as_pictures
 from tokenprune.engine.attach import Attached, attach
 from tokenprune.engine.traces import shadow
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -21,7 +22,7 @@ from tokenprune.serving import positions_of, refuse_question
 from tokenprune.stage import Positions
 
 if TYPE_CHECKING:
-    from tokenprune.families.chat import Picture
+    from tokenprune.core.pictures import Picture, Shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Encoded:
 def encode(
     model: Any,
     processor: Any,
-    pictures: Sequence[Picture],
+    pictures: Shown | Sequence[Shown],
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
     keep: float | None = None,
@@ -66,7 +67,7 @@ def encode(
     Args:
         model: as `attach` takes it.
         processor: its own.
-        pictures: Pillow images, or arrays ``[H, W, 3]``.
+        pictures: one or several, as files, Pillow images or arrays ``[H, W, 3]``.
         recipe: a recipe's name, path, dict or `Recipe`.
         keep: budget that replaces the recipe's: tokens of a picture, a share (float) or a count (int).
         average: the same, averaged over all layers.
@@ -76,10 +77,10 @@ def encode(
         RecipeError: the recipe is not valid, or its survivors depend on more than the picture.
         UnsupportedModelError: `attach` refuses the model, or it takes more of a picture than one row a token
             (DeepStack).
-        InputError: the processor refuses a picture.
+        InputError: a file that is no picture, or the processor refuses a picture.
     """
     loaded = load_recipe(recipe, keep=keep, average=average, final=final)
-    asker = "encode"
+    asker, shown = "encode", as_pictures(pictures)
     # Checked before anything is mounted; the stages that run are built by `attach`.
     checked = Pipeline(
         loaded.build_stages(), budget=loaded.budget, depth=model.config.get_text_config().num_hidden_layers
@@ -94,7 +95,7 @@ def encode(
                 "not carry; use attach"
             )
         chat = Chat(asker, attached.anatomy.model, processor)
-        return [_encoded(attached, chat, picture, positions) for picture in pictures]
+        return [_encoded(attached, chat, picture, positions) for picture in shown]
 
 
 class _ReachedError(Exception):

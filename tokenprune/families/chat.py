@@ -15,12 +15,9 @@ from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from PIL.Image import Image
 
-    Picture = Image | NDArray[np.uint8]
-    """Whatever a processor takes: a Pillow image, or an array ``[H, W, 3]``."""
+    from tokenprune.core.pictures import Picture
 
 
 @dataclass(frozen=True, eq=False)

@@ -156,7 +156,7 @@ def _check_fit(model: Any, conditions: Sequence[Condition]) -> None:
         try:
             attach(model, condition.recipe).detach()
         except TokenPruneError as error:
-            problems.setdefault(f"{condition.label}: {error}", type(error))
+            problems.setdefault(f"{condition.label}: {str(error).removeprefix(f'{condition.label}: ')}", type(error))
     if problems:
         kind = BudgetError if set(problems.values()) == {BudgetError} else InputError
         raise kind("\n".join(problems))
