@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from families import CACHE, FAMILIES, Batch, Row, build, inputs, next_turn, row_inputs, sizes, vision_mask
-from fuzzing.recipes import drawn
+from fuzzing.drawing import drawn
 from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
 from reference import generate_logits, masked_reference, pruned_difference
 

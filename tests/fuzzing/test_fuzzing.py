@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 from families import Row, inputs
+from fuzzing.drawing import broken, drawn
 from fuzzing.files import one_file, one_picture
 from fuzzing.prompts import model_of, one_prompt
-from fuzzing.recipes import a_text, broken, check_any, check_runs, check_text, drawn
+from fuzzing.recipes import a_text, check_any, check_runs, check_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kinds import KINDS
