@@ -1,7 +1,7 @@
 """A mutation run: how many small changes to the code some test notices.
 
     python benchmarks/mutation/run.py map       # once: which tests run which lines; takes longer than the tests
-    python benchmarks/mutation/run.py test --share 0.1 --seed 1  # after changes, what changed is run anew
+    python benchmarks/mutation/run.py test --count 100 --seed 1  # after changes, what changed is run anew
     python benchmarks/mutation/run.py report    # table, survivors; writes results.json
 
 Needs the extra `mutation`. The tests that run the changed line are run in a fork of a process that has imported the
@@ -52,7 +52,7 @@ def main() -> None:
     mapping.epilog = "Further arguments are passed on to pytest, such as tests/parts or --ignore tests/cli."
     mapping.add_argument("--name", default="all", help="file of the map, so that parts can be made anew")
     testing = commands.add_parser("test", help="run a sample of mutants")
-    testing.add_argument("--share", type=float, default=0.1, help="share of each file's mutants (default 0.1)")
+    testing.add_argument("--count", type=int, default=100, help="mutants of each group (default 100)")
     testing.add_argument("--seed", type=int, default=0)
     testing.add_argument("--groups", nargs="*", choices=list(GROUPS), default=list(GROUPS))
     testing.add_argument("--seconds", type=float, default=60.0, help="of tests for one mutant (default 60)")
@@ -76,7 +76,7 @@ def _test(options: argparse.Namespace) -> None:
     covering = Covering(sorted(WORK.glob("map-*.json")))
     known = _outcomes()
     torch.set_num_threads(1)
-    chosen = [mutant for group in options.groups for mutant in sample(group, options.share, options.seed)]
+    chosen = [mutant for group in options.groups for mutant in sample(group, options.count, options.seed)]
     first, step = options.part
     controlled: set[str] = set()
     for mutant in track(chosen[first::step], "mutants", console=Console(stderr=True)):
@@ -175,7 +175,7 @@ def _report() -> None:
     outcomes = _outcomes()
     groups, survivors = {}, []
     for group in GROUPS:
-        entries = [outcomes[mutant.key] for mutant in sample(group, 1.0, 0) if mutant.key in outcomes]
+        entries = [outcomes[mutant.key] for mutant in sample(group, None, 0) if mutant.key in outcomes]
         entries = [entry for entry in entries if entry["outcome"] != "broken run"]
         killed = sum(str(entry["outcome"]).startswith("killed") for entry in entries)
         excused = [entry for entry in entries if entry["key"] in reasons]

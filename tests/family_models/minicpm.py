@@ -19,6 +19,7 @@ class MiniCPMV(Tiny):
     name = "minicpmv4_6"
     sizes = ((16, 16), (16, 20), (12, 20))  # 16, 20, 15, in patches
     by_image = ("target_sizes",)
+    rounds = True
 
     def config(self) -> tuple[Any, Any]:
         config = tf.MiniCPMV4_6Config(
