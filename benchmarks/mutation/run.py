@@ -102,7 +102,7 @@ def _run(mutant: Mutant, tests: list[str], *, limit: float) -> str:
     """``killed``, ``killed by time`` or ``survived``."""
     child = os.fork()
     if child == 0:
-        os.setsid()  # so that processes of tests end with it
+        os.setpgrp()  # so that processes of tests end with it
         try:
             _become(mutant)
             with open(os.devnull, "w") as nowhere:

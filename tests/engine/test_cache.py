@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as tf
 from families import CACHE, FAMILIES, Row, build, inputs
-from kinds import KINDS, fixed, recipe, stage
+from kinds import KINDS, fixed, kinds, recipe, stage
 from pruned import logits_of
 
 import tokenprune as tp
@@ -120,18 +120,18 @@ def test_batch_selection_and_repetition_carry_the_slots() -> None:
 def test_a_cache_goes_by_its_earlier_name_too() -> None:
     """transformers 5.24 renames the argument inside a forward: hooks before it, and our `generate`, see what was
     written."""
-    model = build("llava", layers=6)
+    model, small = build("llava", layers=4), kinds(4)
     batch = inputs("llava", model)
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, 1), value=1)
     position = mask.sum(1, keepdim=True) - 1
     embedded = model.get_input_embeddings()(torch.tensor([[7], [8]]))
     results = []
     for name in (CACHE, "past_key_values"):
-        with torch.no_grad(), tp.attach(model, KINDS["adaptive"]):
+        with torch.no_grad(), tp.attach(model, small["adaptive"]):
             cache = model(**batch, use_cache=True)[CACHE]
             step = {"inputs_embeds": embedded, "attention_mask": mask, "position_ids": position}
             hidden = model.get_decoder()(**step, **{name: cache}).last_hidden_state
-        with tp.attach(model, KINDS["attention"], compile={"backend": "eager"}):
+        with tp.attach(model, small["after_vision"], compile={"backend": "eager"}):
             results.append((hidden, model.generate(**batch, max_new_tokens=3, **{name: tf.DynamicCache()})))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 

@@ -86,15 +86,19 @@ def same(chat: Chat, cases: list[Case], recipe: Any) -> Report:
 
 
 @pytest.mark.parametrize("name", tp.list_recipes())
-def test_every_recipe_as_it_is_and_with_a_budget(name: str, chat: Chat, cases: list[Case]) -> None:
+def test_every_recipe(name: str, chat: Chat, cases: list[Case]) -> None:
     if name in INSIDE:
         with pytest.raises(InputError, match="the vision tower has not run for this prompt"):
             together(chat, cases, name, ())
         return
     same(chat, cases, name)
-    if name != "none":
-        report = same(chat, cases, tp.load_recipe(name, average=0.6))
-        assert bool((report.vision_tokens[:, -1] < 144).all())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({*tp.list_recipes()} - {*INSIDE, "none"}))
+def test_every_recipe_with_a_budget(name: str, chat: Chat, cases: list[Case]) -> None:
+    report = same(chat, cases, tp.load_recipe(name, average=0.6))
+    assert bool((report.vision_tokens[:, -1] < 144).all())
 
 
 @settings(deadline=None, max_examples=12)
