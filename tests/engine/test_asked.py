@@ -68,7 +68,8 @@ def test_a_loss_in_the_ways_that_trainers_ask_for_it() -> None:
     assert abs(output.loss - loss_of(reference, labels)) < TOLERANCE
     output, _ = asked(model, batch, BY_NORM, labels=labels, return_dict=False)
     assert isinstance(output, tuple) and abs(output[0] - loss_of(reference, labels)) < TOLERANCE
-    assert output[1].shape[-1] == 200
+    untouched = model(**batch, labels=labels, return_dict=False)
+    assert output[1].shape[-1] == 200 and [type(each) for each in output] == [type(each) for each in untouched]
     zeros = labels.masked_fill(labels == -100, 0)
     output, _ = asked(model, batch, BY_NORM, labels=zeros, ignore_index=0)
     assert abs(output.loss - loss_of(reference, labels)) < TOLERANCE

@@ -15,7 +15,7 @@ from kinds import ATTENTION, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
 from torch._dynamo.utils import counters
-from transformers import AutoConfig, CompileConfig
+from transformers import AutoConfig, CompileConfig, StaticCache
 
 import tokenprune as tp
 from tokenprune.core.report import Graphs
@@ -339,6 +339,22 @@ def test_only_decode_steps_record_cuda_graphs(
     with tp.attach(model, UNIFORM, compile=asked):
         first, *others = given[1:]  # the very first checks the options
         assert [first, *others] == [prefill, asked, prefill], "prefill, decode step, vision tower"
+
+
+@pytest.mark.parametrize(("given", "static"), [({}, True), ({"use_cache": True}, True), ({"use_cache": False}, False)])
+def test_a_static_cache_is_made_where_nobody_asked_for_another(given: dict[str, Any], static: bool) -> None:
+    model = build("llava", layers=2)
+    batch = inputs("llava", model)
+    with tp.attach(model, UNIFORM, compile=TRACED):
+        output = model.generate(**batch, max_new_tokens=2, do_sample=False, return_dict_in_generate=True, **given)
+    assert isinstance(output.get(CACHE), StaticCache) == static
+
+
+def test_counts_of_graphs() -> None:
+    graphs = Graphs()
+    for compiled, known in ((0, False), (1, False), (2, False), (1, True), (0, True)):
+        graphs.note(compiled, 0, known=known)
+    assert graphs == Graphs(compiled=4, recompiles=2, calls=5), "one of two at once, and one for a known shape"
 
 
 def test_text_without_pictures_passes_through() -> None:

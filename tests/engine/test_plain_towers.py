@@ -171,6 +171,16 @@ def test_pictures_of_several_sizes_in_padded_rows() -> None:
     assert torch.equal(states["last"][~there], states["before"][~there])
 
 
+@torch.no_grad()
+def test_a_wide_picture_has_a_wide_grid() -> None:
+    """Not a square one, nor a row: what is left of 24 patches lies in 4 rows of 6."""
+    with tp.attach_vision(plain("vit"), tp.Pipeline([inside(1, 0.5)])) as attached:
+        attached.tower.module.config.patch_size = 4
+        wide = torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+        attached._model(wide, interpolate_pos_encoding=True)
+        assert attached._run.reduction.tokens.grids == (((1, 4, 6),),)  # type: ignore[union-attr]
+
+
 def test_blocks_run_on_fewer_patches() -> None:
     """Recorded hidden states have every patch; the blocks themselves have not."""
     model = plain("clip")

@@ -75,6 +75,8 @@ def test_it_prints_and_exports() -> None:
     text = str(attached.report)
     assert "sample 1: 50 vision tokens" in text
     assert "before_layer: 1" in text and "12 kept + " in text and "merged" in text
+    one, two = text.split("sample 1:")
+    assert "in 1 pictures" not in one and "    in 2 pictures: " in two
     data = json.loads(json.dumps(attached.report.to_dict()))
     assert data["vision_tokens"] == attached.report.vision_tokens.tolist()
     assert data["final"] == attached.report.vision_tokens[:, -1].tolist()

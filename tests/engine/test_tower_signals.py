@@ -15,6 +15,7 @@ from towers import KINDS, TOWERS, Weights, by_sample, makeup, reading
 import tokenprune as tp
 from tokenprune.core.needs import Needs, tower_signal
 from tokenprune.cost.account import account
+from tokenprune.engine.tower_attention import BlockCall
 from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.catalogue import adapters
@@ -53,6 +54,15 @@ def test_they_are_those_of_eager_attention(family: str) -> None:
         assert expected.std() > 1e-4
         for row, own in enumerate(by_sample(model, batch, made_of @ expected)):
             assert (scorer.got[name][row, : len(own)] - own).abs().max() < TOLERANCE, name
+
+
+def test_an_attention_that_names_no_scale_has_the_usual_one() -> None:
+    attention = torch.nn.Module()
+    attention.num_heads = 2  # type: ignore[assignment]
+    call = BlockCall(attention, {}, {"q": torch.zeros(1, 3, 32)})
+    assert call.scale == 16**-0.5
+    attention.scaling = 0.3  # type: ignore[assignment]
+    assert call.scale == 0.3
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, *KINDS])

@@ -84,6 +84,14 @@ def test_the_picks_are_those_of_plain_python(sampler, n, seed, data):
         assert kept[row].tolist() == sorted(by_hand(sampler, x, t, s, count))
 
 
+def test_the_quadratic_kernel_is_that_of_its_paper():
+    """Its picks say little of the identity in it: random tokens differ by more."""
+    hidden = torch.randn(1, 7, 5, generator=torch.Generator().manual_seed(0))
+    gain = DeterminantSampler(kernel="quadratic").gain(Tokens.from_hidden(hidden), torch.zeros(1, 7), 3)
+    expected = np.diagonal(plain.otprune_kernel(hidden[0].double().numpy()))
+    assert np.allclose(gain.value[0].numpy(), expected, atol=1e-5)
+
+
 @each
 def test_a_smaller_count_is_a_part_of_a_larger_one(sampler):
     generator = torch.Generator().manual_seed(3)
