@@ -203,8 +203,7 @@ def deciding(stage: StageSpec) -> str:
 
 def own_cost(name: str) -> str:
     """Multiply-adds of the recipe's own parts, as a share of the prefill that it leaves, under the common budget."""
-    inside = any(stage.place.kind == "in_vision" for stage in load_recipe(name).stages)
-    plan = load_recipe(name, keep=None if inside or name in UNBUDGETED else SHARE)
+    plan = load_recipe(name, keep=None if name in UNBUDGETED else SHARE)
     told = ledger(MODEL, plan, tokens=MANY, text=64).reduced
     share = sum(stage.total for stage in told.stages) / told.prefill
     return "none" if not share else "< 0.01 %" if share < 1e-4 else f"{share:.2%}".replace("%", " %")

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tokenprune.core.needs import parse_tower_signal
 from tokenprune.core.signals import Signal
-from tokenprune.cost.inside import refuse_budget
 from tokenprune.engine.prompt import Prompt
 from tokenprune.engine.state import Threads
 from tokenprune.engine.tower_attention import BlockCall, class_attention, mount, received_attention
@@ -77,13 +76,12 @@ class TowerTaps:
                     "what it gives is merged, not what it reads"
                 )
         if inside:
-            self.stages = VisionStages(self.tower, inside, self._running, self._reorder)
+            self.stages = VisionStages(self.tower, inside, self._running, self._reorder, pipeline.picture_plan)
             self._check(pipeline)
 
     def _check(self, pipeline: Pipeline) -> None:
         """Raise `UnsupportedModelError` for what does not go together with stages inside the tower."""
         assert self.stages is not None
-        refuse_budget(pipeline)
         late = [name for block, wanted in self._wanted.items() if block >= self.stages.first for name in wanted]
         if late:
             raise UnsupportedModelError(
