@@ -39,6 +39,8 @@ FILES = {"average": HERE / "scenes.json", "flops": HERE / "flops.json"}
 HALVES = {"choose": 20_000, "report": 30_000}
 """First scene of each half."""
 SCENES = 60
+TOKENS, TEXT = 144, 15
+"""Vision tokens of a picture, and other tokens of a prompt on average."""
 NO_BUDGET = {"none", "vtw"}
 """Recipes that a budget does not change."""
 
@@ -70,12 +72,11 @@ def run(options: Any, model: Any, processor: Any, cases: Any, name: str, recipe:
     title = name if recipe is None else recipe.name
     key = f"{title} {share}"
     try:
-        condition = condition_of(name, recipe, options.kind, share)
+        condition = condition_of(model, name, recipe, options.kind, share)
         print_as = condition.fingerprint
         if read(options.out, options.half).get(key, {}).get("fingerprint") == print_as:
             return
-        inside = recipe is not None and any(stage.place.kind == "in_vision" for stage in recipe.stages)
-        result = evaluate(model, processor, cases, [condition], packed=not inside)
+        result = evaluate(model, processor, cases, [condition], packed=recipe is None or not is_inside(recipe))
     except BudgetError as error:
         write(options.out, options.half, key, {"recipe": title, "budget": share, "out of reach": str(error)})
         return
@@ -111,14 +112,34 @@ def clusters(cases: Any) -> list[int]:
     return [numbers.setdefault(case.picture_id, len(numbers)) for case in cases]
 
 
-def condition_of(name: str, recipe: Recipe | None, kind: BudgetKind, share: float) -> Condition:
+def condition_of(model: Any, name: str, recipe: Recipe | None, kind: BudgetKind, share: float) -> Condition:
     """The recipe, or a smaller image, at this budget."""
     if name == "untouched":
         return UNTOUCHED
     budget = tp.Budget(kind, share)
+    if recipe is not None and kind == "flops" and is_inside(recipe):
+        budget = tp.Budget("keep", share_inside(model, recipe, share))
     made = make_conditions([] if recipe is None else [recipe], [budget], draws=1, baselines=recipe is None)
     wanted = SMALLER if recipe is None else recipe.name
     return next(each for each in made if each.label == wanted)
+
+
+def is_inside(recipe: Recipe) -> bool:
+    """Whether it acts inside the vision tower, which takes no budget `flops` and runs once for each question."""
+    return any(stage.place.kind == "in_vision" for stage in recipe.stages)
+
+
+def share_inside(model: Any, recipe: Recipe, flops: float) -> float:
+    """The largest share of each picture at which a prompt of average length stays within `flops` of its prefill."""
+    within = (
+        kept / TOKENS
+        for kept in range(TOKENS, 0, -1)
+        if tp.ledger(model, recipe, keep=kept / TOKENS, text=TEXT).share("prefill") <= flops
+    )
+    found = next(within, None)
+    if found is None:
+        raise BudgetError(f"{recipe.name}: one token of each picture takes more than {flops} of the prefill")
+    return found
 
 
 def read(path: Path, half: str) -> dict[str, Any]:
