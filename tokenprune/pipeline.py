@@ -178,8 +178,8 @@ class Pipeline(nn.Module):
         """How many tokens each stage inside the vision tower keeps of one picture; None where only the data can tell.
 
         The tower sees pictures, and tiles of them, before anybody knows whose they are and what is asked about them. So
-        a share is one of each picture. All that is left of it goes through every layer behind: `keep`, `average` and
-        `final` are the same.
+        a share is one of each picture, and a count is that of the only one (`check_pictures`). All that is left of it
+        goes through every layer behind: `keep`, `average` and `final` are the same.
 
         Args:
             grid: (T, H, W) of the picture, or tile, in what will be vision tokens.
@@ -190,6 +190,21 @@ class Pipeline(nn.Module):
             own = [Step(0, stage.scheduler, stage.recycler, stage.scheduler.empties) for stage in inside]
             self._plans[asked] = plan(own, self.budget, depth=1, total=math.prod(grid), grids=(grid,))
         return self._plans[asked]
+
+    def check_pictures(self, pictures: int, samples: int) -> None:
+        """Raise `BudgetError` where a budget is a count and stages inside the tower had more `pictures` than `samples`.
+
+        Args:
+            pictures: what the tower has seen, tiles and frames that it takes one by one among them.
+            samples: those that have pictures.
+        """
+        inside = any(stage.place.kind == "in_vision" for stage in self)
+        if inside and self.budget is not None and not self.budget.is_share and pictures > samples:
+            raise BudgetError(
+                f"{self.name}: budget {self.budget}: a count is one of all pictures of a prompt, and stages inside the "
+                f"vision tower see one at a time, of which there are {pictures} for {samples} prompt"
+                f"{'s' * (samples != 1)}; expected a share of each, such as {self.budget.kind}: 0.25"
+            )
 
     def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
         """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
@@ -236,18 +251,17 @@ class Pipeline(nn.Module):
         kinds = {stage.place.kind for stage in self}
         if self.budget is None or "in_vision" not in kinds:
             return
-        expected = "expected keep, as a share of each picture, such as keep: 0.25"
         if len(kinds) > 1:
             told = "some stages act inside the vision tower, picture by picture, others behind it, sample by sample"
-            expected = "leave the budget out, and let their schedulers say how many to keep"
+            told += "; leave the budget out, and let their schedulers say how many to keep"
         elif self.budget.kind == "flops":
-            told = "what a prompt costs is not known while the vision tower runs on its pictures, where the stages act"
-            expected += f" (tokenprune flops {self.name} --keep 0.25 tells what it costs)"
-        elif not self.budget.is_share:
-            told = "a count is one of all pictures of a prompt, and stages inside the vision tower see one at a time"
+            told = (
+                "what a prompt costs is not known while the vision tower runs on its pictures, where the stages act; "
+                f"expected keep, such as keep: 0.25 (tokenprune flops {self.name} --keep 0.25 tells what it costs)"
+            )
         else:
             return
-        raise BudgetError(f"{self.name}: budget {self.budget}: {told}; {expected}")
+        raise BudgetError(f"{self.name}: budget {self.budget}: {told}")
 
     def _depth(self, depth: int | None) -> int:
         """The depth to reckon with: where none is known and none is needed, just enough layers for every place."""

@@ -166,7 +166,7 @@ def test_show_proposes_only_what_is_not_refused(cli: Callable[..., Any], tmp_pat
     for command in (("show", path), ("run", "--recipe", path), ("flops", path)):
         told = cli(*command)
         assert told.status == 2 and "tokenprune run" not in told.out
-        assert "expected keep, as a share of each picture, such as keep: 0.25" in told.err
+        assert "expected keep, such as keep: 0.25 (tokenprune flops" in told.err
     assert "next: tokenprune run --recipe tome --keep 0.5; " in cli("show", "tome", "--keep", "0.5").out
     assert "next: tokenprune run --recipe fastv; " in cli("show", "fastv").out
     told = cli("show", "fastv", "--variant", "k2-r75", "--set", "stages.0.scheduler.keep= 10").out.splitlines()[-1]

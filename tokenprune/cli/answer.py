@@ -175,7 +175,7 @@ def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> s
         other = "pyramiddrop" if command["recipe"] != "pyramiddrop" else "fastv"
         return f"the answers differ: {picture}try --keep 0.75 or --recipe {other}"
     if facts["plot"] is None and demo:
-        return "tokenprune run --save-plot kept.png shows which tokens were kept; try --keep 0.1 or --recipe fastv too"
+        return "tokenprune run --save-plot kept.png shows which tokens were kept; try --keep 16 or --recipe fastv too"
     if command["model"] == "embedded":
         return "tokenprune ls lists more recipes; --model takes a LLaVA or Qwen-VL folder or hub id"
     return "a smaller budget (--keep 0.1) saves more; tokenprune ls lists more recipes"

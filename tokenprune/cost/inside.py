@@ -59,6 +59,7 @@ def inside_tower(vision: VisionShape, pipeline: Pipeline, total: int, grids: Seq
 
     Raises:
         UnsupportedModelError: the tower has no such block, or nobody has counted such a tower.
+        BudgetError: a count, and several pictures.
     """
     stages = [stage for stage in pipeline if stage.place.kind == "in_vision"]
     if not stages:
@@ -69,6 +70,7 @@ def inside_tower(vision: VisionShape, pipeline: Pipeline, total: int, grids: Seq
             f"ledger: {stages[0].name} ({stages[0].place}): what a stage inside a {type(vision).__name__} saves is not "
             "counted yet"
         )
+    pipeline.check_pictures(len(pictures), 1)
     blocks = [_block(stage, vision.layers) for stage in stages]
     own = [Step(0, stage.scheduler, stage.recycler, stage.scheduler.empties) for stage in stages]
     left: list[tuple[int, ...]] = []
