@@ -58,8 +58,7 @@ def main() -> None:
 
 
 def kept(model: object, processor: object, name: str, sample: object) -> tuple[np.ndarray, np.ndarray]:
-    inside = any(stage.place.kind == "in_vision" for stage in tp.load_recipe(name).stages)
-    budget = {} if name == "vtw" or inside else {"keep": SHARE}
+    budget = {} if name == "vtw" else {"keep": SHARE}
     report = tp.ask(model, processor, sample.path, sample.question, name, **budget).report
     stage = [one for one in report.stages if (one.kept[0] >= 0).any()][-1:]
     (frame,) = frames_of(report.grids[0], 1)
@@ -111,7 +110,7 @@ The questions: {questions}.
 
 {sheets}
 
-`vtw`, `tome` and `ailurus` take no budget and are drawn as they are. Methods for video see one frame here. What a
+`vtw` takes no budget and is drawn as it is. Methods for video see one frame here. What a
 picture shows is a choice, not whether the answer is right: for that, [Methods](methods.md).
 {notes}
 """

@@ -26,8 +26,8 @@ from tokenprune.study.evaluate import difference
 
 ROOT = Path(__file__).parent.parent
 TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
-SCENES = ROOT / "benchmarks" / "methods" / "scenes.json"
-BUDGETS = (0.5, 0.25, 0.11)
+ANSWERS = ROOT / "benchmarks" / "methods"
+TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
 UNBUDGETED = {"none", "vtw"}
@@ -140,7 +140,7 @@ def keys() -> str:
 
 def methods() -> str:
     """A row for each recipe that runs on any model."""
-    return rows(list_recipes())
+    return rows(list_recipes(), json.loads(TIMES.read_text())["recipes"])
 
 
 def learned() -> str:
@@ -148,44 +148,66 @@ def learned() -> str:
     return rows(list_learned_recipes())
 
 
-def rows(names: Sequence[str]) -> str:
-    """A row for each recipe: paper, and place, parts and own cost of its stages."""
+def rows(names: Sequence[str], times: dict[str, Any] | None = None) -> str:
+    """A row for each recipe: paper, place, parts and own cost of its stages, and own time where that is measured."""
     lines = [
-        "| recipe | paper | stages: place, parts that decide | own cost |",
-        "|---|---|---|---|",
+        "| recipe | paper | stages: place, parts that decide | own cost |" + (" own time |" if times else ""),
+        "|---|---|---|---|" + ("---|" if times else ""),
     ]
     for name in names:
         recipe = load_recipe(name)
         stages = "<br>".join(f"{places(recipe, stage)}: {deciding(stage)}" for stage in recipe.stages) or "none"
-        lines.append(f"| [`{name}`](recipes.md#{anchor(name)}) | {paper(recipe)} | {stages} | {own_cost(name)} |")
+        line = f"| [`{name}`](recipes.md#{anchor(name)}) | {paper(recipe)} | {stages} | {own_cost(name)} |"
+        lines.append(line + (f" {small_share(times[name]['share']) if name in times else 'none'} |" if times else ""))
     return "\n".join(lines) + "\n"
 
 
 def scenes() -> str:
-    """A row for each recipe that was asked about scenes: right answers at each budget, best at a quarter first."""
+    """A row for each recipe that was asked about scenes, at equal averages."""
+    return on_scenes(ANSWERS / "scenes.json", (0.5, 0.25, 0.11), "of the tokens", 0.25)
+
+
+def flops() -> str:
+    """A row for each recipe that was asked about scenes, at equal multiply-adds of the whole prefill."""
+    return on_scenes(ANSWERS / "flops.json", (0.65, 0.5, 0.4), "of the multiply-adds", 0.5)
+
+
+def on_scenes(path: Path, budgets: Sequence[float], of: str, middle: float) -> str:
+    """A row for each recipe, best at the `middle` budget first: right answers at each budget, and there how many more
+    than the untouched model, `uniform` and `diverse-merge`, question by question."""
     rows: dict[str, dict[float, Any]] = {}
-    for row in json.loads(SCENES.read_text())["report"].values():
+    for row in json.loads(path.read_text())["report"].values():
         rows.setdefault(row["recipe"], {})[row["budget"]] = row
     untouched = rows.pop("untouched")[1.0]
-    right = np.array(untouched["right"])
-    count = len(right)
+    clusters = untouched["clusters"]
+    beside = [("untouched", untouched), *((f"`{name}`", rows[name][middle]) for name in ("uniform", "diverse-merge"))]
     lines = [
-        f"{count} questions about {len(set(untouched['clusters']))} scenes; untouched {accuracy(untouched)}.",
+        f"{len(untouched['right'])} questions about {len(set(clusters))} scenes; untouched {accuracy(untouched)}. "
+        f"Differences are at {middle:.0%}, paired.",
         "",
-        "| recipe | " + " | ".join(f"{share:.0%} of the tokens" for share in BUDGETS) + " | lost at 25 %, paired |",
-        "|---|---|---|---|---|",
+        "| recipe | "
+        + " | ".join(f"{share:.0%} {of}" for share in budgets)
+        + " | tokens | "
+        + " | ".join(f"to {name}" for name, _ in beside)
+        + " |",
+        "|" + (len(budgets) + 2 + len(beside)) * "---|",
     ]
-    quarter = {name: own.get(0.25, {}).get("accuracy", [-1.0])[0] for name, own in rows.items()}
-    for name in sorted(rows, key=lambda name: -quarter[name]):
+    for name in sorted(rows, key=lambda name: -rows[name].get(middle, {}).get("accuracy", [-1.0])[0]):
         own = rows[name]
-        told = [accuracy(own[share]) if "right" in own.get(share, {}) else "–" for share in BUDGETS]
-        lost = "–"
-        if "right" in own.get(0.25, {}):
-            found = difference(np.array(own[0.25]["right"]), right, untouched["clusters"])
-            lost = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        told = [accuracy(own[share]) if "right" in own.get(share, {}) else "–" for share in budgets]
+        at = own.get(middle, {})
+        told.append(f"{at['average']:.1f}" if "right" in at else "–")
+        for _, other in beside:
+            told.append(more(at, other, clusters) if "right" in at and at is not other else "–")
         label = "a smaller image" if name == "smaller-image" else f"`{name}`"
-        lines.append(f"| {label} | " + " | ".join(told) + f" | {lost} |")
+        lines.append(f"| {label} | " + " | ".join(told) + " |")
     return "\n".join(lines) + "\n"
+
+
+def more(row: dict[str, Any], other: dict[str, Any], clusters: Sequence[int]) -> str:
+    """How many more of a hundred questions are answered right, and the 95 % interval of that."""
+    found = difference(np.array(row["right"]), np.array(other["right"]), clusters)
+    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
 def accuracy(row: dict[str, Any]) -> str:
@@ -203,17 +225,20 @@ def deciding(stage: StageSpec) -> str:
 
 def own_cost(name: str) -> str:
     """Multiply-adds of the recipe's own parts, as a share of the prefill that it leaves, under the common budget."""
-    inside = any(stage.place.kind == "in_vision" for stage in load_recipe(name).stages)
-    plan = load_recipe(name, keep=None if inside or name in UNBUDGETED else SHARE)
+    plan = load_recipe(name, keep=None if name in UNBUDGETED else SHARE)
     told = ledger(MODEL, plan, tokens=MANY, text=64).reduced
-    share = sum(stage.total for stage in told.stages) / told.prefill
+    return small_share(sum(stage.total for stage in told.stages) / told.prefill)
+
+
+def small_share(share: float) -> str:
+    """``0.54 %``, and what is less than a hundredth of that as such."""
     return "none" if not share else "< 0.01 %" if share < 1e-4 else f"{share:.2%}".replace("%", " %")
 
 
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes},
+    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes, "flops": flops},
 }
 """Page -> name of each generated part and what makes it."""
 

@@ -40,7 +40,7 @@ KINDS = (
 """Beside `families.FAMILIES`, which every test runs for: one model of every other kind of tower and projector."""
 
 INSIDE = [name for name in list_recipes() if any(s.place.kind == "in_vision" for s in load_recipe(name).stages)]
-"""Recipes with stages inside the tower: they take no budget."""
+"""Recipes with stages inside the tower: a budget is that of each picture, and never `flops`."""
 
 
 class Reading(Scorer):

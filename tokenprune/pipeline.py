@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -17,7 +18,7 @@ from tokenprune.core.grids import Grid
 from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
 from tokenprune.core.tokens import Tokens
-from tokenprune.errors import InputError, RecipeError, did_you_mean
+from tokenprune.errors import BudgetError, InputError, RecipeError, did_you_mean
 from tokenprune.stage import Stage, StageResult
 
 Key = str | int | Place
@@ -47,7 +48,8 @@ class Pipeline(nn.Module):
 
     Raises:
         RecipeError: the stages do not fit the depth.
-        BudgetError: they cannot meet the budget, whatever the picture.
+        BudgetError: they cannot meet the budget, whatever the picture, or stages inside the vision tower take no such
+            budget.
     """
 
     stages: Sequence[Stage]
@@ -68,6 +70,7 @@ class Pipeline(nn.Module):
         self.name = name
         self.prices = prices
         self._plans: dict[tuple[object, ...], tuple[int | None, ...]] = {}
+        self._check_inside()
         if depth is not None:
             check_share(self.steps(depth), budget, depth=depth)
 
@@ -171,6 +174,38 @@ class Pipeline(nn.Module):
             )
         return self._plans[asked]
 
+    def picture_plan(self, grid: Grid) -> tuple[int | None, ...]:
+        """How many tokens each stage inside the vision tower keeps of one picture; None where only the data can tell.
+
+        The tower sees pictures, and tiles of them, before anybody knows whose they are and what is asked about them. So
+        a share is one of each picture, and a count is that of the only one (`check_pictures`). All that is left of it
+        goes through every layer behind: `keep`, `average` and `final` are the same.
+
+        Args:
+            grid: (T, H, W) of the picture, or tile, in what will be vision tokens.
+        """
+        asked = ("picture", grid)
+        if asked not in self._plans:
+            inside = [stage for stage in self if stage.place.kind == "in_vision"]
+            own = [Step(0, stage.scheduler, stage.recycler, stage.scheduler.empties) for stage in inside]
+            self._plans[asked] = plan(own, self.budget, depth=1, total=math.prod(grid), grids=(grid,))
+        return self._plans[asked]
+
+    def check_pictures(self, pictures: int, samples: int) -> None:
+        """Raise `BudgetError` where a budget is a count and stages inside the tower had more `pictures` than `samples`.
+
+        Args:
+            pictures: what the tower has seen, tiles and frames that it takes one by one among them.
+            samples: those that have pictures.
+        """
+        inside = any(stage.place.kind == "in_vision" for stage in self)
+        if inside and self.budget is not None and not self.budget.is_share and pictures > samples:
+            raise BudgetError(
+                f"{self.name}: budget {self.budget}: a count is one of all pictures of a prompt, and stages inside the "
+                f"vision tower see one at a time, of which there are {pictures} for {samples} prompt"
+                f"{'s' * (samples != 1)}; expected a share of each, such as {self.budget.kind}: 0.25"
+            )
+
     def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
         """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
 
@@ -210,6 +245,23 @@ class Pipeline(nn.Module):
         """
         self._at(place)
         return lambda tokens: self.run(place, tokens)[-1].tokens
+
+    def _check_inside(self) -> None:
+        """Raise `BudgetError` where stages inside the vision tower cannot know what the budget asks of a picture."""
+        kinds = {stage.place.kind for stage in self}
+        if self.budget is None or "in_vision" not in kinds:
+            return
+        if len(kinds) > 1:
+            told = "some stages act inside the vision tower, picture by picture, others behind it, sample by sample"
+            told += "; leave the budget out, and let their schedulers say how many to keep"
+        elif self.budget.kind == "flops":
+            told = (
+                "what a prompt costs is not known while the vision tower runs on its pictures, where the stages act; "
+                f"expected keep, such as keep: 0.25 (tokenprune flops {self.name} --keep 0.25 tells what it costs)"
+            )
+        else:
+            return
+        raise BudgetError(f"{self.name}: budget {self.budget}: {told}")
 
     def _depth(self, depth: int | None) -> int:
         """The depth to reckon with: where none is known and none is needed, just enough layers for every place."""

@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import grid
+import numpy as np
 import pictures
 import verdict
 
+from tokenprune.study.evaluate import difference
+
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
+METHODS = HERE.parent / "methods"
+EQUAL = {"average": ("scenes.json", (0.5, 0.25)), "flops": ("flops.json", (0.65, 0.5))}
+BESIDE = ("smaller-image", "random", "uniform", "last", "era", "diverse-merge")
+AGAINST = ("uniform", "diverse-merge")
 WORDS = {True: "yes", False: "no", None: "not judged"}
 
 
@@ -132,6 +139,31 @@ def whole(each: dict[str, Any]) -> str:
     return table(head, body)
 
 
+def equal_cost() -> str:
+    """Whole recipes at equal average and at equal multiply-adds: what stands on the page of methods, for those of this
+    one, baselines, and the two that answer most there."""
+    head = ["recipe", "budget", "tokens, mean over layers", "localisation", "tasks past the gate"]
+    body = []
+    for kind, (file, shares) in EQUAL.items():
+        rows = json.loads((METHODS / file).read_text(encoding="utf-8"))["report"]
+        clusters = rows["untouched 1.0"]["clusters"]
+        for share in shares:
+            here = [rows[f"{name} {share}"] for name in (*grid.WHOLE, *BESIDE) if f"{name} {share}" in rows]
+            beside = [rows[f"{name} {share}"] for name in AGAINST]
+            for row in sorted(here, key=lambda row: -row.get("accuracy", [0.0])[0]):
+                cells = [row["recipe"], f"{kind}: {share}"]
+                if "right" not in row:
+                    body.append([*cells, "cannot get so low", *["–"] * (2 + len(beside))])
+                    continue
+                cells += [f"{row['average']:.1f}", percent(row["tasks"]["localisation"]), percent(row["accuracy"][0])]
+                for other in beside:
+                    moved = difference(np.array(row["right"]), np.array(other["right"]), clusters)
+                    told = f"{100 * moved.value:+.1f} [{100 * moved.low:+.1f}, {100 * moved.high:+.1f}]"
+                    cells.append("–" if other is row else told)
+                body.append(cells)
+    return table([*head, *(f"to {name}" for name in AGAINST)], body)
+
+
 def recency(found: list[dict[str, Any]]) -> str:
     names = list(found[0]["recency"][0])
     body = [
@@ -174,7 +206,7 @@ def evidence(found: list[dict[str, Any]]) -> str:
         localisation="\n".join(f"`{each['name']}`:\n\n{localisation(each)}" for each in gridded),
         blind="\n".join(f"`{each['name']}`:\n\n{blind(each)}" for each in gridded),
         thirds="\n".join(f"`{each['name']}`:\n\n{thirds(each)}" for each in gridded),
-        whole=whole(shipped),
+        whole=equal_cost(),
         recency_indented=textwrap.indent(recency(found), "    "),
     )
 
@@ -188,7 +220,7 @@ def cells(found: list[dict[str, Any]]) -> str:
         "`benchmarks/evidence/page.py` from the committed results; nothing is left out.\n"
     )
     parts += [f"## {each['name']}\n\n{every_cell(each)}" for each in found]
-    parts += [f"## {each['name']}, whole recipes\n\n{whole(each)}" for each in found[1:]]
+    parts += [f"## {each['name']}, whole recipes\n\n{whole(each)}" for each in found]
     return "\n".join(parts)
 
 

@@ -1,13 +1,15 @@
-"""Right answers of every recipe on held-out scenes at three equal average costs: python benchmarks/methods/scenes.py
+"""Right answers of every recipe on held-out scenes at three equal costs: python benchmarks/methods/scenes.py
 
 The embedded model answers the same questions under each recipe. A budget is an average over all decoder layers
-(`average`), so a recipe that starts late pays for its early layers; where it cannot get so low, the row says so. Every
-question's answer is kept, so that any two recipes can be compared in pairs. The run is resumable: what is in the file
-is not asked again, and a recipe whose fingerprint has changed is.
+(`average`), so a recipe that starts late pays for its early layers; or multiply-adds of the whole prefill (`flops`),
+so that a recipe pays for its own work, too. Where it cannot get so low, the row says so. Every question's answer is
+kept, so that any two recipes can be compared in pairs. The run is resumable: what is in the file is not asked again,
+and a recipe whose fingerprint has changed is.
 
 Two halves of scenes that share nothing: on ``choose`` recipes of our own are chosen, ``report`` is what the page shows.
 
     python benchmarks/methods/scenes.py                        # every shipped recipe, writes scenes.json
+    python benchmarks/methods/scenes.py --kind flops           # writes flops.json
     python benchmarks/methods/scenes.py --half choose -r mine.yaml
 """
 
@@ -23,16 +25,22 @@ import numpy as np
 import torch
 
 import tokenprune as tp
+from tokenprune.budget import BudgetKind
 from tokenprune.errors import BudgetError, TokenPruneError
 from tokenprune.recipe import Recipe, list_recipes, load_recipe
 from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.evaluate import SMALLER, UNTOUCHED, Condition, evaluate, make_conditions
 
 HERE = Path(__file__).parent
-BUDGETS = (0.5, 0.25, 0.11)
+BUDGETS = {"average": (0.5, 0.25, 0.11), "flops": (0.65, 0.5, 0.4)}
+"""Shares of each kind of budget. With ``flops``, as near to the same tokens as plain numbers come: the tower alone
+costs a third of the prefill here."""
+FILES = {"average": HERE / "scenes.json", "flops": HERE / "flops.json"}
 HALVES = {"choose": 20_000, "report": 30_000}
 """First scene of each half."""
 SCENES = 60
+TOKENS, TEXT = 144, 15
+"""Vision tokens of a picture, and other tokens of a prompt on average."""
 NO_BUDGET = {"none", "vtw"}
 """Recipes that a budget does not change."""
 
@@ -40,18 +48,22 @@ NO_BUDGET = {"none", "vtw"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--recipe", action="append", help="only this one, by name or path; repeatable")
-    parser.add_argument("--budget", type=float, action="append", help="only this average, a share; repeatable")
+    parser.add_argument("--kind", choices=BUDGETS, default="average", help="what is equal")
+    parser.add_argument("--budget", type=float, action="append", help="only this share; repeatable")
     parser.add_argument("--half", choices=HALVES, default="report")
-    parser.add_argument("--out", type=Path, default=HERE / "scenes.json")
+    parser.add_argument("--out", type=Path, help="scenes.json or flops.json by default")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    options.out = options.out or FILES[options.kind]
     torch.set_num_threads(options.threads)
-    names = options.recipe or ["untouched", SMALLER, *(name for name in list_recipes() if name not in NO_BUDGET)]
+    # A smaller picture saves no multiply-adds here: the tower scales it up again.
+    plain = ["untouched", *([SMALLER] if options.kind == "average" else [])]
+    names = options.recipe or [*plain, *(name for name in list_recipes() if name not in NO_BUDGET)]
     model, processor = tp.load("embedded")
     cases = scene_cases(SCENES, first=HALVES[options.half])
     for name in names:
         recipe = None if name in ("untouched", SMALLER) else load_recipe(name)
-        for share in (options.budget or BUDGETS) if name != "untouched" else (1.0,):
+        for share in (options.budget or BUDGETS[options.kind]) if name != "untouched" else (1.0,):
             run(options, model, processor, cases, name, recipe, share)
 
 
@@ -60,11 +72,11 @@ def run(options: Any, model: Any, processor: Any, cases: Any, name: str, recipe:
     title = name if recipe is None else recipe.name
     key = f"{title} {share}"
     try:
-        condition = condition_of(name, recipe, share)
+        condition = condition_of(model, name, recipe, options.kind, share)
         print_as = condition.fingerprint
         if read(options.out, options.half).get(key, {}).get("fingerprint") == print_as:
             return
-        result = evaluate(model, processor, cases, [condition], packed=True)
+        result = evaluate(model, processor, cases, [condition], packed=recipe is None or not is_inside(recipe))
     except BudgetError as error:
         write(options.out, options.half, key, {"recipe": title, "budget": share, "out of reach": str(error)})
         return
@@ -100,14 +112,34 @@ def clusters(cases: Any) -> list[int]:
     return [numbers.setdefault(case.picture_id, len(numbers)) for case in cases]
 
 
-def condition_of(name: str, recipe: Recipe | None, share: float) -> Condition:
-    """The recipe, or a smaller image, at this average."""
+def condition_of(model: Any, name: str, recipe: Recipe | None, kind: BudgetKind, share: float) -> Condition:
+    """The recipe, or a smaller image, at this budget."""
     if name == "untouched":
         return UNTOUCHED
-    budget = tp.Budget("average", share)
+    budget = tp.Budget(kind, share)
+    if recipe is not None and kind == "flops" and is_inside(recipe):
+        budget = tp.Budget("keep", share_inside(model, recipe, share))
     made = make_conditions([] if recipe is None else [recipe], [budget], draws=1, baselines=recipe is None)
     wanted = SMALLER if recipe is None else recipe.name
     return next(each for each in made if each.label == wanted)
+
+
+def is_inside(recipe: Recipe) -> bool:
+    """Whether it acts inside the vision tower, which takes no budget `flops` and runs once for each question."""
+    return any(stage.place.kind == "in_vision" for stage in recipe.stages)
+
+
+def share_inside(model: Any, recipe: Recipe, flops: float) -> float:
+    """The largest share of each picture at which a prompt of average length stays within `flops` of its prefill."""
+    within = (
+        kept / TOKENS
+        for kept in range(TOKENS, 0, -1)
+        if tp.ledger(model, recipe, keep=kept / TOKENS, text=TEXT).share("prefill") <= flops
+    )
+    found = next(within, None)
+    if found is None:
+        raise BudgetError(f"{recipe.name}: one token of each picture takes more than {flops} of the prefill")
+    return found
 
 
 def read(path: Path, half: str) -> dict[str, Any]:

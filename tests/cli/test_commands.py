@@ -162,12 +162,12 @@ def test_no_command_shows_help(cli: Callable[..., Any]) -> None:
 
 def test_show_proposes_only_what_is_not_refused(cli: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "tower.yaml"
-    path.write_text("version: 1\nbudget: {keep: 0.5}\nstages:\n  - {place: {in_vision: {block: 1}}, scorer: norm}\n")
-    told, ran = cli("show", path), cli("run", "--recipe", path)
-    assert told.status == 0 and ran.status == 2
-    assert (
-        "tokenprune run" not in told.out and "a vision tower takes no budget, so no model runs it as it is" in told.out
-    )
+    path.write_text("version: 1\nbudget: {flops: 0.5}\nstages:\n  - {place: {in_vision: {block: 1}}, scorer: norm}\n")
+    for command in (("show", path), ("run", "--recipe", path), ("flops", path)):
+        told = cli(*command)
+        assert told.status == 2 and "tokenprune run" not in told.out
+        assert "expected keep, such as keep: 0.25 (tokenprune flops" in told.err
+    assert "next: tokenprune run --recipe tome --keep 0.5; " in cli("show", "tome", "--keep", "0.5").out
     assert "next: tokenprune run --recipe fastv; " in cli("show", "fastv").out
     told = cli("show", "fastv", "--variant", "k2-r75", "--set", "stages.0.scheduler.keep= 10").out.splitlines()[-1]
     more = "--variant k2-r75 --set 'stages.0.scheduler.keep= 10'"

@@ -352,8 +352,8 @@ def test_a_static_cache_is_made_where_nobody_asked_for_another(given: dict[str, 
 
 def test_counts_of_graphs() -> None:
     graphs = Graphs()
-    for compiled, known in ((0, False), (1, False), (2, False), (1, True), (0, True)):
-        graphs.note(compiled, 0, known=known)
+    for made, known in ((0, False), (1, False), (2, False), (1, True), (0, True)):
+        graphs.note(made, 0, known=known)
     assert graphs == Graphs(compiled=4, recompiles=2, calls=5), "one of two at once, and one for a known shape"
 
 

@@ -197,8 +197,6 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         tp.attach(model, tp.Pipeline([adaptive]))
     with pytest.raises(UnsupportedModelError, match="takes no mask, so no bias"):
         tp.attach(build("qwen2_vl"), tp.Pipeline([inside(1, rectifier=LogMassRectifier())]))
-    with pytest.raises(UnsupportedModelError, match="budget for a recipe with stages inside"):
-        tp.attach(model, tp.Pipeline([inside(1)], budget=tp.Budget("keep", 0.5)))
     with pytest.raises(UnsupportedModelError, match="compile: stages inside the vision tower"):
         tp.attach(model, tp.Pipeline([inside(1)]), compile={"backend": "eager"})
     batch = inputs("llava", model, rows=[Row()])

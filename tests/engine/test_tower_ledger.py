@@ -73,8 +73,6 @@ def test_what_is_not_counted_is_named() -> None:
     ask: dict[str, Any] = {"total": 25, "grids": ((1, 5, 5),), "text": 9}
     with pytest.raises(UnsupportedModelError, match=r"block 3, but the vision tower has 3 blocks; expected 0 … 2"):
         account(shape, tp.Pipeline([inside(3)]), **ask)
-    with pytest.raises(UnsupportedModelError, match="a budget for a recipe with stages inside the vision tower"):
-        account(shape, tp.Pipeline([inside(1)], budget=tp.Budget("keep", 0.5), depth=8), **ask)
 
 
 def test_a_stage_that_keeps_all_saves_and_costs_nothing() -> None:

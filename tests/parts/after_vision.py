@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plain
 import plain_greedy
+import plain_tower
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ def cdpruner(seen: Seen, keep: int) -> list[int]:
     relevance = plain_greedy.cosines(seen.text, seen.hidden).mean(0)
     r = (relevance - relevance.min()) / (relevance.max() - relevance.min()) + 1e-6
     return sorted(plain_greedy.determinant(r[:, None] * alike * r, keep))
+
+
+def trim(seen: Seen, keep: int) -> list[int]:
+    """As many as are much more like the mean word: `keep` is not asked."""
+    likeness = plain_greedy.cosines(seen.text, seen.hidden).mean(0)
+    return plain.best(likeness, max(1, plain_tower.outliers(likeness)))
 
 
 def eadp(seen: Seen, keep: int) -> list[int]:

@@ -163,6 +163,8 @@ GOLDEN = (
     Golden("mmtok", (0,), (63,), 63.0, reference=after_vision.mmtok),
     Golden("mmtok", (0,), (64,), 64.0, variant="qwen", keep=64),
     Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
+    Golden("trim", (0,), None, None, reference=after_vision.trim),
+    Golden("trim", (0,), (64,), 64.0, keep=64),
     Golden("eadp", (0,), (63,), 63.0, reference=after_vision.eadp),
     Golden("eadp", (0,), (64,), 64.0, variant="qwen", keep=64),
     # After vision, by the tower's attention.

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
 from itertools import groupby, product
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from parts.methods import GOLDEN, Golden, Seen
 
-from tokenprune.budget import survivors
+from tokenprune.budget import Budget, survivors
 from tokenprune.builder import build
 from tokenprune.core.attention import attention_from_qk
 from tokenprune.core.grids import Grid
 from tokenprune.core.signals import Signal, Signals
 from tokenprune.core.tokens import Tokens
+from tokenprune.errors import BudgetError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import list_recipes, load_recipe
 from tokenprune.stage import Stage
 
 GRID: Grid = (1, 24, 24)
 TEXT, HEADS = 9, 16
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = tuple(list_recipes())
 load = cache(load_recipe)
 SETTINGS = [(name, variant) for name in NAMES for variant in (None, *load(name).variants)]
@@ -158,29 +163,57 @@ def test_every_setting_runs_and_keeps_what_was_planned(name: str, variant: str |
 @pytest.mark.parametrize("name", sorted({name for name, _ in PRUNING}))
 def test_degenerate_tokens_keep_the_planned_count_and_stay_finite(name: str) -> None:
     """Tokens that are all zero, all the same, or pairs of equals, in every dtype; two frames of 5 × 5."""
-    grid: Grid = (2, 5, 5)
     pipeline = build(load(name), depth=32, keep=0.3)
-    for dtype, kind in product((torch.float32, torch.bfloat16, torch.float16), ("zero", "constant", "pairs")):
-        tokens = plain_tokens(pipeline, grid)
-        made = {key: flat(signal.value, kind).to(dtype) for key, signal in tokens.signals.recorded.items()}
-        question = dataclasses.replace(
-            tokens.question, embeddings=tokens.question.embeddings.to(dtype), states=tokens.question.states.to(dtype)
-        )
-        signals = Signals({key: Signal(value) for key, value in made.items()})
-        hidden = flat(tokens.hidden, kind).to(dtype)
-        tokens = dataclasses.replace(tokens, hidden=hidden, question=question, signals=signals)
-        for place, (first, *_) in groupby(pipeline, key=lambda stage: stage.place):
-            for result in pipeline.run(place, looked_at(tokens, first)[0]):
-                tokens = result.tokens.check()
-                assert tokens.hidden.isfinite().all() and tokens.hidden.dtype == dtype
-                assert tokens.bias is None or tokens.bias.isfinite().all()
-                assert result.scores is None or not result.scores.isnan().any()
-        planned_counts = [count or 0 for count in pipeline.plan(50, (grid,))]
-        assert tokens.sizes == (survivors(pipeline.steps(), planned_counts, 50)[-1],) * 2
+    for dtype, kind in product(DTYPES, ("zero", "constant", "pairs")):
+        keeps_its_plan(pipeline, (2, 5, 5), 2, dtype, kind)
+
+
+@settings(max_examples=60)
+@given(
+    name=st.sampled_from(sorted({name for name, _ in PRUNING})),
+    budget=st.builds(Budget, st.sampled_from(["keep", "average", "final"]), st.floats(0.02, 1.0)),
+    grid=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)),
+    batch=st.integers(1, 3),
+    dtype=st.sampled_from(DTYPES),
+    kind=st.sampled_from(["zero", "constant", "pairs", "all differ"]),
+)
+def test_any_budget_keeps_its_plan_on_any_tokens(
+    name: str, budget: Budget, grid: Grid, batch: int, dtype: torch.dtype, kind: str
+) -> None:
+    try:
+        pipeline = Pipeline(list(built(name)), budget=budget, depth=32)
+        pipeline.plan(math.prod(grid), (grid,))
+    except BudgetError:
+        assume(False)
+    keeps_its_plan(pipeline, grid, batch, dtype, kind)
+
+
+def keeps_its_plan(pipeline: Pipeline, grid: Grid, batch: int, dtype: torch.dtype, kind: str) -> None:
+    """Finite numbers, and the counts of the plan, of tokens that are `flat`."""
+    tokens, total = plain_tokens(pipeline, grid, batch), math.prod(grid)
+    made = {key: flat(signal.value, kind).to(dtype) for key, signal in tokens.signals.recorded.items()}
+    question = dataclasses.replace(
+        tokens.question, embeddings=tokens.question.embeddings.to(dtype), states=tokens.question.states.to(dtype)
+    )
+    signals = Signals({key: Signal(value) for key, value in made.items()})
+    hidden = flat(tokens.hidden, kind).to(dtype)
+    tokens = dataclasses.replace(tokens, hidden=hidden, question=question, signals=signals)
+    planned_counts = [count or 0 for count in pipeline.plan(total, (grid,))]
+    sizes = iter(survivors(pipeline.steps(), planned_counts, total))
+    for place, (first, *_) in groupby(pipeline, key=lambda stage: stage.place):
+        for result in pipeline.run(place, looked_at(tokens, first)[0]):
+            tokens = result.tokens.check()
+            assert tokens.sizes == (next(sizes),) * batch
+            assert tokens.hidden.isfinite().all() and tokens.hidden.dtype == dtype
+            assert tokens.bias is None or tokens.bias.isfinite().all()
+            assert result.scores is None or not result.scores.isnan().any()
 
 
 def flat(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """`x` ``[B, N, ...]`` without differences between its tokens, or with every second like the one before."""
+    """`x` ``[B, N, ...]`` without differences between its tokens, or with every second like the one before; or as it
+    is."""
+    if kind == "all differ":
+        return x
     if kind == "pairs":
         return x[:, torch.arange(x.shape[1]) // 2 * 2]
     return torch.zeros_like(x) if kind == "zero" else x[:, :1].expand_as(x).contiguous()

@@ -17,6 +17,7 @@ from tokenprune.parts.density import prominence
 from tokenprune.parts.recyclers.cluster import ClusterRecycler
 from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers.by_score import TopKSampler
+from tokenprune.recipe import load_recipe
 
 recyclers = st.builds(
     lambda share, per, plus, mean, cosine, width: ClusterRecycler(
@@ -247,3 +248,19 @@ def test_drop_leaves_the_kept():
     assert anchors == []
     assert torch.equal(new.hidden, tokens.hidden[:, kept])
     assert DropRecycler().added(7) == 0
+
+
+@given(st.integers(2, 20), st.integers(0, 999), st.data())
+def test_one_cluster_of_all_that_is_dropped_is_their_mean(n, seed, data):
+    """TRIM's token of the rest, one for any number; it stands at one of them."""
+    recycler = load_recipe("trim").build_stages()[0].recycler
+    generator = torch.Generator().manual_seed(seed)
+    tokens = Tokens.from_hidden(torch.randn(1, n, 4, generator=generator))
+    keep = data.draw(st.integers(1, n - 1))
+    kept = torch.randperm(n, generator=generator)[:keep].sort().values
+    dropped = [i for i in range(n) if i not in kept.tolist()]
+    after, anchors = recycled(recycler, tokens, kept[None], torch.rand(1, n, generator=generator), keep)
+    assert recycler.added(len(dropped)) == 1 and anchors[0].tolist()[0] in dropped
+    place = after.origin[0].tolist().index(anchors[0].tolist()[0])
+    assert torch.allclose(after.hidden[0, place], tokens.hidden[0, dropped].mean(0), atol=1e-6)
+    assert after.mass[0, place] == len(dropped)

@@ -202,8 +202,6 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str, more: str) -> No
     screen.print(_tokens(facts))
     _meanings(facts)
     run = f"tokenprune run --recipe {asked}{more}"
-    if recipe.budget is not None and any(stage.place.kind == "in_vision" for stage in recipe.stages):
-        run = "a recipe with stages inside a vision tower takes no budget, so no model runs it as it is"
     screen.print(f"[dim]next:[/] {run}; tokenprune show {asked}{more} --yaml", soft_wrap=True)
 
 

@@ -35,6 +35,16 @@ def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         x = x.float()
         other = x if y is None else y.float()
         return torch.cdist(x, other, compute_mode="donot_use_mm_for_euclid_dist")
+    return _squares(x, y).sqrt_().float()
+
+
+def squares(x: Tensor, y: Tensor | None = None) -> Tensor:
+    """Squared `distances`, float32, without the root in between: arguments as there."""
+    return distances(x, y).square() if x.device.type == "mps" else _squares(x, y).float()
+
+
+def _squares(x: Tensor, y: Tensor | None) -> Tensor:
+    """Squared distances in float64; of equal rows exactly 0."""
     x = x.double()
     if y is None:
         dots = x @ x.mT
@@ -45,7 +55,7 @@ def distances(x: Tensor, y: Tensor | None = None) -> Tensor:
         ours, theirs = x.square().sum(-1), y.square().sum(-1)
     scale = ours.unsqueeze(-1) + theirs.unsqueeze(-2)
     squares = torch.sub(scale, dots, alpha=2)
-    return torch.where(squares > scale * _EQUAL, squares, 0.0).sqrt().float()
+    return torch.where(squares > scale * _EQUAL, squares, 0.0)
 
 
 def cosines(x: Tensor, y: Tensor | None = None) -> Tensor:

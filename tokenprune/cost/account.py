@@ -167,7 +167,7 @@ def account(
     Raises:
         InputError: a number out of range, or not one `kept` for each stage.
         RecipeError, BudgetError: the recipe does not fit the model's depth.
-        UnsupportedModelError: a stage inside a vision tower that has no such block, or with a budget.
+        UnsupportedModelError: a stage inside a vision tower that has no such block.
     """
     question = text if question is None else question
     for name, value, least in (("total", total, 1), ("text", text, 0), ("question", question, 0)):
@@ -258,7 +258,8 @@ def _stages(
     depth = shape.decoder.layers
     steps = steps_behind(pipeline, depth, inside)
     prices = PromptPrices(shape, pipeline, total, grids, text, question)
-    planned = plan(steps, pipeline.budget, depth=depth, total=total, grids=grids, prices=prices)
+    budget = None if inside.steps else pipeline.budget  # the tower has met it, picture by picture
+    planned = plan(steps, budget, depth=depth, total=total, grids=grids, prices=prices)
     known = tuple(count for count in planned if count is not None)
     counts = known if measured is None else tuple(measured)
     if measured is None and len(known) < len(planned):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from tokenprune.budget import Step, nominal_counts, plan, survivors
+from tokenprune.budget import Step, nominal_counts, survivors
 from tokenprune.core.grids import Grid
 from tokenprune.cost.shape import VisionShape
 from tokenprune.errors import UnsupportedModelError
@@ -53,24 +53,24 @@ def inside_tower(vision: VisionShape, pipeline: Pipeline, total: int, grids: Seq
 
     Args:
         vision: the tower.
-        pipeline: without a budget, if there are any.
+        pipeline: the recipe's stages.
         total: vision tokens of the sample.
         grids: (T, H, W) of each of its images, in vision tokens.
 
     Raises:
-        UnsupportedModelError: the tower has no such block, the pipeline has a budget, or nobody has counted such a
-            tower.
+        UnsupportedModelError: the tower has no such block, or nobody has counted such a tower.
+        BudgetError: a count, and several pictures.
     """
     stages = [stage for stage in pipeline if stage.place.kind == "in_vision"]
     if not stages:
         return Inside((), (), (), 0, True)
-    refuse_budget(pipeline)
     pictures = vision.pictures(total, grids)
     if pictures is None:
         raise UnsupportedModelError(
             f"ledger: {stages[0].name} ({stages[0].place}): what a stage inside a {type(vision).__name__} saves is not "
             "counted yet"
         )
+    pipeline.check_pictures(len(pictures), 1)
     blocks = [_block(stage, vision.layers) for stage in stages]
     own = [Step(0, stage.scheduler, stage.recycler, stage.scheduler.empties) for stage in stages]
     left: list[tuple[int, ...]] = []
@@ -78,7 +78,7 @@ def inside_tower(vision: VisionShape, pipeline: Pipeline, total: int, grids: Seq
     saved, exact = 0, True
     for picture in pictures:
         whole = math.prod(picture)
-        planned = plan(own, None, depth=1, total=whole, grids=(picture,))
+        planned = pipeline.picture_plan(picture)
         counts = tuple(count for count in planned if count is not None)
         if len(counts) < len(own):
             counts, exact = nominal_counts(own, total=whole, grids=(picture,)), False
@@ -105,19 +105,6 @@ def inside_tower(vision: VisionShape, pipeline: Pipeline, total: int, grids: Seq
         saved=saved,
         exact=exact and all(certain for _, certain in told),
     )
-
-
-def refuse_budget(pipeline: Pipeline) -> None:
-    """Raise `UnsupportedModelError` if a pipeline with stages inside the tower has a budget.
-
-    Those count by picture and tile, before they are tokens of a sample; one factor for both kinds of counts would mean
-    another share for each picture.
-    """
-    if pipeline.budget is not None and any(stage.place.kind == "in_vision" for stage in pipeline):
-        raise UnsupportedModelError(
-            f"{pipeline.name}: a budget for a recipe with stages inside the vision tower is not supported yet; "
-            "let its schedulers say how many tokens to keep"
-        )
 
 
 def _block(stage: Stage, layers: int) -> int:

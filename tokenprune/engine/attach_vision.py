@@ -42,7 +42,7 @@ class AttachedVision:
         self._model = model
         self._threads = _Threads()
         self._stages = VisionStages(
-            self.tower, stages_inside(stages.stages), lambda: self._run, lambda rows, grid: rows
+            self.tower, stages_inside(stages.stages), lambda: self._run, lambda rows, grid: rows, stages.picture_plan
         )
         self._handles = [pre_hook(model, self._begin), *self._stages.mount()]
 

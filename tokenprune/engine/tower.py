@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from tokenprune.core.needs import parse_tower_signal
 from tokenprune.core.signals import Signal
-from tokenprune.cost.inside import refuse_budget
 from tokenprune.engine.prompt import Prompt
 from tokenprune.engine.state import Threads
 from tokenprune.engine.tower_attention import BlockCall, class_attention, mount, received_attention
@@ -45,6 +44,7 @@ class TowerTaps:
 
     def __init__(self, anatomy: Anatomy, pipeline: Pipeline, threads: Threads) -> None:
         self.anatomy = anatomy
+        self.pipeline = pipeline
         self.threads = threads
         self.notes: list[str] = []
         """What stands in for what, in words."""
@@ -77,13 +77,12 @@ class TowerTaps:
                     "what it gives is merged, not what it reads"
                 )
         if inside:
-            self.stages = VisionStages(self.tower, inside, self._running, self._reorder)
+            self.stages = VisionStages(self.tower, inside, self._running, self._reorder, pipeline.picture_plan)
             self._check(pipeline)
 
     def _check(self, pipeline: Pipeline) -> None:
         """Raise `UnsupportedModelError` for what does not go together with stages inside the tower."""
         assert self.stages is not None
-        refuse_budget(pipeline)
         late = [name for block, wanted in self._wanted.items() if block >= self.stages.first for name in wanted]
         if late:
             raise UnsupportedModelError(
@@ -153,13 +152,14 @@ class TowerTaps:
     def gone(self, prompt: Prompt) -> dict[int, Tensor]:
         """For each stage inside the tower by its number, ``[B, N, 2]``: 1 where it has left no token, and masses.
 
-        Raises as `told` does.
+        Raises as `told` does, and `BudgetError` where a count had several pictures to share.
         """
         if self.stages is None:
             return {}
         told = ", ".join(f"{stage.name} ({stage.place})" for stage in self.stages.stages.values())
-        run = self._run_of(told)
+        run, batch = self._run_of(told), prompt.tokens.total[:: self._copies(prompt)]
         assert run.reduction is not None
+        self.pipeline.check_pictures(len(run.reduction.tokens.sizes), sum(total > 0 for total in batch))
         return {number: self._by_sample(run, told, rows, prompt) for number, rows in run.reduction.gone.items()}
 
     def _run_of(self, told: str) -> Run:
@@ -178,10 +178,15 @@ class TowerTaps:
         pictured.consumed = True
         return pictured.runs[0]
 
+    def _copies(self, prompt: Prompt) -> int:
+        """Rows of each sample: more than one for beams and several answers."""
+        rows = len(prompt.tokens.total)
+        return max(1, rows // (self.threads.now.tower.batch or rows))
+
     def _by_sample(self, run: Run, told: str, patches: Tensor, prompt: Prompt) -> Tensor:
         """``[B, N, ...]`` rows of the vision tokens of each sample, from rows of patches."""
         tokens, base, pictured = prompt.tokens, self.anatomy.base, self.threads.now.tower
-        copies = max(1, len(tokens.total) // (pictured.batch or len(tokens.total)))
+        copies = self._copies(prompt)
         flat = [grid for sample in prompt.grids[::copies] for grid in sample]
         call = VisionCall(run.grid, pictured.sizes)
         patches = patches.to(tokens.hidden.device)

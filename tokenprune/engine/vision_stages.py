@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.core.grids import Grid
 from tokenprune.core.merge import merge
 from tokenprune.core.report import StageReport
 from tokenprune.core.tokens import Tokens
@@ -35,6 +36,7 @@ class VisionStages:
         stages: those of a pipeline that act there, by their number.
         running: the tower's present run; None where it does not run.
         reorder: future vision tokens ``[U, ...]`` from the order of the tower to that of the grid in its call.
+        plan: how many tokens each stage keeps of a picture of this grid (`Pipeline.picture_plan`).
 
     Raises:
         UnsupportedModelError: the tower has no such block, or the stage asks what towers cannot do.
@@ -46,8 +48,10 @@ class VisionStages:
         stages: dict[int, Stage],
         running: Callable[[], Run | None],
         reorder: Callable[[Tensor, Tensor | None], Tensor],
+        plan: Callable[[Grid], Sequence[int | None]],
     ) -> None:
         self.tower = tower
+        self.plan = plan
         self.stages = stages
         self.running = running
         self.reorder = reorder
@@ -162,7 +166,8 @@ class VisionStages:
         patches = run.patches(run.full)
         states = patches[run.units[before.slot]]  # [B, N, side², D]
         before = replace(before, hidden=states.float().mean(2).to(states.dtype))
-        result = stage(before)
+        counts = tuple(cast("int", self.plan(grid)[number]) for (grid,) in before.grids)  # all are static
+        result = stage(before, counts)
         after, plan = result.tokens, result.plan
         if result.written is not None and plan is not None:
             if tower.side == 1:

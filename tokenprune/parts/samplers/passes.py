@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokenprune.budget.rule import plain_fraction
 from tokenprune.core import gram, ops, transfer
+from tokenprune.core.likest import Likest
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import InputError
@@ -140,19 +141,13 @@ class BestFirstSampler(Sampler):
         """
         x = features(tokens, self.features)
         line = (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
-        alike = gram.cosines(ops.take_rows(x, line))  # from here on a token is called by its place in the line of all
+        likest = Likest(gram.cosines(ops.take_rows(x, line)))  # here a token is called by its place in the line of all
         stays, left = others.gather(1, line), list(left)
         while any(size > want for size, want in zip(left, more, strict=True)):
             goes = [min(self.step, size - size // 2, size - want) for size, want in zip(left, more, strict=True)]
             odd_now = stays & (stays.cumsum(1) % 2 == 0)  # the second, the fourth, … of those that are left
             even = ops.places(stays & ~odd_now, [size - size // 2 for size in left])
-            odd = ops.places(odd_now, [size // 2 for size in left])
-            pairs = ops.take_rows(alike, even.clamp(min=0))
-            pairs = pairs.gather(2, odd.clamp(min=0).unsqueeze(1).expand(-1, even.shape[1], -1))
-            like = (
-                pairs.masked_fill((odd < 0).unsqueeze(1), -2.0).amax(2) if odd.shape[1] else pairs.new_zeros(even.shape)
-            )
-            gone = ops.top_k(like, goes, even >= 0)
+            gone = ops.top_k(likest(even, odd_now, stays), goes, even >= 0)
             gone = even.gather(1, gone.clamp(min=0)).masked_fill(gone < 0, -1)
             stays = stays & ~ops.mask_of(gone, x.shape[1])
             left = [size - number for size, number in zip(left, goes, strict=True)]

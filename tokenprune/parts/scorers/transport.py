@@ -65,13 +65,15 @@ class TransportScorer(Scorer):
         source = tokens.signal(earlier_signal(1)).float().where(real.unsqueeze(-1), 0.0)
         target = tokens.hidden.float().where(real.unsqueeze(-1), 0.0) - source
         where = tokens.cell[..., 1:].float()
-        far = gram.distances(where).square() / (2 * self.spread**2)
+        row, column = where.unbind(-1)  # small whole numbers: exact
+        far = (row.unsqueeze(2) - row.unsqueeze(1)).square() + (column.unsqueeze(2) - column.unsqueeze(1)).square()
+        far = far / (2 * self.spread**2)
         other = tokens.cell[:, :, None, 0] != tokens.cell[:, None, :, 0]
         apart = torch.where(other, 1.0, -torch.expm1(-far))
         middles = transfer.upload(_middles(tokens.grids), where.device)
         frame = tokens.cell[..., 0].where(real, 0)
         off = (where - ops.take_rows(middles, frame)).square().sum(-1, keepdim=True).sqrt()  # [B, sources, 1]
-        cost = self.features * _to_one(gram.distances(source, target).square(), pairs)
+        cost = self.features * _to_one(gram.squares(source, target), pairs)
         cost = cost + self.places * _to_one(apart, pairs) + self.centre * _to_one(off, real.unsqueeze(-1))
         asked = torch.where(real.unsqueeze(-1), -cost / self.temperature, torch.finfo(cost.dtype).min).softmax(1)
         share = asked.where(pairs, 0.0).sum(2) / real.sum(1, keepdim=True).clamp(min=1)
