@@ -93,7 +93,10 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     head = table("", "")
     head.show_header = False
     model = f"{facts['model']} ({facts['dtype']}, {facts['device']}, {facts['attention']})"
-    head.add_row("[dim]picture", Text(", ".join(facts["images"])))
+    if video := facts.get("video"):
+        head.add_row("[dim]video", Text(f"{video['file']} ({len(video['frames'])} of {video['total']} frames)"))
+    else:
+        head.add_row("[dim]picture", Text(", ".join(facts["images"])))
     head.add_row("[dim]question", Text(facts["question"]))
     head.add_row("[dim]model", Text(model))
     head.add_row("[dim]recipe", Text(f"{facts['recipe']} ({facts['fingerprint']})"))

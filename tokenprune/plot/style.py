@@ -1,11 +1,16 @@
-"""What figures share: colours, the caption above a panel, and writing a file whole or not at all."""
+"""What figures share: one palette, the look of axes, headings and captions, and writing a file whole or not at all.
+
+Colours are told apart by people who see red and green as one, and in print: the palette of Okabe and Ito ("Color
+Universal Design", 2008), darkened where white paper would swallow it. Lines have marks of their own beside.
+"""
 
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokenprune.core.files import whole_file
 from tokenprune.errors import InputError
@@ -14,9 +19,65 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MERGED = "#16c7e8"
 INK = "#1b1f24"
-SOFT_INK = "#6a737d"
+SOFT_INK = "#57606a"
+GRID = "#e4e7ea"
+BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#00805e", "#b3568f", "#56b4e9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#b37400", "#2b9ad8", "#4d4d9f", "#7a4a1e")
+"""Of lines and points, in this order."""
+GREYS = ("#57606a", "#7d8790", "#9aa3ab", "#b3bac1")
+"""Of baselines."""
+MARKS = "osD^vPX*"
+METHOD = VERMILION
+"""What the recipe itself costs, in time and in multiply-adds."""
+MERGED = "#16c7e8"
+"""Anchors of merged tokens on pictures."""
+
+
+def look(axes: Axes, *, grid: Literal["x", "y"] | None = None) -> None:
+    """Give axes the common look: soft ticks, no frame above and at the right, and a pale grid along one axis."""
+    axes.tick_params(colors=SOFT_INK, labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREYS[2])
+    if grid:
+        axes.grid(axis=grid, color=GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+
+
+def label(axes: Axes, x: str = "", y: str = "") -> None:
+    """Name the axes."""
+    axes.set_xlabel(x, color=SOFT_INK, fontsize=8.5)
+    axes.set_ylabel(y, color=SOFT_INK, fontsize=8.5)
+
+
+def heading(figure: Figure, title: str | None, *, lines: int = 4, left: float = 0.012) -> float:
+    """Write `title` over a figure, wrapped to its width, and return the inches that it takes: 0 without one.
+
+    Args:
+        figure: of its final width; the caller makes room above its panels.
+        title: words of any length, line breaks and dollar signs included.
+        lines: at most; what is longer ends in an ellipsis.
+        left: of the words, as a share of the width.
+    """
+    wrapped = wrap(title, figure.get_figwidth(), lines)
+    if not wrapped:
+        return 0.0
+    style: dict[str, Any] = {"fontsize": 10, "color": INK, "weight": "bold", "linespacing": 1.25}
+    at = 1 - 0.12 / figure.get_figheight()
+    figure.text(left, at, "\n".join(wrapped), ha="left", va="top", parse_math=False, **style)
+    return heading_height(title, figure.get_figwidth(), lines)
+
+
+def heading_height(title: str | None, width: float, lines: int = 4) -> float:
+    """Inches that `heading` takes over a figure of this width."""
+    count = len(wrap(title, width, lines))
+    return 0.22 + 0.18 * count if count else 0.0
+
+
+def wrap(title: str | None, width: float, lines: int = 4) -> list[str]:
+    """Lines of a heading over `width` inches."""
+    room = max(12, int((width - 0.2) * 11.5))  # characters of this size to the inch
+    return textwrap.wrap(title or "", room, max_lines=lines, placeholder=" …")
 
 
 def caption(axes: Axes, head: str, line: str) -> None:
