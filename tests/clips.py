@@ -1,4 +1,4 @@
-"""Video files for tests, written by PyAV: grey frames, each brighter than the one before, with a mark at the top left."""
+"""Video files for tests, written by PyAV: grey frames, each brighter than the last, with a mark at the top left."""
 
 from __future__ import annotations
 

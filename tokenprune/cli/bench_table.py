@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenprune.cli.terminal import console, table
+from tokenprune.cli.verdicts import benched
 from tokenprune.study.bench.result import FEWEST
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def show(result: Bench) -> None:
     )
     if not all(row.ledger.exact for row in result.rows):
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
+    for line in benched(result):
+        screen.print(Text(line, style="bold"), soft_wrap=True)
 
 
 def _differs(result: Bench) -> bool:

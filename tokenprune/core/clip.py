@@ -1,6 +1,7 @@
-"""Video files: some frames of one, spread evenly, as people see them. PyAV decodes them, which the extra `video` brings.
+"""Video files: some frames of one, spread evenly, as people see them.
 
-Only frames are read here; what a model makes of them is for its own video processor.
+PyAV decodes them, which the extra `video` brings. Only frames are read here; what a model makes of them is for its own
+video processor.
 """
 
 from __future__ import annotations

@@ -181,7 +181,9 @@ class Chat:
         from PIL import ImageOps
 
         steps: Any = getattr(self.processor, "video_processor" if video else "image_processor", None)
-        if (self.adapter.tiles and not video) or not (getattr(steps, "do_center_crop", False) or getattr(steps, "do_pad", False)):
+        if (self.adapter.tiles and not video) or not (
+            getattr(steps, "do_center_crop", False) or getattr(steps, "do_pad", False)
+        ):
             return image
         if getattr(steps, "do_pad", False):
             side = max(image.size)

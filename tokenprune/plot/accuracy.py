@@ -57,7 +57,7 @@ def _dots(result: Evaluation, flops: bool, title: str | None) -> Figure:
         mark = "s" if row.baseline and row is not untouched else "o"
         axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=1.6, zorder=2)
         axes.plot([100 * value], [place], mark, color=colour, markersize=6, zorder=3)
-        axes.annotate(f"{100 * value:.1f}", (100 * value, place), xytext=(0, 5), **_NUMBER, color=colour)
+        axes.text(100 * value, place - 0.22, f"{100 * value:.1f}", color=colour, bbox=_BEHIND, **_ABOVE)
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(len(rows) - 0.5, -0.7)
     label(axes, f"{_measured(result)}, with 95 % interval; squares: baselines")
@@ -67,8 +67,8 @@ def _dots(result: Evaluation, flops: bool, title: str | None) -> Figure:
     return figure
 
 
+_ABOVE: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 7.5}
 _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-_NUMBER: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom", "fontsize": 7.5, "bbox": _BEHIND}
 
 
 def _lines(result: Evaluation, flops: bool, title: str | None) -> Figure:
