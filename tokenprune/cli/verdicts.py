@@ -46,10 +46,10 @@ def evaluated(result: Evaluation) -> list[str]:
     lines = []
     for budget in dict.fromkeys(row.budget for row in rest):
         recipes, baselines = _parted([row for row in rest if row.budget == budget])
-        if not recipes:
+        if not (budget and recipes):  # without a budget costs differ, and nothing is the best
             continue
         best = recipes[0]
-        line = f"best{f' at {budget}' if budget else ''}: {best.label}, {100 * best.overall.value:.1f} % {word}"
+        line = f"best at {budget}: {best.label}, {100 * best.overall.value:.1f} % {word}"
         if result.measure == "accuracy":
             line += f" (untouched {100 * untouched.overall.value:.1f} %)"
         lines.append(line + _against(result, best, baselines))
@@ -72,7 +72,7 @@ def _against(result: Evaluation, best: ConditionRow, baselines: list[ConditionRo
         sign = 1 if names[0] == best.label else -1
         ends = sorted((100 * sign * low, 100 * sign * high))
         if ends[0] <= 0 <= ends[1]:
-            return f"; {baselines[0].label} is as good within this run's noise"
+            return f"; not told apart from {baselines[0].label}"
         told = f"{100 * sign * pair.change.value:+.1f} points (95 %: {ends[0]:+.1f}…{ends[1]:+.1f})"
         return f"; {told} against {baselines[0].label}"
     return ""

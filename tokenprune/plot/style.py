@@ -1,7 +1,8 @@
 """What figures share: one palette, the look of axes, headings and captions, and writing a file whole or not at all.
 
-Colours are told apart by people who see red and green as one, and in print: the palette of Okabe and Ito ("Color
-Universal Design", 2008), darkened where white paper would swallow it. Lines have marks of their own beside.
+Colours are told apart also by people who lack one kind of cones (`tests/test_figures.py` asks a model of their eyes):
+those of Okabe and Ito ("Color Universal Design", 2008) and of Tol, darkened where white paper would swallow them. Lines
+have marks of their own beside.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 INK = "#1b1f24"
 SOFT_INK = "#57606a"
 GRID = "#e4e7ea"
-BLUE, VERMILION, GREEN, PURPLE, SKY = "#0072b2", "#d55e00", "#00805e", "#b3568f", "#56b4e9"
-COLOURS = (BLUE, VERMILION, GREEN, PURPLE, "#b37400", "#2b9ad8", "#4d4d9f", "#7a4a1e")
+BLUE, VERMILION, SKY = "#0072b2", "#d55e00", "#56b4e9"
+COLOURS = (BLUE, VERMILION, "#00916a", "#cc6fa3", "#332288", SKY, "#882255", "#7a5c00")
 """Of lines and points, in this order."""
-GREYS = ("#57606a", "#7d8790", "#9aa3ab", "#b3bac1")
+GREYS = ("#4a525a", "#6f7881", "#8b949d", "#a3abb3")
 """Of baselines."""
 MARKS = "osD^vPX*"
 METHOD = VERMILION
