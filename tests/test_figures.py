@@ -1,4 +1,4 @@
-"""What all figures share, and what each one writes: nothing stretched, nothing cut off, nothing told by colour alone."""
+"""What all figures share, and what each one writes: nothing stretched, cut off, or told by colour alone."""
 
 from __future__ import annotations
 
