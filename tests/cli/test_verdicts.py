@@ -9,7 +9,11 @@ from typing import Any
 
 import pytest
 
+import tokenprune as tp
+from tokenprune.cli.bench_table import show
 from tokenprune.cli.verdicts import evaluated, speed
+from tokenprune.study.bench import Bench, SideRow
+from tokenprune.study.bench.clock import Sample
 from tokenprune.study.statistics import Estimate
 
 
@@ -63,6 +67,8 @@ NUMBERS = re.compile(r"\d+(\.\d+)? ?([GMTk]|ms|%|×|MiB)\b")
         ("show", "diverse-merge"),
         ("show", "sparsevlm-v1.5", "--variant", "64"),
         ("ls",),
+        ("ls", "parts"),
+        ("ls", "models"),
     ],
 )
 def test_no_word_and_no_number_breaks_at_80_columns(
@@ -77,6 +83,25 @@ def test_no_word_and_no_number_breaks_at_80_columns(
     assert words <= set(narrow.split())
     for found in NUMBERS.finditer(wide):
         assert any(found[0] in line for line in narrow.splitlines()), found[0]
+
+
+def test_the_tables_of_bench_fit_long_names_and_intervals(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samples(prefill: float, method: float) -> tuple[Sample, ...]:
+        times = (prefill, prefill * 1.3, prefill * 1.1, prefill * 0.9, prefill * 1.2)
+        return tuple(Sample(prefill=time, vision=0.0, decode=1.0, method=method, peak=9 << 30) for time in times)
+
+    ledger = tp.ledger("llava-1.5-7b", "pyramiddrop-code")
+    sides = (("untouched", 0.0, 12.34), ("pyramiddrop-code", 0.123, 0.456))
+    rows = [SideRow(name, 8, 288.5, samples(time, own), samples(12.34, 0.0), ledger) for name, own, time in sides]
+    monkeypatch.setenv("COLUMNS", "80")
+    show(Bench("m", "pyramiddrop-code", None, "f", 9, 576, 9, 4, "sdpa", False, "float32", "cpu", rows))
+    told = capsys.readouterr().out
+    (first, second) = [line for line in told.splitlines() if line.startswith("pyramiddrop-code ")][-2:]
+    assert re.fullmatch(r"pyramiddrop-code +288.5 +502 ms +27.06× +27.06–27.06 +\S+× +\d+% +1.0%", first)
+    assert re.fullmatch(r"pyramiddrop-code +\S+ s +1.00× +\S+× +\S+% +9.00 GiB", second)
+    assert told.splitlines()[-1].startswith("batch of 8: prefill 27.06× as fast (95 %: 27.06–27.06, paired by round)")
 
 
 def test_commands_end_with_what_they_were_run_for(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ def show(result: Bench) -> None:
         # Two tables: one with all columns is wider than most terminals.
         first = table("side", ">tokens", ">prefill", ">faster", "95 %", ">ceiling", ">reached", ">method")
         after = [">decode", ">faster", ">all faster"] if decodes else []
+        first.padding = (0, 1, 0, 0)
         second = table("side", *after, ">KV cache", *([">peak memory"] if counted else []))
         for row in result.rows:
             if row.batch == batch:
