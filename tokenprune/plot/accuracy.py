@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.plot.style import COLOURS, GREYS, INK, MARKS, heading, heading_height, label, look
+from tokenprune.plot.style import COLOURS, GREYS, INK, MARKS, heading, heading_height, label, look, titled
 from tokenprune.study.evaluate.conditions import SMALLER
 
 if TYPE_CHECKING:
@@ -72,12 +72,7 @@ _BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
 
 
 def _lines(result: Evaluation, flops: bool, title: str | None) -> Figure:
-    from matplotlib.figure import Figure
-
-    above = heading_height(title, 6.8)
-    figure = Figure(figsize=(6.8, 4.2 + above), dpi=150, layout="constrained", facecolor="white")
-    heading(figure, title)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / (4.2 + above)))
+    figure = titled(title, 6.8, 4.2)
     axes: Axes = figure.add_subplot()
     untouched, *rest = result.rows
     axes.axhline(100 * untouched.overall.value, color=INK, linewidth=0.8, linestyle=":", zorder=1)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-ROOM = 1.15
+ROOM = 1.4
 """Inches to the left of the frames, for names of stages."""
 
 

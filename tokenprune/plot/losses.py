@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tokenprune.plot.style import BLUE, GREYS, INK, heading, heading_height, label, look
+from tokenprune.plot.style import BLUE, GREYS, INK, label, look, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,12 +20,7 @@ def plot_losses(losses: Sequence[float], looks: Sequence[tuple[int, float]], *, 
         looks: (step, loss).
         title: text above the axes.
     """
-    from matplotlib.figure import Figure
-
-    above = heading_height(title, 6.4)
-    figure = Figure(figsize=(6.4, 3.0 + above), dpi=150, layout="constrained", facecolor="white")
-    heading(figure, title)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / (3.0 + above)))
+    figure = titled(title, 6.4, 3.0)
     axes: Axes = figure.add_subplot()
     axes.plot(range(1, len(losses) + 1), losses, color=GREYS[2], linewidth=0.8, label="trained on")
     steps, held_out = zip(*looks, strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.plot.style import COLOURS, GREYS, INK, MARKS, caption, heading, heading_height, label, look
+from tokenprune.plot.style import COLOURS, GREYS, INK, MARKS, caption, label, look, titled
 from tokenprune.study.tune.result import WINNER
 
 if TYPE_CHECKING:
@@ -29,12 +29,7 @@ def plot_pareto(tuned: Tuned, *, title: str | None = None) -> Figure:
         tuned: from `tune`.
         title: text above the panels.
     """
-    from matplotlib.figure import Figure
-
-    above = heading_height(title, 9.6)
-    figure = Figure(figsize=(9.6, 4.2 + above), dpi=150, layout="constrained", facecolor="white")
-    heading(figure, title)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - above / (4.2 + above)))
+    figure = titled(title, 9.6, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     _tried(left, tuned)
     _reported(right, tuned)

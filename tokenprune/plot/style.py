@@ -51,6 +51,18 @@ def label(axes: Axes, x: str = "", y: str = "") -> None:
     axes.set_ylabel(y, color=SOFT_INK, fontsize=8.5)
 
 
+def titled(title: str | None, width: float, height: float) -> Figure:
+    """A figure with `title` over it; its panels lay themselves out in the `height` inches below."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    above = heading_height(title, width)
+    rest = ConstrainedLayoutEngine(rect=(0, 0, 1, height / (height + above)))
+    figure = Figure(figsize=(width, height + above), dpi=150, layout=rest, facecolor="white")
+    heading(figure, title)
+    return figure
+
+
 def heading(figure: Figure, title: str | None, *, lines: int = 4, left: float = 0.012) -> float:
     """Write `title` over a figure, wrapped to its width, and return the inches that it takes: 0 without one.
 
