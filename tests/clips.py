@@ -13,11 +13,18 @@ STEP = 8
 
 
 def write_clip(
-    path: Path, frames: int = 20, size: tuple[int, int] = (64, 48), fps: int = 10, codec: str = "mpeg4", aspect: int = 1
+    path: Path,
+    frames: int = 20,
+    size: tuple[int, int] = (64, 48),
+    fps: int = 10,
+    codec: str = "mpeg4",
+    aspect: int = 1,
+    title: str = "",
 ) -> Path:
     """A clip of so many frames, `size` wide and high; `aspect` is how many times as wide as high a pixel is."""
     width, height = size
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         if aspect != 1:

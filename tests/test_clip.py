@@ -76,6 +76,32 @@ def test_a_file_that_breaks_off_ends_there(tmp_path: Path) -> None:
     assert [middle(frame) for frame in clip.frames] == pytest.approx([STEP * index for index in clip.indices], abs=4)
 
 
+def test_more_packets_than_frames_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where some packets hold no frame of their own, the count of packets is no count of frames."""
+    path = write_clip(tmp_path / "a.mp4", 20)
+    monkeypatch.setattr("tokenprune.core.clip._length", lambda *_: (40, 10.0))
+    clip = tp.open_video(path, 4)
+    assert (clip.indices, clip.total) == ((2, 7, 12, 17), 20)
+    assert [middle(frame) for frame in clip.frames] == pytest.approx([STEP * index for index in clip.indices], abs=4)
+
+
+def test_a_name_in_another_script_harms_nothing(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", 3, codec="libx264", title="titletitle")
+    data = path.read_bytes()
+    assert data.count(b"titletitle") == 1
+    path.write_bytes(data.replace(b"titletitle", b"title\xba\xb1\xb2\xb3\xb4"))
+    assert tp.open_video(path).total == 3
+
+
+def test_a_list_of_other_files_opens_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg's own lists would open what they name, on this machine and others."""
+    write_clip(tmp_path / "a.mpg", 3, codec="mpeg2video")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile a.mpg\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"list\.mp4 is no video that PyAV can read"):
+        tp.open_video("list.mp4")
+
+
 def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
     """Cut off or changed anywhere: frames, or our error of one line, and nothing else."""
     chance = np.random.default_rng(0)
@@ -97,12 +123,10 @@ def test_damage_is_told_in_one_line(tmp_path: Path) -> None:
 def test_mistakes_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "text.mp4").write_text("no video " * 40)
     clip = write_clip(tmp_path / "a.mpg", 3, codec="mpeg2video")
-    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{clip}\n#EXT-X-ENDLIST\n")
     for name, told in {
         "none.mp4": "no such file",
         ".": "is a folder",
         "text.mp4": "is no video that PyAV can read, or damaged",
-        "list.m3u8": "is no video that PyAV can read",  # a list of other files, which are not opened
     }.items():
         with pytest.raises(InputError, match=f"^video: .*{told}"):
             tp.open_video(tmp_path / name)
