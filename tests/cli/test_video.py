@@ -66,6 +66,15 @@ def test_ask_takes_a_video_where_it_takes_a_picture(qwen: Any, clip: Path) -> No
     assert processor.more["do_sample_frames"] is False, "frames are chosen already"
 
 
+def test_videos_stand_before_pictures_where_a_template_says_how(qwen: Any) -> None:
+    told: list[Any] = []
+    processor = SimpleNamespace(chat_template="…", apply_chat_template=lambda talk, **_: told.extend(talk))
+    Chat("", qwen, processor).prompt(ASKED, images=2, videos=1)
+    assert [part["type"] for part in told[0]["content"]] == ["video", "image", "image", "text"]
+    with pytest.raises(InputError, match="without a chat template Qwen2-VL takes a video or pictures, not both"):
+        Chat("", qwen, SimpleNamespace()).prompt(ASKED, images=1, videos=1)
+
+
 def test_the_command_tells_frames_and_draws_them(
     qwen: Any, clip: Path, cli: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
