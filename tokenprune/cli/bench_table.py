@@ -49,13 +49,12 @@ def show(result: Bench) -> None:
     screen.print(
         f"\n[dim]faster: untouched time over this one's{paired}, median of {rounds} rounds, {noise}. "
         "ceiling: if time went with multiply-adds, the recipe's own included. method: time of the stages, as a share "
-        "of the untouched prefill.",
-        soft_wrap=True,
+        "of the untouched prefill."
     )
     if not all(row.ledger.exact for row in result.rows):
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
     for line in benched(result):
-        screen.print(Text(line, style="bold"), soft_wrap=True)
+        screen.print(Text(line, style="bold"))
 
 
 def _differs(result: Bench) -> bool:

@@ -200,7 +200,7 @@ def command(
         show(result, model=model, pairs=pairs, difficulty=difficulty)
         console().print("[dim]asked packed[/]" if packed else "[dim]asked by generate[/]")
         for line in evaluated(result):
-            console().print(f"[bold]{line}", soft_wrap=True)
+            console().print(f"[bold]{line}")
 
 
 def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) -> tuple[list[str], list[Budget]]:

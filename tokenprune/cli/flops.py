@@ -186,10 +186,9 @@ def _show(told: Ledger, recipe: Recipe) -> None:
         screen.print(f"Not stated, and in no number above: what {names} costs (Part.multiply_adds)")
     if not told.exact:
         fix = "--keep, --average, --final or --flops fix the counts"
-        screen.print(f"[dim]≈: the picture and the question decide; {fix}", soft_wrap=True)
-    note = "A multiply-add is one; some counters say two operations. Attention counts all pairs."
-    screen.print(f"[dim]{note}", soft_wrap=True)
-    screen.print(f"[bold]{counted(told)}", soft_wrap=True)
+        screen.print(f"[dim]≈: the picture and the question decide; {fix}")
+    screen.print("[dim]A multiply-add is one; some counters say two operations. Attention counts all pairs.")
+    screen.print(f"[bold]{counted(told)}")
 
 
 PIECES = (
