@@ -1,13 +1,14 @@
-"""Draws the pictures of the documentation into docs/images: python scripts/figures.py [stages] [budgets] [kept]
+"""Draws the pictures of the documentation into docs/images: python scripts/figures.py [stages] [budgets] [kept] [audit]
 
 Nothing in them is made up: the stages picture runs the real parts on a toy picture, the budgets picture asks the real
-solver, and the kept picture is a run of the embedded model.
+solver, and the others are runs of the embedded model.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from tokenprune.parts.recyclers.drop import DropRecycler
 from tokenprune.parts.samplers.by_score import TopKSampler
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.base import Scorer
+from tokenprune.plot.style import COLOURS, INK, MERGED
+from tokenprune.plot.style import SOFT_INK as SOFT
 from tokenprune.stage import Stage, StageResult
 
 IMAGES = Path(__file__).parent.parent / "docs" / "images"
 
-INK, SOFT, LINE, PAPER = "#1b1f24", "#5d6773", "#d5dae0", "#ffffff"
-TEXT, QUESTION, MERGED = "#aab4c0", "#f2a33a", "#1fb6d9"
+LINE, PAPER = "#d5dae0", "#ffffff"
+TEXT, QUESTION = "#aab4c0", "#f2a33a"
 LOW, HIGH = np.array([0.86, 0.93, 0.92]), np.array([0.02, 0.42, 0.38])
 
 SIDE = 7  # vision tokens along one side of the toy picture
@@ -375,7 +378,7 @@ def budgets_picture(recipe: str = "sparsevlm-plus", tokens: int = 128, total: in
 
     figure = Figure(figsize=(9.2, 3.6), dpi=160, facecolor=PAPER)
     axes = figure.add_axes((0.075, 0.15, 0.9, 0.78))
-    colors = {"keep": tuple(HIGH), "average": "#e07b1f", "final": "#5661c9"}
+    colors = dict(zip(("keep", "average", "final"), COLOURS, strict=False))
     side = int(total**0.5)
     layers = np.arange(depth + 1)
     ends: list[float] = []
@@ -430,7 +433,21 @@ def kept_picture() -> Figure:
     raise SystemExit("sparsevlm answers no sample correctly")
 
 
-DRAWN = {"stages": stages_picture, "budgets": budgets_picture, "kept": kept_picture}
+# --------------------------------------------------------------------------------------------------- the audit picture
+
+
+def audit_picture(recipe: str = "feather", scenes: int = 50) -> Figure:
+    """Where the recipe keeps tokens over held-out scenes, as `tokenprune audit` asks about them."""
+    import tokenprune as tp
+    from tokenprune.plot.audit import plot_audit
+    from tokenprune.scenes.cases import localisation_cases
+    from tokenprune.study.audit import audit_cases
+
+    survey = audit_cases(tp.load("embedded"), tp.load_recipe(recipe), islice(localisation_cases(), scenes))
+    return plot_audit(survey.audit.stages, title=f"{recipe} · embedded model · {scenes} scenes")
+
+
+DRAWN = {"stages": stages_picture, "budgets": budgets_picture, "kept": kept_picture, "audit": audit_picture}
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from tokenprune.budget import Budget as Budget
     from tokenprune.builder import build as build
     from tokenprune.core.attention import attention_from_qk as attention_from_qk
+    from tokenprune.core.clip import Clip as Clip
+    from tokenprune.core.clip import open_video as open_video
     from tokenprune.core.groups import Groups as Groups
     from tokenprune.core.merge import Merge as Merge
     from tokenprune.core.merge import merge as merge
@@ -75,6 +77,7 @@ _HOMES = {
     "Budget": "budget",
     "BudgetError": "errors",
     "Case": "study.cases",
+    "Clip": "core.clip",
     "Encoded": "engine.encode",
     "Grouper": "parts.groupers.base",
     "Groups": "core.groups",
@@ -120,6 +123,7 @@ _HOMES = {
     "make_space": "study.tune",
     "merge": "core.merge",
     "no_products": "parts.work",
+    "open_video": "core.clip",
     "part": "registry",
     "plot_kept": "plot.kept",
     "scene_cases": "scenes.cases",

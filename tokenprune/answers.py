@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenprune.core.clip import Clip
 from tokenprune.core.pictures import as_pictures
 from tokenprune.core.report import Report
 from tokenprune.errors import InputError
@@ -71,7 +72,7 @@ def load(
 def ask(
     model: Any,
     processor: Any,
-    pictures: Shown | Sequence[Shown],
+    pictures: Shown | Clip | Sequence[Shown | Clip],
     question: str,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = "sparsevlm",
     *,
@@ -90,7 +91,8 @@ def ask(
     Args:
         model: a supported model with nothing attached; left as it was.
         processor: that speaks to it.
-        pictures: one or several, as files, Pillow images or arrays ``[H, W, 3]``.
+        pictures: one or several, as files, Pillow images or arrays ``[H, W, 3]``. A video is a picture, too, for
+            families that take it: ``tp.open_video("clip.mp4", frames=8)``. Videos stand before pictures.
         question: about them.
         recipe: a recipe's name, path, dict or `Recipe`; None asks with all vision tokens. One that may ask again
             (``visionthink``) is asked so, and tells its `passes`.
@@ -98,7 +100,7 @@ def ask(
         keep: budget that replaces the recipe's, as in `attach`; so `average`, `final` and `flops`.
 
     Raises:
-        InputError: no question, or a file that is no picture.
+        InputError: no question, a file that is no picture, or a video for a model that takes none.
         RecipeError, BudgetError, UnsupportedModelError: as in `attach`.
     """
     from tokenprune.engine.attach import attach  # brings transformers, which this module's names do not need
@@ -106,7 +108,8 @@ def ask(
 
     if not question.strip():
         raise InputError("ask: the question is empty")
-    shown = as_pictures(pictures)
+    given = pictures if isinstance(pictures, Sequence) and not isinstance(pictures, str) else [pictures]
+    shown = [each if isinstance(each, Clip) else as_pictures(each)[0] for each in given]
     chat = Chat("", model, processor)
     inputs = chat.inputs(shown, question)
     if recipe is None:
@@ -117,7 +120,10 @@ def ask(
     if resolved.again is not None:
         from tokenprune.twice import ask_twice
 
-        passes = ask_twice(chat, shown, question, resolved, max_new_tokens)
+        still = [each for each in shown if not isinstance(each, Clip)]
+        if len(still) < len(shown):
+            raise InputError(f"ask: {resolved.name} may ask again about larger pictures; it takes no video")
+        passes = ask_twice(chat, still, question, resolved, max_new_tokens)
         return Answer(passes[-1].text, passes[-1].report, passes)
     with attach(model, resolved) as attached:
         (ids,) = chat.generate(inputs, max_new_tokens)

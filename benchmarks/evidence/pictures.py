@@ -10,8 +10,7 @@ import verdict
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tokenprune.plot.accuracy import COLOURS
-from tokenprune.plot.style import INK, SOFT_INK
+from tokenprune.plot.style import COLOURS, INK, SOFT_INK
 
 CRITERIA = ("attention", "attention-vision", "no-rope")
 LINES = ("attention", "no-rope", "no-rope+grid", "uniform", "random", "last")

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from PIL import Image
 
-from tokenprune.plot.accuracy import COLOURS
-from tokenprune.plot.style import INK, SOFT_INK
+from tokenprune.plot.style import COLOURS, INK, SOFT_INK
 from tokenprune.scenes import TASKS, TEST_SEEDS
 from tokenprune.scenes.world.generate import scene
 

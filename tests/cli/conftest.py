@@ -101,6 +101,7 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = (
         "{% for m in messages %}user : {% for c in m.content %}{% if c.type == 'image' %}"
         "<|vision_start|><|image_pad|><|vision_end|>"
+        "{% elif c.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>"
         "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %} assistant :"
     )
     tokenizer.save_pretrained(folder)

@@ -82,7 +82,7 @@ def test_plot_has_a_bar_for_each_layer(tmp_path: Path, cli: Callable[..., Any]) 
     path = tmp_path / "layers.png"
     assert json.loads(cli("flops", "fastv", "--save-plot", path, "--json").out)["plot"] == str(path)
     with Image.open(path) as image:
-        assert image.size == (1280, 544)
+        assert image.size == (1280, 608)
     told = tp.ledger("llava-1.5-7b", "fastv")
     linear, attention, method = plot_layers(told).axes[0].containers
     for row, *bars in zip(told.reduced.rows, linear, attention, method, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.terminal import console, table
+from tokenprune.cli.verdicts import speed
 from tokenprune.core.place import place_name
 
 if TYPE_CHECKING:
@@ -93,7 +94,10 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     head = table("", "")
     head.show_header = False
     model = f"{facts['model']} ({facts['dtype']}, {facts['device']}, {facts['attention']})"
-    head.add_row("[dim]picture", Text(", ".join(facts["images"])))
+    if video := facts.get("video"):
+        head.add_row("[dim]video", Text(f"{video['file']} ({len(video['frames'])} of {video['total']} frames)"))
+    else:
+        head.add_row("[dim]picture", Text(", ".join(facts["images"])))
     head.add_row("[dim]question", Text(facts["question"]))
     head.add_row("[dim]model", Text(model))
     head.add_row("[dim]recipe", Text(f"{facts['recipe']} ({facts['fingerprint']})"))
@@ -155,18 +159,11 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     )
     found = facts["first_token_speedup"]
     ratio, low, high = found["value"], found["low"], found["high"]
-    if low is None:
-        speed = f"first token {ratio:.2f}× as fast, in too few runs to tell that from noise"
-    elif low > 1:
-        speed = f"first token {ratio:.2f}× as fast (95 %: {low:.2f}–{high:.2f}, paired by round)"
-    elif high >= 1:
-        speed = f"first token: no difference beyond this run's noise ({low:.2f}–{high:.2f}× as fast)"
-    elif facts["model"] == "embedded":
-        speed = "no time gained, the model is too small for that"
-    else:
-        speed = "no time gained on this prompt"
+    told = speed("first token", ratio, low, high)
+    if high is not None and high < 1 and facts["model"] == "embedded":
+        told += ": the model is too small to gain time"
     method = f"the method itself took {_time(facts['method_seconds'])}"
-    return f"{saved}, {final} of {total} left at the end\n{speed}; {method}"
+    return f"{saved}, {final} of {total} left at the end\n{told}; {method}"
 
 
 def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tokenprune.cli.terminal import console, table
+from tokenprune.cli.verdicts import benched
 from tokenprune.study.bench.result import FEWEST
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def show(result: Bench) -> None:
         # Two tables: one with all columns is wider than most terminals.
         first = table("side", ">tokens", ">prefill", ">faster", "95 %", ">ceiling", ">reached", ">method")
         after = [">decode", ">faster", ">all faster"] if decodes else []
+        first.padding = (0, 1, 0, 0)
         second = table("side", *after, ">KV cache", *([">peak memory"] if counted else []))
         for row in result.rows:
             if row.batch == batch:
@@ -47,11 +49,12 @@ def show(result: Bench) -> None:
     screen.print(
         f"\n[dim]faster: untouched time over this one's{paired}, median of {rounds} rounds, {noise}. "
         "ceiling: if time went with multiply-adds, the recipe's own included. method: time of the stages, as a share "
-        "of the untouched prefill.",
-        soft_wrap=True,
+        "of the untouched prefill."
     )
     if not all(row.ledger.exact for row in result.rows):
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
+    for line in benched(result):
+        screen.print(Text(line, style="bold"))
 
 
 def _differs(result: Bench) -> bool:

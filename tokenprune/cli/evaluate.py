@@ -195,9 +195,12 @@ def command(
         _print_json(result, chat, asked=asked, packed=packed)
     else:
         from tokenprune.cli.eval_table import show
+        from tokenprune.cli.verdicts import evaluated
 
         show(result, model=model, pairs=pairs, difficulty=difficulty)
         console().print("[dim]asked packed[/]" if packed else "[dim]asked by generate[/]")
+        for line in evaluated(result):
+            console().print(f"[bold]{line}")
 
 
 def _budgets(recipes: Sequence[str], given: dict[BudgetKind, list[str] | None]) -> tuple[list[str], list[Budget]]:

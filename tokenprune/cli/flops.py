@@ -22,6 +22,7 @@ from tokenprune.cli.options import (
     budgets_of,
 )
 from tokenprune.cli.terminal import check_plot, complain, console, print_json, progress, table
+from tokenprune.cli.verdicts import counted
 from tokenprune.cli.verify_table import show_verification
 from tokenprune.errors import InputError
 
@@ -184,8 +185,10 @@ def _show(told: Ledger, recipe: Recipe) -> None:
         names = ", ".join(told.reduced.unstated)
         screen.print(f"Not stated, and in no number above: what {names} costs (Part.multiply_adds)")
     if not told.exact:
-        screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")
+        fix = "--keep, --average, --final or --flops fix the counts"
+        screen.print(f"[dim]≈: the picture and the question decide; {fix}")
     screen.print("[dim]A multiply-add is one; some counters say two operations. Attention counts all pairs.")
+    screen.print(f"[bold]{counted(told)}")
 
 
 PIECES = (
@@ -204,7 +207,7 @@ def _stages(told: Ledger, about: str) -> Table:
     made = table("stage", "place", ">tokens after it", ">own cost", "of which")
     for stage in told.reduced.stages:
         place = f"before layer {stage.layer}" if stage.layer else "before all layers"
-        parts = ", ".join(
+        parts = "\n".join(  # a line each: wrapped, a number would part from its unit
             [f"{role} {readable(cost)}" for role, cost in stage.parts.items()]
             + [f"{part} not stated" for part in stage.unstated]
         )

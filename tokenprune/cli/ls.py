@@ -96,14 +96,18 @@ def _parts() -> list[dict[str, Any]]:
 
 
 def _show_parts(rows: list[dict[str, Any]]) -> None:
-    made = table("role", "part", "arguments", "what it does")
+    from rich.text import Text
+
+    made = table("role", "part", "what it does, and its arguments")
+    made.columns[1].no_wrap = True
     before = ""
     for row in rows:
         arguments = ", ".join(
             argument["name"] + ("" if argument["default"] is None else f"={argument['default']}")
             for argument in row["args"]
         )
-        made.add_row(row["role"] if row["role"] != before else "", f"[bold]{row['name']}", arguments, row["summary"])
+        told = Text(row["summary"]).append(f"\n{arguments}" if arguments else "", style="dim")
+        made.add_row(row["role"] if row["role"] != before else "", f"[bold]{row['name']}", told)
         before = row["role"]
     console().print(made)
 

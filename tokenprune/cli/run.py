@@ -26,11 +26,17 @@ from tokenprune.cli.options import (
 from tokenprune.cli.strangers import strange_pictures
 from tokenprune.cli.terminal import check_plot, note, print_json, progress
 from tokenprune.cli.words import pictures_and_question
+from tokenprune.core.clip import FRAMES, open_video
 from tokenprune.core.pictures import open_picture
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from PIL.Image import Image
+
+    from tokenprune.core.clip import Clip
+    from tokenprune.core.report import Report
+    from tokenprune.families.chat import Chat
 
 NAME = "run"
 EXAMPLES = (
@@ -38,6 +44,7 @@ EXAMPLES = (
     "  tokenprune run photo.jpg 'What is on the table?' --model llava-hf/llava-1.5-7b-hf",
     "  tokenprune run --recipe fastv --keep 0.25 --save-plot kept.png",
     "  tokenprune run --recipe my.yaml --set stages.0.recycler=drop --json",
+    "  tokenprune run --video clip.mp4 'What happens?' --frames 16 --model my-llava-onevision",
     "  tokenprune run --images photos --question 'What is this?' --model my-llava \\",
     "                 --output answers.jsonl --workers 2",
 )
@@ -59,6 +66,16 @@ def command(
         typer.Option(help="Picture file; give it several times for several pictures in one prompt.", metavar="PATH"),
     ] = None,
     question: Annotated[str | None, typer.Option(help="What to ask about the pictures.", metavar="TEXT")] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(
+            help="Video file instead of pictures, for families that take videos; needs the extra `video`.",
+            metavar="PATH",
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help=f"Frames of --video, spread evenly; {FRAMES} by default.", metavar="N")
+    ] = None,
     recipe: Annotated[
         str,
         typer.Option("--recipe", "-r", help="Recipe by name (see `tokenprune ls`) or by path.", metavar="NAME|PATH"),
@@ -110,7 +127,7 @@ def command(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Ask a model about a picture, once with all vision tokens and once with those that a recipe keeps.
+    """Ask a model about a picture or a video, once with all vision tokens and once with those that a recipe keeps.
 
     Prints both answers, the vision tokens that enter each layer, what was saved, and the time of both. Without
     arguments it asks the embedded model, a tiny LLaVA that comes with the package, about a picture of coloured shapes.
@@ -124,14 +141,20 @@ def command(
             raise InputError(f"{strayed[0]} goes with --images, which asks about many pictures")
     elif image or save_plot is not None:
         raise InputError(f"{'--image' if image else '--save-plot'} is for one prompt; leave it out with --images")
+    if frames is not None and video is None:
+        raise InputError("--frames goes with --video")
+    if video is not None and (paths or images is not None):
+        raise InputError("--video is for a prompt of its own; leave pictures out")
     pictures = [open_picture(path, "--image" if path in (image or []) else "picture") for path in paths]
+    clip = None if video is None else open_video(video, frames or FRAMES, option="--video")
 
     with progress("reading the recipe"):
         from tokenprune.recipe import load_recipe
 
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
-    if resolved.again is not None and (images is not None or save_plot is not None):
-        raise InputError(f"{'--images' if images else '--save-plot'}: {resolved.name} may ask twice; ask one prompt")
+    if resolved.again is not None and (images is not None or save_plot is not None or video is not None):
+        option = "--images" if images else "--video" if video else "--save-plot"
+        raise InputError(f"{option}: {resolved.name} may ask twice; ask about pictures, in one prompt")
     if images is not None:
         from tokenprune.cli.many import Work, ask_many
 
@@ -149,13 +172,18 @@ def command(
             json=json_,
         )
         return
-    demo = not paths and question is None
-    paths, pictures, asked, answer = _subject(paths, pictures, question)
+    demo = not paths and question is None and video is None
+    if video is None:
+        paths, pictures, asked, answer = _subject(paths, pictures, question)
+    elif question is None:
+        raise InputError("a video needs a question: tokenprune run --video clip.mp4 'What happens?'")
+    else:
+        asked, answer = question, None
     with progress(f"loading {model}"):
         from tokenprune.answers import load
 
         chat = load(model, dtype=dtype, device=device, attention=attention)
-    inputs = chat.inputs(pictures, asked)
+    inputs = chat.inputs(pictures if clip is None else [clip], asked)
     strange = strange_pictures(model, paths, [picture.size for picture in pictures])
     if strange:
         note(strange)
@@ -181,21 +209,35 @@ def command(
         result = compare(chat, inputs, resolved, max_new_tokens=max_new_tokens)
     if save_plot is not None:
         with progress("drawing"):
-            from tokenprune.plot.kept import plot_kept
             from tokenprune.plot.style import save
 
             title = f"{resolved.name} · {asked} → {result.reduced.answer}"
-            save(plot_kept([chat.seen(picture) for picture in pictures], result.report, title=title), save_plot)
+            save(_drawn(chat, pictures, clip, result.report, title), save_plot)
 
     from tokenprune.cli.answer import as_dict, show
 
     facts = as_dict(
         result, chat=chat, recipe=resolved, question=asked, images=paths, correct=answer, plot=save_plot, inputs=inputs
     )
+    if clip is not None:
+        facts["video"] = {"file": str(video), "frames": list(clip.indices), "total": clip.total, "fps": clip.fps}
     if json_:
         print_json(facts)
     else:
         show(facts, demo=demo, command={"recipe": recipe, "model": model})
+
+
+def _drawn(chat: Chat, pictures: list[Image], clip: Clip | None, report: Report, title: str) -> Figure:
+    """What was kept: stage beside stage for pictures, frame beside frame for a video."""
+    if clip is None:
+        from tokenprune.plot.kept import plot_kept
+
+        return plot_kept([chat.seen(picture) for picture in pictures], report, title=title)
+    from tokenprune.core.frames import frames_of
+    from tokenprune.plot.film import plot_film
+
+    steps = len(frames_of(report.grids[0]))
+    return plot_film([chat.seen(frame, video=True) for frame in clip.steps(steps)], report, title=title)
 
 
 def _subject(

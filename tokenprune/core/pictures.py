@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokenprune.core.clip import SUFFIXES
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def open_picture(path: Path, option: str = "--image") -> Image:
     except FileNotFoundError:
         raise InputError(f"{option}: no such file: {path}") from None
     except UnidentifiedImageError:
-        raise InputError(f"{option}: {path} is not a picture that Pillow can read") from None
+        video = "; a video goes with --video, in Python with tokenprune.open_video" * (path.suffix.lower() in SUFFIXES)
+        raise InputError(f"{option}: {path} is not a picture that Pillow can read{video}") from None
     except Image.DecompressionBombError:
         raise InputError(f"{option}: {path} has too many pixels; scale it down first") from None
     except PermissionError:

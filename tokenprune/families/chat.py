@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tokenprune.core.clip import EXTRA, Clip
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of
@@ -42,8 +45,10 @@ class Chat:
         """What is known of the model's family."""
         return adapter_of(self.model, asker="chat")
 
-    def prompt(self, question: str, images: int) -> str:
+    def prompt(self, question: str, images: int, videos: int = 0) -> str:
         """The prompt that asks `question` about `images` pictures: by chat template, or as the family does without one.
+
+        Videos stand before pictures.
 
         Raises:
             InputError: the question contains the placeholder of an image, or another token that is no text.
@@ -55,31 +60,44 @@ class Chat:
             if token in question:
                 raise InputError(f"the question contains {token!r}, which this model takes for no text; reword it")
         if getattr(self.processor, "chat_template", None):
-            content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+            shown = [{"type": "video"}] * videos + [{"type": "image"}] * images
+            content = [*shown, {"type": "text", "text": question}]
             talk = [{"role": "user", "content": content}]
             return str(self.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False))
-        return self.adapter.bare_prompt(question, images, marker or "<image>")
+        if not videos:
+            return self.adapter.bare_prompt(question, images, marker or "<image>")
+        if images:
+            raise InputError(f"without a chat template {self.adapter.title} takes a video or pictures, not both")
+        return self.adapter.bare_prompt(question, videos, getattr(self.processor, "video_token", None) or "<video>")
 
     def process(
-        self, images: Sequence[Sequence[Picture]], texts: Sequence[str], *, padding_side: str = "left"
+        self,
+        images: Sequence[Sequence[Picture]],
+        texts: Sequence[str],
+        *,
+        videos: Sequence[Clip] = (),
+        padding_side: str = "left",
     ) -> dict[str, Tensor]:
         """What the processor makes of prompts, on the model's device and in its dtype.
 
         Args:
             images: of each prompt.
             texts: from `prompt`.
+            videos: of all prompts, in order.
             padding_side: where shorter prompts are padded; on the left for `generate`.
 
         Raises:
-            InputError: the processor refuses a picture or a prompt, such as a picture that is far longer than wide.
+            InputError: the processor refuses a picture or a prompt, such as a picture that is far longer than wide; or
+                the model takes no video.
         """
         try:
             made = self.processor(
-                images=[list(own) for own in images],
+                images=[list(own) for own in images] if any(images) or not videos else None,
                 text=list(texts),
                 return_tensors="pt",
                 padding=True,
                 padding_side=padding_side,
+                **self.video_arguments(videos),
                 **self.token_arguments(texts),
             )
         except ValueError as error:
@@ -91,9 +109,34 @@ class Chat:
         texts = [self.prompt(question, len(own)) for own, question in zip(images, questions, strict=True)]
         return self.process(images, texts)
 
-    def inputs(self, images: Sequence[Picture], question: str) -> dict[str, Tensor]:
-        """Model inputs for a batch of one."""
-        return self.batch([images], [question])
+    def inputs(self, shown: Sequence[Picture | Clip], question: str) -> dict[str, Tensor]:
+        """Model inputs for a batch of one: a question about pictures, and about videos, which stand before them."""
+        videos = [each for each in shown if isinstance(each, Clip)]
+        images = [each for each in shown if not isinstance(each, Clip)]
+        self.check_video(videos)
+        return self.process([images], [self.prompt(question, len(images), len(videos))], videos=videos)
+
+    def check_video(self, videos: Sequence[Clip]) -> None:
+        """Nothing where there are none, or the processor makes inputs of them.
+
+        Raises:
+            InputError: the family takes no video, or torchvision is missing, in which transformers' processors work.
+        """
+        if not videos or getattr(self.processor, "video_processor", None) is not None:
+            return
+        title = self.adapter.title
+        if "video_processor" not in inspect.signature(type(self.processor).__init__).parameters:
+            raise InputError(f"{title} takes no video; docs/models.md names the families that do")
+        if find_spec("torchvision") is None:
+            raise InputError(f"videos for {title} need torchvision, which is not installed: {EXTRA}")
+        raise InputError(f"videos for {title} need a processor with its part for videos, which this one lacks")
+
+    def video_arguments(self, videos: Sequence[Clip]) -> dict[str, Any]:
+        """Arguments of the processor for these videos: frames that have been chosen, and when they are shown."""
+        if not videos:
+            return {}
+        told = [video.metadata() for video in videos]
+        return {"videos": [video.array() for video in videos], "video_metadata": told, "do_sample_frames": False}
 
     def token_arguments(self, texts: Sequence[str]) -> dict[str, bool]:
         """Arguments of the tokenizer for these prompts: a template that writes the first token wants no second one."""
@@ -128,12 +171,19 @@ class Chat:
         words = dict.fromkeys(re.findall(r"[\w'-]+", question))
         return [word for word in words if unknown in self.tokenizer(word, add_special_tokens=False)["input_ids"]]
 
-    def seen(self, image: Image) -> Image:
-        """The part of `image` that the vision tower sees: all of it, unless the processor crops or pads it square."""
+    def seen(self, image: Image, *, video: bool = False) -> Image:
+        """The part of `image` that the vision tower sees: all of it, unless the processor crops or pads it square.
+
+        Args:
+            image: a picture, or a frame.
+            video: it is a frame of a video, which has a processor of its own and no tiles.
+        """
         from PIL import ImageOps
 
-        steps: Any = getattr(self.processor, "image_processor", None)
-        if self.adapter.tiles or not (getattr(steps, "do_center_crop", False) or getattr(steps, "do_pad", False)):
+        steps: Any = getattr(self.processor, "video_processor" if video else "image_processor", None)
+        if (self.adapter.tiles and not video) or not (
+            getattr(steps, "do_center_crop", False) or getattr(steps, "do_pad", False)
+        ):
             return image
         if getattr(steps, "do_pad", False):
             side = max(image.size)

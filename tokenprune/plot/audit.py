@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.core.place import place_name
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, SOFT_INK, caption
+from tokenprune.plot.style import SKY, SOFT_INK, VERMILION, caption, heading, heading_height
 from tokenprune.study.audit import StageAudit
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 COLOURS = "viridis"
 """Even to the eye, and in grey."""
-BARS = "#8fb8c4"
-EVEN = "#d1495b"
+BARS = SKY
+EVEN = VERMILION
 """What every place would show if position had no say."""
 LEGEND = """colour, bars: share of the tokens there that were kept
 dashed: the same if place had no say · ◀ mean height of kept"""
@@ -44,9 +44,11 @@ def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel:
         raise InputError("plot: the audit has no stage to draw")
     height, width = stages[0].heat.shape
     wide = panel * min(max(width / height, 0.5), 2.0)
-    side, gap, below, above = 0.8, 0.75, 1.1, 0.5 + (0.35 if title else 0.0)
+    side, gap, below = 0.8, 0.75, 1.1
     left, each = 0.3, wide + 0.08 + side + gap
-    size = (left + each * len(stages), panel + below + above)
+    width_of_all = left + each * len(stages)
+    above = 0.5 + heading_height(title, width_of_all)
+    size = (width_of_all, panel + below + above)
     figure = Figure(figsize=size, dpi=160, facecolor="white")
 
     def place(x: float, y: float, w: float, h: float) -> Any:
@@ -68,9 +70,7 @@ def plot_audit(stages: Sequence[StageAudit], *, title: str | None = None, panel:
         scale.ax.tick_params(labelsize=7, colors=SOFT_INK, length=2)
         scale.ax.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     figure.text(left / size[0], 0.12 / size[1], LEGEND, fontsize=7.5, color=SOFT_INK, linespacing=1.4)
-    if title:
-        at = (left / size[0], 1 - 0.3 / size[1])
-        figure.text(*at, title, fontsize=10, color=INK, ha="left", va="baseline", parse_math=False)
+    heading(figure, title, left=left / size[0])
     return figure
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tokenprune.core.frames import Frame, frames_of
 from tokenprune.core.place import place_name
 from tokenprune.errors import InputError
-from tokenprune.plot.style import INK, MERGED, SOFT_INK, caption
+from tokenprune.plot.style import INK, MERGED, SOFT_INK, caption, heading, heading_height
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ def plot_kept(
         images: the picture or pictures of one sample, as the model saw them (cropped, where the processor crops).
         report: report of a run, `tokenprune.attach(...).report`.
         row: which sample of the batch.
-        title: text above the panels, cut to their width.
+        title: text above the panels, wrapped to their width.
         panel: height of a panel in inches.
         most: lines of panels; of more images or time steps than that, an even choice is drawn.
 
@@ -78,8 +78,9 @@ def plot_kept(
         frames = [frames[number * len(frames) // most] for number in range(most)]
     columns = 1 + len(report.stages)
     aspect = float(np.clip(np.median([pictures[f.image].width / pictures[f.image].height for f in frames]), 0.5, 2.0))
-    top, bottom = (0.42 if title else 0.0), 0.34
-    size = (columns * (panel * aspect + 0.12), len(frames) * (panel + 0.42) + top + bottom)
+    width, bottom = columns * (panel * aspect + 0.12), 0.34
+    top = heading_height(title, width)
+    size = (width, len(frames) * (panel + 0.42) + top + bottom)
     figure = Figure(figsize=size, dpi=160, facecolor="white")
     axes = figure.subplots(len(frames), columns, squeeze=False)
     figure.subplots_adjust(
@@ -92,22 +93,19 @@ def plot_kept(
         note = [f"{report.total[row]} vision tokens"] if line == 0 else []
         caption(axes[line, 0], "" if line else "input", " · ".join(note + [frame.name] * several))
         for column, stage in enumerate(report.stages, start=1):
-            kept, merged = _indices(stage.kept, row), _indices(stage.merged, row)
+            kept, merged = rows_of(stage.kept, row), rows_of(stage.merged, row)
             cells = frame.mask(kept)
             draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
             note = [_count(kept, merged, report.total[row])] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
             caption(axes[line, column], "" if line else place_name(stage.layer), " · ".join(note))
-    if title:
-        room = int((size[0] - 0.2) * 13)  # characters of this size to the inch
-        text = title if len(title) <= room else title[: room - 1].rstrip() + "…"
-        at = (0.012, 1 - 0.3 / size[1])
-        figure.text(*at, text, fontsize=10, color=INK, ha="left", va="baseline", parse_math=False)
-    _legend(figure, size, any(_indices(stage.merged, row) for stage in report.stages))
+    heading(figure, title)
+    legend(figure, size, any(rows_of(stage.merged, row) for stage in report.stages))
     return figure
 
 
-def _indices(tensor: Tensor, row: int) -> list[int]:
+def rows_of(tensor: Tensor, row: int) -> list[int]:
+    """Original indices of one sample: a row of the report's tensor without its padding."""
     return [int(index) for index in tensor[row].tolist() if index >= 0]
 
 
@@ -175,7 +173,8 @@ def _outline(axes: Axes, kept: NDArray[np.bool_]) -> None:
     )
 
 
-def _legend(figure: Figure, size: tuple[float, float], merged: bool) -> None:
+def legend(figure: Figure, size: tuple[float, float], merged: bool) -> None:
+    """Explain outline, fading and, where tokens were `merged`, dots; below the panels of a figure of this `size`."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 

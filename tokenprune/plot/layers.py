@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from tokenprune.plot.style import INK, MERGED, SOFT_INK
+from tokenprune.plot.style import BLUE, GREYS, INK, METHOD, SKY, heading, heading_height, label, look
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,46 +13,51 @@ if TYPE_CHECKING:
 
     from tokenprune.cost.account import Ledger
 
-LINEAR = "#3b5b92"
-ATTENTION = "#8fb3e0"
+GIGA = 1e-9
 
 
 def plot_layers(ledger: Ledger, *, width: float = 8.0, height: float = 3.4) -> Figure:
     """One bar for each decoder layer of the prefill: linear, attention, and the stages that act before it.
 
+    The shaded outline is the untouched model. Numbers stand above the first of equal layers, and above the outline.
+
     Args:
         ledger: as `tokenprune.ledger` returns it.
         width: inches.
-        height: inches.
+        height: inches, without the title.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
+    about = "" if ledger.exact else "≈"
+    decoder, prefill = (f"{about}{ledger.share(view):.1%}" for view in ("decoder", "prefill"))
+    title = f"{ledger.recipe} on {ledger.model}: {decoder} of the decoder layers, {prefill} of the whole prefill"
+    above = heading_height(title, width)
+    size = (width, height + above)
+    figure = Figure(figsize=size, dpi=160, facecolor="white")
+    heading(figure, title)
     axes: Axes = figure.subplots()
-    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.2, top=0.86)
+    figure.subplots_adjust(left=0.085, right=0.99, bottom=0.66 / size[1], top=1 - (above + 0.05) / size[1])
     rows = ledger.reduced.rows
     layers = [row.layer for row in rows]
-    giga = 1e-9
-    method = [sum(stage.total for stage in ledger.reduced.stages if stage.layer == at) * giga for at in layers]
-    linear, attention = [row.linear * giga for row in rows], [row.attention * giga for row in rows]
-    below = [a + b for a, b in zip(linear, attention, strict=True)]
-    axes.bar(layers, linear, color=LINEAR, label="projections and MLP")
-    axes.bar(layers, attention, bottom=linear, color=ATTENTION, label="attention")
-    if any(method):
-        axes.bar(layers, method, bottom=below, color=MERGED, label="the recipe itself")
-    untouched = [row.total * giga for row in ledger.untouched.rows]
+    untouched = [row.total * GIGA for row in ledger.untouched.rows]
     edges = [at - 0.5 for at in [*layers, len(layers)]]
-    axes.stairs(untouched, edges, color=INK, linewidth=0.9, label="untouched")
-    axes.set_xlim(-0.6, len(layers) - 0.4)
-    axes.margins(y=0.05)
-    axes.set_xlabel("decoder layer", fontsize=8, color=SOFT_INK)
-    axes.set_ylabel("G multiply-adds", fontsize=8, color=SOFT_INK)
-    axes.tick_params(labelsize=7.5, colors=SOFT_INK)
-    axes.spines[["top", "right"]].set_visible(False)
-    about = "" if ledger.exact else "≈"
-    title = f"{ledger.recipe} on {ledger.model}: {about}{ledger.share('prompt'):.1%} of the untouched prefill"
-    figure.text(0.012, 0.93, title, fontsize=10, color=INK, ha="left", va="baseline", parse_math=False)
-    figure.legend(
-        loc="lower left", bbox_to_anchor=(0.006, 0.0), ncols=4, fontsize=7.5, frameon=False, labelcolor=SOFT_INK
-    )
+    axes.stairs(untouched, edges, fill=True, color=GREYS[3], alpha=0.35)
+    axes.stairs(untouched, edges, color=INK, linewidth=1.3, label="untouched", zorder=3)
+    method = [sum(stage.total for stage in ledger.reduced.stages if stage.layer == at) * GIGA for at in layers]
+    linear, attention = [row.linear * GIGA for row in rows], [row.attention * GIGA for row in rows]
+    below = [a + b for a, b in zip(linear, attention, strict=True)]
+    axes.bar(layers, linear, color=BLUE, label="projections and MLP")
+    axes.bar(layers, attention, bottom=linear, color=SKY, label="attention")
+    if any(method):
+        axes.bar(layers, method, bottom=below, color=METHOD, label="the recipe itself")
+    highest = max(untouched, default=0.0)
+    for _, same in groupby(zip(layers, below, method, strict=True), key=lambda layer: f"{layer[1]:.4g}"):
+        first, cost, own = next(same)
+        if cost < 0.93 * highest:  # the number of the outline stands there
+            axes.text(first - 0.4, cost + own + 0.012 * highest, f"{cost:.3g}", fontsize=7.5, color=INK, va="bottom")
+    axes.text(len(layers) - 0.6, 1.015 * highest, f"{highest:.3g}", fontsize=7.5, color=INK, ha="right", va="bottom")
+    axes.set(xlim=(-0.6, len(layers) - 0.4), ylim=(0, 1.12 * highest or 1.0))
+    label(axes, "decoder layer", "G multiply-adds")
+    look(axes)
+    figure.legend(loc="lower left", bbox_to_anchor=(0.006, 0.0), ncols=4, fontsize=7.5, frameon=False, labelcolor=INK)
     return figure

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tokenprune.plot.accuracy import COLOURS, GREYS, MARKS
-from tokenprune.plot.style import INK, SOFT_INK, caption
+from tokenprune.plot.style import COLOURS, GREYS, INK, MARKS, caption, label, look, titled
 from tokenprune.study.tune.result import WINNER
 
 if TYPE_CHECKING:
@@ -30,25 +29,17 @@ def plot_pareto(tuned: Tuned, *, title: str | None = None) -> Figure:
         tuned: from `tune`.
         title: text above the panels.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.6, 4.2), dpi=150, layout="constrained", facecolor="white")
+    figure = titled(title, 9.6, 4.2)
     left, right = figure.subplots(1, 2, sharey=True)
     _tried(left, tuned)
     _reported(right, tuned)
     for axes in (left, right):
-        axes.set_xlabel("multiply-adds of a prefill, % of the untouched model's", color=SOFT_INK, fontsize=8.5)
-        axes.tick_params(colors=SOFT_INK, labelsize=8)
-        axes.grid(axis="y", color="#e4e7ea", linewidth=0.6)
-        axes.set_axisbelow(True)
+        label(axes, "multiply-adds of a prefill, % of the untouched model's")
+        look(axes, grid="y")
         axes.margins(x=0.08, y=0.08)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    left.set_ylabel(f"{tuned.report.measure} in %", color=SOFT_INK, fontsize=8.5)
+    label(left, left.get_xlabel(), f"{tuned.report.measure} in %")
     left.legend(frameon=False, fontsize=8, labelcolor=INK, loc="best")
     right.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    if title is not None:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK, weight="bold")
     return figure
 
 
