@@ -34,7 +34,7 @@ def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return seen[0], seen[1]
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision", "qwen3_vl"])
 @pytest.mark.parametrize(
     "made",
     [
@@ -44,6 +44,7 @@ def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
         recipe(
             "two", stage("after_vision", fixed(0.7), scorer="norm"), stage("after_vision", fixed(5), sampler="uniform")
         ),
+        one_stage(sampler="uniform", grouper={"type": "image"}),
         "divprune",
         "none",
     ],
@@ -58,12 +59,12 @@ def test_a_picture_keeps_what_attach_keeps(family: str, made: Any) -> None:
         with tp.attach(model, made) as attached:
             whole, left = entering(model, batch)
         vision = batch["input_ids"][0] == model.config.image_token_id
-        grid = attached.report.grids[0][0]
-        hidden, kept = reducer.prune(whole[0, vision], grid)
+        grids = attached.report.grids[0]  # two in LLaVA-OneVision: overview and tiles
+        hidden, kept = reducer.prune(whole[0, vision], grids)
         stages = attached.report.stages
         expected = stages[-1].left[0] if stages else torch.arange(int(vision.sum()))
         assert kept.tolist() == expected.tolist()
-        assert reducer.kept(grid) == len(kept) == len(hidden)
+        assert reducer.kept(grids) == len(kept) == len(hidden)
         start = int(vision.nonzero()[0])
         assert torch.equal(hidden, left[0, start : start + len(kept)])
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from tokenprune.errors import InputError
 
@@ -61,3 +66,20 @@ def grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
     if shape[0] * shape[1] * shape[2] != n:
         raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")
     return shape
+
+
+def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
+    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
+    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
+    for row, images in enumerate(grids):
+        if row and images == grids[row - 1]:
+            cells[row] = cells[row - 1]
+            continue
+        frame, at = 0, 0
+        for grid in images:
+            size = math.prod(grid)
+            own = cells[row, at : at + size]
+            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
+            own[:, 0] += frame
+            frame, at = frame + grid[0], at + size
+    return torch.from_numpy(cells)

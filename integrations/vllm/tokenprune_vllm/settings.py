@@ -8,6 +8,7 @@ from tokenprune.errors import RecipeError, did_you_mean
 from tokenprune.serving import PictureReducer
 
 KEYS = ("recipe", "keep", "average", "final")
+CPU_WORKER = "tokenprune_vllm.cpu.Worker"
 
 
 def reducer_of(config: Any) -> PictureReducer:
@@ -37,7 +38,8 @@ def check_server(vllm_config: Any, reducer: PictureReducer, *, renumbers: bool) 
         renumbers: whether the architecture can number survivors through.
 
     Raises:
-        RecipeError: a shared KV store, whose keys do not hold the recipe; or positions that the runner will not give.
+        RecipeError: a shared KV store, whose keys do not hold the recipe; positions that the runner will not give; or
+            embeddings of pictures from clients, which bring none.
     """
     if getattr(vllm_config, "kv_transfer_config", None) is not None:
         raise RecipeError(
@@ -54,6 +56,17 @@ def check_server(vllm_config: Any, reducer: PictureReducer, *, renumbers: bool) 
             "tokenprune: positions: original needs the runner's hook for positions: --video-pruning-rate 1e-18 (which "
             "prunes no video), and for a model of one axis text_config.rope_parameters.mrope_section = [head size / 2, "
             "0, 0] among the overrides (README.md); or use a recipe with positions: renumber"
+        )
+    if original and model.multimodal_config.enable_mm_embeds:
+        raise RecipeError(
+            "tokenprune: positions: original takes no embeddings of pictures from clients, as these bring no "
+            "positions: start without --enable-mm-embeds, or use a recipe with positions: renumber"
+        )
+    cpu = vllm_config.device_config.device_type == "cpu"
+    if original and cpu and vllm_config.parallel_config.worker_cls != CPU_WORKER:
+        raise RecipeError(
+            "tokenprune: positions: original: vLLM's runner for CPUs does not call the hook for positions: add "
+            f"--worker-cls {CPU_WORKER}, or use a recipe with positions: renumber"
         )
     if not original and several:
         raise RecipeError("tokenprune: positions: renumber takes no mrope_section among the overrides")
