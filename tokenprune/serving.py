@@ -85,9 +85,7 @@ class PictureReducer:
         counts = [count for count in self.pipeline.plan(total, grids) if count is not None]
         return survivors(self.pipeline.steps(), counts, total)[-1] if counts else total
 
-    def prune(
-        self, hidden: Tensor, grid: Shape, signals: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def prune(self, hidden: Tensor, grid: Shape, signals: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The tokens that a picture is left with.
 
         Args:

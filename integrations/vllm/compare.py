@@ -185,9 +185,7 @@ def _ask(
         limit_mm_per_prompt={"image": max(len(each["pictures"]) for each in asked)},
         **more,
     )
-    requests = [
-        {"prompt": each["prompt"], "multi_modal_data": {"image": pictures_of(each, folder)}} for each in asked
-    ]
+    requests = [{"prompt": each["prompt"], "multi_modal_data": {"image": pictures_of(each, folder)}} for each in asked]
     sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=model != "llava")
     out = engine.generate(requests, sampling, use_tqdm=False)
     cached = sum(each.num_cached_tokens or 0 for each in out)

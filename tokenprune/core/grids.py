@@ -83,3 +83,23 @@ def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
             own[:, 0] += frame
             frame, at = frame + grid[0], at + size
     return torch.from_numpy(cells)
+
+
+def pictures_of(grids: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:
+    """The grids of each picture or video: tiles belong to the overview before them, a token of no place to the picture
+    that it leads or ends, as the first picture shows.
+
+    Raises:
+        InputError: where the tokens of a prompt lie is not known.
+    """
+    leads = bool(grids) and isinstance(grids[0], ClassToken)
+    found: list[list[Grid]] = []
+    for at, grid in enumerate(grids):
+        if isinstance(grid, UnknownGrid):
+            raise InputError("it is not known which vision tokens belong to which picture")
+        joins = isinstance(grid, Tiles) or (isinstance(grid, ClassToken) and not leads)
+        if joins or (leads and at and isinstance(grids[at - 1], ClassToken)):
+            found[-1].append(grid)
+        else:
+            found.append([grid])
+    return tuple(map(tuple, found))

@@ -35,7 +35,7 @@ def test_chunks_give_what_the_whole_prompt_gives(texts: tuple[int, ...], chunk: 
     positions = one_axis(len(media), pictures)
     assert positions[2].unique().tolist() == [end]
     for _ in range(2):
-        rows = iter(torch.tensor(sum(kept, []))[:, None])
+        rows = iter(torch.tensor(kept).view(-1, 1))
         for start in range(0, len(media), chunk):
             own_rows = [next(rows) for slot in range(start, min(start + chunk, len(media))) if media[slot]]
             offsets = [torch.stack(own_rows)] if own_rows else []

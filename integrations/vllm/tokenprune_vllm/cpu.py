@@ -1,7 +1,7 @@
 """vLLM's CPU worker with the hook for positions: ``--worker-cls tokenprune_vllm.cpu.Worker``.
 
-The runner of vLLM 0.32 for GPUs notes whether a model prunes when it has loaded it; the one for CPUs, which loads in its
-own way, does not, and survivors would not get their positions.
+The runner of vLLM 0.32 for GPUs notes whether a model prunes when it has loaded it; the one for CPUs, which loads in
+its own way, does not, and survivors would not get their positions.
 """
 
 from __future__ import annotations
