@@ -37,8 +37,8 @@ class PictureReducer:
         reducer.kept((1, 24, 24))                        # 144, before anything has run
         hidden, kept = reducer.prune(hidden, (1, 24, 24))  # [144, D] and [144]
 
-    On a prompt of one picture it keeps what `attach` keeps. Of a prompt of several, `attach` ranks all tokens together;
-    here each picture is one of its own, and a count (rather than a share) is that of each.
+    On a prompt of one picture it keeps what `attach` keeps; on a prompt of several, where the recipe says
+    ``pictures: apart``. Without, `attach` ranks all their tokens together, which nobody can who sees one at a time.
 
     Args:
         recipe: a recipe's name, path, dict or `Recipe`.
@@ -70,6 +70,12 @@ class PictureReducer:
         """Whether survivors keep their ``original`` position ids, or the prompt is to ``renumber``."""
         self.fingerprint = self.pipeline.fingerprint
         """Belongs into the key of whatever is remembered of a picture: two recipes give it other tokens."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether `attach` reduces each picture of a prompt by itself, too: the recipe says ``pictures: apart``, or has
+        no stage. Else the two agree on prompts of one picture."""
+        return self.pipeline.apart or not len(self.pipeline)
 
     def kept(self, grid: Shape) -> int:
         """How many tokens a picture is left with, merged ones included: plain arithmetic on the host.

@@ -2,11 +2,11 @@
 
 The two want different versions of transformers, so each half runs in an environment of its own:
 
-    python compare.py reference FOLDER [MODEL ...]  # tokenprune with its own transformers: questions and answers
-    python compare.py vllm FOLDER [MODEL ...]       # vLLM with the plug-in: asks again; exit code 1 if not equal
+    python compare.py reference FOLDER [WORD ...]  # tokenprune with its own transformers: questions and answers
+    python compare.py vllm FOLDER [WORD ...]       # vLLM with the plug-in: asks again; exit code 1 if not equal
 
-Models: the embedded LLaVA on scenes, and random ones of the other families (`subjects.py`); all, or those named.
-Nothing is downloaded.
+Models: the embedded LLaVA on scenes, and random ones of the other families (`subjects.py`). Nothing is downloaded.
+Words choose: llava, onevision, qwen2_5, qwen3 for models; several for prompts of several pictures alone.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ SCORERS = {"uniform": "constant", "random": "random", "norm": "norm"}
 ONE_AXIS = {"rope_theta": 10000.0, "rope_type": "default"}
 SECTION = {"llava": [16, 0, 0], "onevision": [16, 0, 0]}
 """Models of one axis: half the size of a head."""
+
+
+DIVPRUNE = {"place": "after_vision", "scheduler": {"type": "fixed", "keep": 20}, "sampler": "max_min"}
+"""Tokens of a picture that are unlike each other, so many of each."""
 
 
 def recipe(name: str, keep: float, positions: str = "original", **more: Any) -> dict[str, Any]:
@@ -59,6 +63,11 @@ def conditions() -> list[dict[str, Any]]:
         # A whole picture has to fit the encoder's cache, which is as large as a chunk.
         made.append({"model": model, "recipe": recipe("norm", 0.5), **chunks(88 if model == "onevision" else 24)})
     made.append({"model": "onevision", "recipe": recipe("norm", 0.5, "renumber")})
+    for model in MODELS:
+        # Two and three pictures of several sizes in each prompt.
+        apart = [recipe("norm", 0.5), recipe("random", 0.5), {**recipe("norm", 0.5), "stages": [DIVPRUNE]}]
+        made += [{"model": model, "recipe": {**one, "pictures": "apart"}, "several": True} for one in apart]
+    made.append({"model": "llava", "recipe": {**recipe("norm", 36, "renumber"), "pictures": "apart"}, "several": True})
     return made
 
 
@@ -71,18 +80,20 @@ def chunks(size: int) -> dict[str, Any]:
 def key(condition: dict[str, Any]) -> str:
     """What names the answers of the reference."""
     stages = condition["recipe"]["stages"]
-    return f"{condition['model']} {condition['recipe']['name']} {stages[0]['positions'] if stages else '-'}"
+    how = stages[0].get("sampler") if stages == [DIVPRUNE] else condition["recipe"]["name"]
+    positions = stages[0].get("positions", "original") if stages else "-"
+    return f"{asked_key(condition)} {how} {positions}"
 
 
 def asked_key(condition: dict[str, Any]) -> str:
     """What names the questions."""
-    return condition["model"]
+    return condition["model"] + (" several" if condition.get("several") else "")
 
 
 # ------------------------------------------------------------------------------------------------------- transformers
 
 
-def reference(folder: Path, models: list[str]) -> None:
+def reference(folder: Path, words: list[str]) -> None:
     """Write pictures, questions, the random models and all answers into `folder`."""
     import torch
     from subjects import make
@@ -95,13 +106,13 @@ def reference(folder: Path, models: list[str]) -> None:
     told = json.loads(file.read_text()) if file.exists() else {"asked": {}, "answers": {}}
     subjects: dict[str, Any] = {}
     done: set[str] = set()
-    for condition in chosen(models):
+    for condition in chosen(words):
         name, asked = key(condition), asked_key(condition)
         if name in done:
             continue
         done.add(name)
         if asked not in subjects:
-            subjects[asked] = make(condition["model"], folder, several=False)
+            subjects[asked] = make(condition["model"], folder, several=condition.get("several", False))
             told["asked"][asked] = subjects[asked].asked
         subject = subjects[asked]
         with tp.attach(subject.model, condition["recipe"]), torch.inference_mode():
@@ -122,14 +133,20 @@ def pictures_of(each: dict[str, Any], folder: Path) -> list[Any]:
     return [Image.open(folder / name).convert("RGB") for name in each["pictures"]]
 
 
-def chosen(models: list[str]) -> list[dict[str, Any]]:
-    return [condition for condition in conditions() if not models or condition["model"] in models]
+def chosen(words: list[str]) -> list[dict[str, Any]]:
+    """The conditions that the words of the command line name; all without."""
+    models = [word for word in words if word in MODELS] or list(MODELS)
+    return [
+        condition
+        for condition in conditions()
+        if condition["model"] in models and ("several" not in words or condition.get("several"))
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- vLLM
 
 
-def served(folder: Path, models: list[str]) -> bool:
+def served(folder: Path, words: list[str]) -> bool:
     """Ask vLLM; prints a row for each condition. Whether all answers are equal."""
     for name, value in {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -141,13 +158,13 @@ def served(folder: Path, models: list[str]) -> bool:
         os.environ.setdefault(name, value)
     told = json.loads((folder / "answers.json").read_text())
     good = True
-    for condition in chosen(models):
+    for condition in chosen(words):
         asked, expected = told["asked"][asked_key(condition)], told["answers"][key(condition)]
         got, cached, lengths = _ask(folder, condition, asked)
         same = sum(_cut(a) == _cut(b) for a, b in zip(got, expected, strict=True))
         good = good and same == len(expected)
         print(
-            f"{key(condition):28} {condition.get('what', ''):14} same {same}/{len(expected)}  "
+            f"{key(condition):34} {condition.get('what', ''):14} same {same}/{len(expected)}  "
             f"prompt {lengths}  from cache {cached}",
             flush=True,
         )
@@ -172,7 +189,7 @@ def _ask(
     model, made = condition["model"], condition["recipe"]
     overrides: dict[str, Any] = {"architectures": [MODELS[model]], "tokenprune": {"recipe": made}}
     more = {"max_num_seqs": 8, **condition.get("vllm", {})}
-    if not made["stages"] or made["stages"][0]["positions"] == "original":
+    if not made["stages"] or made["stages"][0].get("positions", "original") == "original":
         more |= {"video_pruning_rate": 1e-18, "worker_cls": "tokenprune_vllm.cpu.Worker"}
         if model in SECTION:
             overrides["text_config"] = {"rope_parameters": {**ONE_AXIS, "mrope_section": SECTION[model]}}
@@ -199,7 +216,7 @@ def _ask(
 def main() -> int:
     halves = {"reference": reference, "vllm": served}
     given = sys.argv[1:]
-    if len(given) < 2 or given[0] not in halves or set(given[2:]) - set(MODELS):
+    if len(given) < 2 or given[0] not in halves or set(given[2:]) - {*MODELS, "several"}:
         print(__doc__)
         return 2
     return 1 if halves[given[0]](Path(given[1]), given[2:]) is False else 0

@@ -31,7 +31,7 @@ class Info(LlavaOnevisionProcessingInfo):
         return reducer_of(self.get_hf_config())
 
     def get_supported_mm_limits(self):
-        return {"image": None}
+        return {"image": None, "video": 0}
 
     def grids(self, height: int, width: int) -> list[Grid]:
         """Of a picture of so many pixels."""

@@ -29,7 +29,7 @@ class ReducedInfo:
         return reducer_of(self.get_hf_config())
 
     def get_supported_mm_limits(self) -> dict[str, int | None]:
-        return {"image": None}
+        return {"image": None, "video": 0}
 
 
 class ReducedProcessor:
