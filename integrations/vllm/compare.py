@@ -6,7 +6,8 @@ The two want different versions of transformers, so each half runs in an environ
     python compare.py vllm FOLDER [WORD ...]       # vLLM with the plug-in: asks again; exit code 1 if not equal
 
 Models: the embedded LLaVA on scenes, and random ones of the other families (`subjects.py`). Nothing is downloaded.
-Words choose: llava, onevision, qwen2_5, qwen3 for models; several for prompts of several pictures alone.
+Words choose: llava, onevision, qwen2_5, qwen3 for models; several for prompts of several pictures alone, embeds for
+pictures that `tp.encode` has encoded.
 """
 
 from __future__ import annotations
@@ -26,7 +27,18 @@ MODELS = {
     "qwen3": "TokenpruneQwen3VL",
 }
 """Name here, and architecture of the plug-in."""
+KINDS = ("several", "embeds")
 SCORERS = {"uniform": "constant", "random": "random", "norm": "norm"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+"""What vLLM is run with; one process, unless a script says otherwise."""
+ENCODED = "encoded.pt"
+"""Embeddings of the pictures, one for each question."""
 ONE_AXIS = {"rope_theta": 10000.0, "rope_type": "default"}
 SECTION = {"llava": [16, 0, 0], "onevision": [16, 0, 0]}
 """Models of one axis: half the size of a head."""
@@ -58,6 +70,7 @@ def conditions() -> list[dict[str, Any]]:
     ]
     made.append({"model": "llava", "recipe": recipe("norm", 36), **chunks(24)})
     made.append({"model": "llava", "recipe": recipe("norm", 36), "vllm": {"block_size": 32}, "what": "prefix cache"})
+    made.append({"model": "llava", "recipe": recipe("norm", 36, "renumber"), "embeds": True, "what": "tp.encode"})
     for model in ("onevision", "qwen2_5", "qwen3"):
         made += [{"model": model, "recipe": recipe(name, 0.5)} for name in ("none", *SCORERS)]
         # A whole picture has to fit the encoder's cache, which is as large as a chunk.
@@ -108,13 +121,18 @@ def reference(folder: Path, words: list[str]) -> None:
     done: set[str] = set()
     for condition in chosen(words):
         name, asked = key(condition), asked_key(condition)
-        if name in done:
+        if name in done and not condition.get("embeds"):
             continue
         done.add(name)
         if asked not in subjects:
             subjects[asked] = make(condition["model"], folder, several=condition.get("several", False))
             told["asked"][asked] = subjects[asked].asked
         subject = subjects[asked]
+        if condition.get("embeds"):
+            files = [folder / each["pictures"][0] for each in subject.asked]
+            encoded = tp.encode(subject.model, subject.processor, files, condition["recipe"])
+            torch.save([each.hidden for each in encoded], folder / ENCODED)
+            continue
         with tp.attach(subject.model, condition["recipe"]), torch.inference_mode():
             told["answers"][name] = [_answer(subject, each, folder) for each in subject.asked]
         print(f"reference: {name}: {len(subject.asked)} answers", flush=True)
@@ -139,7 +157,7 @@ def chosen(words: list[str]) -> list[dict[str, Any]]:
     return [
         condition
         for condition in conditions()
-        if condition["model"] in models and ("several" not in words or condition.get("several"))
+        if condition["model"] in models and all(condition.get(word) for word in words if word in KINDS)
     ]
 
 
@@ -148,13 +166,7 @@ def chosen(words: list[str]) -> list[dict[str, Any]]:
 
 def served(folder: Path, words: list[str]) -> bool:
     """Ask vLLM; prints a row for each condition. Whether all answers are equal."""
-    for name, value in {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     told = json.loads((folder / "answers.json").read_text())
     good = True
@@ -188,7 +200,7 @@ def _ask(
     torch.set_num_threads(1)
     model, made = condition["model"], condition["recipe"]
     overrides: dict[str, Any] = {"architectures": [MODELS[model]], "tokenprune": {"recipe": made}}
-    more = {"max_num_seqs": 8, **condition.get("vllm", {})}
+    more = {"max_num_seqs": 8, **condition.get("vllm", {}), "enable_mm_embeds": condition.get("embeds", False)}
     if not made["stages"] or made["stages"][0].get("positions", "original") == "original":
         more |= {"video_pruning_rate": 1e-18, "worker_cls": "tokenprune_vllm.cpu.Worker"}
         if model in SECTION:
@@ -216,7 +228,7 @@ def _ask(
 def main() -> int:
     halves = {"reference": reference, "vllm": served}
     given = sys.argv[1:]
-    if len(given) < 2 or given[0] not in halves or set(given[2:]) - {*MODELS, "several"}:
+    if len(given) < 2 or given[0] not in halves or set(given[2:]) - {*MODELS, *KINDS}:
         print(__doc__)
         return 2
     return 1 if halves[given[0]](Path(given[1]), given[2:]) is False else 0

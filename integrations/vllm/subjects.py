@@ -40,7 +40,9 @@ class Subject:
     inputs: Callable[[str, list[Image.Image]], dict[str, Any]]
     """From a prompt with one placeholder a picture, and its pictures."""
     asked: list[dict[str, Any]]
-    """Prompts and files of pictures; in the folder."""
+    """Prompts, and their pictures as files in the folder."""
+    processor: Any = None
+    """For `tp.encode`; random models have none of their own."""
 
 
 def make(name: str, folder: Path, several: bool) -> Subject:
@@ -57,7 +59,7 @@ def _llava(folder: Path, several: bool) -> Subject:
         case.picture().save(folder / f"scene{number}.png")
     groups = [[number] for number in range(len(cases))]
     if several:  # two and three pictures of different scenes, side by side
-        groups = [[number, (number + 17) % 46, (number + 29) % 46][: 2 + number % 2] for number in range(0, 46, 4)]
+        groups = [[at, (at + 17) % 46, (at + 29) % 46][: 2 + at // 4 % 2] for at in range(0, 46, 4)]
     asked = [
         {
             "prompt": f"{'<image>' * len(group)}{cases[group[0]].question}<answer>",
@@ -69,7 +71,7 @@ def _llava(folder: Path, several: bool) -> Subject:
     def inputs(prompt: str, pictures: list[Image.Image]) -> dict[str, Any]:
         return dict(processor(images=pictures, text=prompt, return_tensors="pt"))
 
-    return Subject(model.float(), inputs, asked)
+    return Subject(model.float(), inputs, asked, processor)
 
 
 def _random(name: str, folder: Path, several: bool) -> Subject:
