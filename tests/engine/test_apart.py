@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import Row, build, inputs, row_inputs, sizes, vision_mask
@@ -12,8 +13,14 @@ from pruned import TOLERANCE, run_both
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.core.needs import Needs
+from tokenprune.core.tokens import Tokens
 from tokenprune.engine.traces import pre_hook
 from tokenprune.errors import BudgetError, RecipeError
+from tokenprune.parts.schedulers.fixed import FixedScheduler
+from tokenprune.parts.scorers.base import Scorer
+from tokenprune.parts.work import no_products
+from tokenprune.stage import Stage
 
 FAMILIES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl")
 CLUSTER = {"type": "cluster", "share": 0.5, "per_cluster": 3}
@@ -35,6 +42,7 @@ RECIPES = {
     "renumber": apart(after(scorer="norm", positions="renumber")),
     "windows": apart(after(scorer="norm", grouper={"type": "tile", "rows": 2, "columns": 2})),
     "merged": apart(after(scorer="norm", recycler=CLUSTER)),
+    "into survivors": apart(after(scorer="norm", recycler="nearest")),
     "two stages": apart(after(fixed(0.7), scorer="norm", recycler=CLUSTER), after(fixed(5), sampler="uniform")),
     "unlike each other": apart(after({"type": "solved"}, sampler="max_min"), budget={"keep": 0.4}),
 }
@@ -90,7 +98,7 @@ def test_a_picture_keeps_what_an_engine_keeps_of_it(family: str, made: Any) -> N
         assert bool(there.all())
 
 
-@pytest.mark.parametrize("name", ["norm", "merged", "two stages"])
+@pytest.mark.parametrize("name", ["norm", "merged", "into survivors", "two stages"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pruned_model_is_the_masked_one(family: str, name: str) -> None:
     model: Any = build(family, layers=3)
@@ -126,6 +134,37 @@ def test_one_picture_is_the_same_either_way_and_several_are_not() -> None:
         assert (kept[0] == kept[1]) is same
     assert tp.load_recipe(made).fingerprint != tp.load_recipe({**made, "pictures": "together"}).fingerprint
     assert tp.build(made, depth=2).fingerprint != tp.build({**made, "pictures": "together"}, depth=2).fingerprint
+
+
+class Looking(Scorer):
+    """Notes what it is shown."""
+
+    reads = Needs(grid=True, question=True)
+    multiply_adds = no_products
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tokens] = []
+
+    def forward(self, tokens: Tokens, weights: Tensor | None = None) -> Tensor:
+        self.seen.append(tokens)
+        return -tokens.only_valid(tokens.origin.float())
+
+
+@torch.inference_mode()
+def test_a_part_is_shown_one_picture_as_if_it_were_the_prompt() -> None:
+    model: Any = build("qwen2_5_vl", layers=2)
+    batch = inputs("qwen2_5_vl", model, rows=prompts("qwen2_5_vl"))
+    scorer = Looking()
+    stages = [Stage(place="after_vision", scorer=scorer, scheduler=FixedScheduler(keep=4))]
+    with tp.attach(model, tp.Pipeline(stages, pictures="apart")) as attached:
+        model(**batch)
+    pictures = [grid for row in attached.report.grids for grid in row]
+    assert [tokens.grids for tokens in scorer.seen] == [((grid,),) for grid in pictures]
+    for tokens, grid in zip(scorer.seen, pictures, strict=True):
+        tokens.check()
+        assert tokens.cell[0].tolist() == [list(cell) for cell in np.ndindex(*grid)]
+        assert tokens.total == (len(tokens.cell[0]),)
 
 
 @torch.inference_mode()
