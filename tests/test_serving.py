@@ -11,6 +11,7 @@ from kinds import fixed, recipe, stage
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.core.tokens import Tokens
 from tokenprune.engine.traces import pre_hook
 from tokenprune.errors import InputError, RecipeError
 
@@ -67,6 +68,24 @@ def test_a_picture_keeps_what_attach_keeps(family: str, made: Any) -> None:
         assert reducer.kept(grids) == len(kept) == len(hidden)
         start = int(vision.nonzero()[0])
         assert torch.equal(hidden, left[0, start : start + len(kept)])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@torch.inference_mode()
+def test_a_stage_is_shown_the_cells_that_attach_shows_it(family: str) -> None:
+    model: Any = build(family, layers=2)
+    made = one_stage(sampler="uniform", grouper="image")
+    reducer = tp.PictureReducer(made, depth=2)
+    batch = inputs(family, model, rows=[Row()])
+    seen: list[Tokens] = []
+    with tp.attach(model, made) as attached:
+        for pipeline in (attached.engine.pipeline, reducer.pipeline):
+            pipeline.stages[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**batch)
+    grids = attached.report.grids[0]
+    reducer.prune(torch.randn(*seen[0].hidden.shape[1:]), grids)
+    assert torch.equal(seen[0].cell, seen[1].cell) and seen[0].grids == seen[1].grids == (grids,)
+    assert list(map(type, seen[0].grids[0])) == list(map(type, seen[1].grids[0]))  # tiles are told from plain grids
 
 
 @pytest.mark.parametrize("name", FEATURES)

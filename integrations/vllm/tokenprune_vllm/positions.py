@@ -61,7 +61,7 @@ def one_axis(length: int, pictures: Sequence[tuple[int, int, int]]) -> Tensor:
     ahead = 0
     for start, kept, total in pictures:
         positions[:2, start : start + kept] = positions[0, start].item()
-        positions[:2, start + kept :] += total - kept
+        positions[0, start + kept :] += total - kept
         ahead += total - kept
     positions[2] = length + ahead
     return positions
