@@ -81,6 +81,9 @@ def server(recipe: dict[str, Any], pictures: int, log: Path) -> Iterator[int]:
             except subprocess.TimeoutExpired:
                 os.killpg(running.pid, signal.SIGKILL)
                 raise SystemExit("the server did not end when it was asked to") from None
+    end = time.monotonic() + 60  # its helpers follow it
+    while leftovers(running.pid) and time.monotonic() < end:
+        time.sleep(1)
     if leftovers(running.pid):
         os.killpg(running.pid, signal.SIGKILL)
         raise SystemExit("the server left processes behind")
@@ -116,6 +119,7 @@ def asked(each: dict[str, Any], folder: Path, port: int, *, stream: bool) -> tup
         "max_tokens": TOKENS,
         "temperature": 0,
         "stream": stream,
+        "add_special_tokens": True,  # the template of this model leaves <s> to the tokenizer
         **({"stream_options": {"include_usage": True}} if stream else {}),
     }
     request = urllib.request.Request(
