@@ -7,7 +7,7 @@ The two want different versions of transformers, so each half runs in an environ
 
 Models: the embedded LLaVA on scenes, and random ones of the other families (`subjects.py`). Nothing is downloaded.
 Words choose: llava, onevision, qwen2_5, qwen3 for models; several for prompts of several pictures alone, embeds for
-pictures that `tp.encode` has encoded.
+pictures that `tp.encode` has encoded, ranks for tensor parallel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODELS = {
     "qwen3": "TokenpruneQwen3VL",
 }
 """Name here, and architecture of the plug-in."""
-KINDS = ("several", "embeds")
+KINDS = ("several", "embeds", "ranks")
 SCORERS = {"uniform": "constant", "random": "random", "norm": "norm"}
 ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -71,6 +71,8 @@ def conditions() -> list[dict[str, Any]]:
     made.append({"model": "llava", "recipe": recipe("norm", 36), **chunks(24)})
     made.append({"model": "llava", "recipe": recipe("norm", 36), "vllm": {"block_size": 32}, "what": "prefix cache"})
     made.append({"model": "llava", "recipe": recipe("norm", 36, "renumber"), "embeds": True, "what": "tp.encode"})
+    ranks = {"vllm": {"tensor_parallel_size": 2}, "ranks": True, "what": "two ranks"}
+    made.append({"model": "llava", "recipe": recipe("norm", 36), **ranks})
     for model in ("onevision", "qwen2_5", "qwen3"):
         made += [{"model": model, "recipe": recipe(name, 0.5)} for name in ("none", *SCORERS)]
         # A whole picture has to fit the encoder's cache, which is as large as a chunk.
@@ -201,6 +203,8 @@ def _ask(
     model, made = condition["model"], condition["recipe"]
     overrides: dict[str, Any] = {"architectures": [MODELS[model]], "tokenprune": {"recipe": made}}
     more = {"max_num_seqs": 8, **condition.get("vllm", {}), "enable_mm_embeds": condition.get("embeds", False)}
+    if condition.get("ranks"):
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # a core each, on a machine of one NUMA node
     if not made["stages"] or made["stages"][0].get("positions", "original") == "original":
         more |= {"video_pruning_rate": 1e-18, "worker_cls": "tokenprune_vllm.cpu.Worker"}
         if model in SECTION:
