@@ -176,6 +176,22 @@ def test_to_keep_all_changes_no_bit() -> None:
         assert torch.equal(model(**batch).logits, plain)
 
 
+@pytest.mark.slow
+@torch.inference_mode()
+def test_a_compiled_model_tells_prompts_apart_that_keep_as_many_of_other_pictures() -> None:
+    """As many tokens of the same two pictures, in another order: another graph, and the answers of the eager one."""
+    model: Any = build("qwen2_5_vl", layers=2)
+    made = apart(after(fixed(0.35), scorer="norm", recycler="nearest"))
+    first, second = sizes("qwen2_5_vl")[:2]
+    batches = [inputs("qwen2_5_vl", model, rows=[Row(images=pair)]) for pair in ((first, second), (second, first))]
+    with tp.attach(model, made):
+        expected = [model.generate(**batch, max_new_tokens=4) for batch in batches]
+    with tp.attach(model, made, compile={"backend": "eager"}) as attached:
+        got = [model.generate(**batch, max_new_tokens=4) for batch in batches]
+    assert all(map(torch.equal, expected, got))
+    assert attached.report.graphs is not None and attached.report.graphs.breaks == 0
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
