@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from math import prod
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from tokenprune.core.grids import Grid
+from tokenprune.budget import Step, survivors
+from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.core.result import StageResult
 from tokenprune.core.signals import Question, Signal, Unreadable
 from tokenprune.core.tokens import Tokens
@@ -35,6 +37,35 @@ class Alone:
     grids: tuple[Grid, ...]
     count: int
     """Tokens that the stage keeps of it."""
+
+
+def pictures_alone(
+    steps: Sequence[Step],
+    plan: Callable[[int, Sequence[Grid]], Sequence[int | None]],
+    totals: Sequence[int],
+    grids: Sequence[Sequence[Grid]],
+) -> tuple[tuple[Alone, ...], ...]:
+    """For each stage, all pictures of a batch as they come to it.
+
+    Args:
+        steps: the stages.
+        plan: how many tokens each keeps of a picture, from its tokens and grids; all are known.
+        totals: original vision tokens of each sample.
+        grids: (T, H, W) of the images of each.
+    """
+    stages: list[list[Alone]] = [[] for _ in steps]
+    for row, (whole, own) in enumerate(zip(totals, grids, strict=True)):
+        first, frame, starts = 0, 0, [0] * len(steps)
+        for picture in pictures_of(own) if whole else ():
+            total = sum(map(prod, picture))
+            counts = cast("Sequence[int]", plan(total, picture))
+            sizes = (total, *survivors(steps, counts, total))
+            for number, count in enumerate(counts):
+                size = sizes[number]
+                stages[number].append(Alone(row, starts[number], size, first, frame, total, picture, count))
+                starts[number] += size
+            first, frame = first + total, frame + sum(grid[0] for grid in picture)
+    return tuple(map(tuple, stages))
 
 
 def run_apart(stage: Callable[[Tokens, int], StageResult], tokens: Tokens, pictures: Sequence[Alone]) -> StageResult:

@@ -13,7 +13,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from tokenprune.apart import Alone, Pictures
+from tokenprune.apart import Alone, Pictures, pictures_alone
 from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
 from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.core.place import Place
@@ -230,20 +230,7 @@ class Pipeline(nn.Module):
             grids: (T, H, W) of the images of each.
             depth: as in `plan`.
         """
-        steps = self.steps(depth)
-        stages: list[list[Alone]] = [[] for _ in self.stages]
-        for row, own in enumerate(grids):
-            first, frame, starts = 0, 0, [0] * len(steps)
-            for picture in pictures_of(own) if totals[row] else ():
-                total = sum(map(math.prod, picture))
-                counts = cast("tuple[int, ...]", self.plan(total, picture, depth))
-                sizes = (total, *survivors(steps, counts, total))
-                for number, count in enumerate(counts):
-                    size = sizes[number]
-                    stages[number].append(Alone(row, starts[number], size, first, frame, total, picture, count))
-                    starts[number] += size
-                first, frame = first + total, frame + sum(grid[0] for grid in picture)
-        return tuple(map(tuple, stages))
+        return pictures_alone(self.steps(depth), lambda total, own: self.plan(total, own, depth), totals, grids)
 
     def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
         """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
