@@ -277,3 +277,16 @@ def test_savings_inside_the_tower() -> None:
     assert told.untouched.vision_tower - told.reduced.vision_tower == 12 * (block(577) - block(289))
     assert {row.vision for row in told.reduced.rows} == {288}
     assert told.reduced.projector == told.untouched.projector  # the whole grid passes it
+
+
+@pytest.mark.parametrize("name", ["divprune", "random"])
+def test_pictures_apart_cost_what_each_costs_alone(name: str) -> None:
+    """Likeness of all pairs is worked out within each picture; together, across them too."""
+    pictures = [(1, 24, 24), (1, 20, 30), (1, 7, 9)]
+    each = load_recipe(name, keep=0.3, sets=["pictures=apart"])
+    several = tp.ledger(LLAVA, each, grids=pictures).reduced.stages[0]
+    alone = [tp.ledger(LLAVA, each, grids=[grid]).reduced.stages[0] for grid in pictures]
+    assert several.kept == sum(cost.kept for cost in alone) == sum(int(0.3 * h * w) for _, h, w in pictures)
+    assert several.parts == {role: sum(cost.parts[role] for cost in alone) for role in several.parts}
+    together = tp.ledger(LLAVA, load_recipe(name, keep=0.3), grids=pictures).reduced.stages[0]
+    assert several.total < together.total or not together.total

@@ -11,6 +11,7 @@ from kinds import fixed, recipe, stage
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.core.tokens import Tokens
 from tokenprune.engine.traces import pre_hook
 from tokenprune.errors import InputError, RecipeError
 
@@ -34,7 +35,7 @@ def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return seen[0], seen[1]
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision", "qwen3_vl"])
 @pytest.mark.parametrize(
     "made",
     [
@@ -44,6 +45,7 @@ def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
         recipe(
             "two", stage("after_vision", fixed(0.7), scorer="norm"), stage("after_vision", fixed(5), sampler="uniform")
         ),
+        one_stage(sampler="uniform", grouper={"type": "image"}),
         "divprune",
         "none",
     ],
@@ -58,14 +60,32 @@ def test_a_picture_keeps_what_attach_keeps(family: str, made: Any) -> None:
         with tp.attach(model, made) as attached:
             whole, left = entering(model, batch)
         vision = batch["input_ids"][0] == model.config.image_token_id
-        grid = attached.report.grids[0][0]
-        hidden, kept = reducer.prune(whole[0, vision], grid)
+        grids = attached.report.grids[0]  # two in LLaVA-OneVision: overview and tiles
+        hidden, kept = reducer.prune(whole[0, vision], grids)
         stages = attached.report.stages
         expected = stages[-1].left[0] if stages else torch.arange(int(vision.sum()))
         assert kept.tolist() == expected.tolist()
-        assert reducer.kept(grid) == len(kept) == len(hidden)
+        assert reducer.kept(grids) == len(kept) == len(hidden)
         start = int(vision.nonzero()[0])
         assert torch.equal(hidden, left[0, start : start + len(kept)])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@torch.inference_mode()
+def test_a_stage_is_shown_the_cells_that_attach_shows_it(family: str) -> None:
+    model: Any = build(family, layers=2)
+    made = one_stage(sampler="uniform", grouper="image")
+    reducer = tp.PictureReducer(made, depth=2)
+    batch = inputs(family, model, rows=[Row()])
+    seen: list[Tokens] = []
+    with tp.attach(model, made) as attached:
+        for pipeline in (attached.engine.pipeline, reducer.pipeline):
+            pipeline.stages[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        model(**batch)
+    grids = attached.report.grids[0]
+    reducer.prune(torch.randn(*seen[0].hidden.shape[1:]), grids)
+    assert torch.equal(seen[0].cell, seen[1].cell) and seen[0].grids == seen[1].grids == (grids,)
+    assert list(map(type, seen[0].grids[0])) == list(map(type, seen[1].grids[0]))  # tiles are told from plain grids
 
 
 @pytest.mark.parametrize("name", FEATURES)

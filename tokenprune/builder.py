@@ -42,4 +42,11 @@ def build(
         BudgetError: a budget out of range, or more than one.
     """
     loaded = load_recipe(recipe, keep=keep, average=average, final=final, flops=flops)
-    return Pipeline(loaded.build_stages(), budget=loaded.budget, depth=depth, name=loaded.name, prices=prices)
+    return Pipeline(
+        loaded.build_stages(),
+        budget=loaded.budget,
+        depth=depth,
+        name=loaded.name,
+        prices=prices,
+        pictures=loaded.pictures,
+    )

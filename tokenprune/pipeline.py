@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
+from tokenprune.apart import Alone, Pictures, pictures_alone
 from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
-from tokenprune.core.grids import Grid
+from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
 from tokenprune.core.tokens import Tokens
@@ -45,9 +46,10 @@ class Pipeline(nn.Module):
         depth: decoder layers of the model, where a place is a share of the depth or the budget is an average.
         name: how messages call it.
         prices: of prompts on the model, for a budget ``flops``; `attach` gives them.
+        pictures: whether the pictures of a prompt are reduced ``together``, or each as if it were alone (``apart``).
 
     Raises:
-        RecipeError: the stages do not fit the depth.
+        RecipeError: the stages do not fit the depth, or cannot take pictures apart.
         BudgetError: they cannot meet the budget, whatever the picture, or stages inside the vision tower take no such
             budget.
     """
@@ -62,6 +64,7 @@ class Pipeline(nn.Module):
         depth: int | None = None,
         name: str = "pipeline",
         prices: PricesOf | None = None,
+        pictures: Pictures = "together",
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages)  # type: ignore[assignment]
@@ -69,6 +72,8 @@ class Pipeline(nn.Module):
         self.depth = depth
         self.name = name
         self.prices = prices
+        self.pictures: Pictures = pictures
+        self._check_apart()
         self._plans: dict[tuple[object, ...], tuple[int | None, ...]] = {}
         self._check_inside()
         if depth is not None:
@@ -92,9 +97,15 @@ class Pipeline(nn.Module):
         return self.budget is not None or all(stage.scheduler.static for stage in self)
 
     @property
+    def apart(self) -> bool:
+        """Whether it does anything, and to each picture of a prompt by itself."""
+        return self.pictures == "apart" and len(self) > 0
+
+    @property
     def reads_grids(self) -> bool:
-        """Whether a part declares that it reads where tokens lie on the pictures, or a budget ``flops`` counts them."""
-        return self._priced or any(stage.reads.grid for stage in self)
+        """Whether a part declares that it reads where tokens lie on the pictures, or a budget ``flops`` counts them, or
+        pictures are taken apart."""
+        return self._priced or self.apart or any(stage.reads.grid for stage in self)
 
     @property
     def _priced(self) -> bool:
@@ -103,7 +114,7 @@ class Pipeline(nn.Module):
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits for its stages and budget: places, settings, and the weights that parts hold."""
-        made = sha256(f"{self!r} {self.budget}".encode())
+        made = sha256(f"{self!r} {self.budget}{' apart' if self.apart else ''}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             made.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -167,6 +178,9 @@ class Pipeline(nn.Module):
             counted = Undeclared(f"a scheduler of {self.name}", "the grids of the pictures", "grid=True")
         told = self.reads_grids and not isinstance(grids, Unreadable)  # unknown grids raise where they are needed
         asked = (total, tuple(grids) if told else (), depth, text, question)
+        if self.apart and total and asked not in self._plans and len(alone := pictures_of(grids)) > 1:
+            each = [self.plan(sum(map(math.prod, own)), own, depth) for own in alone]
+            self._plans[asked] = tuple(sum(cast("Sequence[int]", counts)) for counts in zip(*each, strict=True))
         if asked not in self._plans:
             prices = self._prices(total, grids, text, question)
             self._plans[asked] = plan(
@@ -206,6 +220,18 @@ class Pipeline(nn.Module):
                 f"{'s' * (samples != 1)}; expected a share of each, such as {self.budget.kind}: 0.25"
             )
 
+    def alone(
+        self, totals: Sequence[int], grids: Sequence[Sequence[Grid]], depth: int | None = None
+    ) -> tuple[tuple[Alone, ...], ...]:
+        """For each stage, all pictures of a batch as they come to it, where pictures are taken `apart`.
+
+        Args:
+            totals: original vision tokens of each sample.
+            grids: (T, H, W) of the images of each.
+            depth: as in `plan`.
+        """
+        return pictures_alone(self.steps(depth), lambda total, own: self.plan(total, own, depth), totals, grids)
+
     def summary(self, total: int, grids: Sequence[Grid], depth: int | None = None) -> Summary:
         """The plan for a sample in all meanings of "so many tokens"; arguments as in `plan`.
 
@@ -229,11 +255,14 @@ class Pipeline(nn.Module):
         here = self._at(place)
         plans = [self.plan(total, grids) for total, grids in zip(tokens.total, tokens.grids, strict=True)]
         results: list[StageResult] = []
+        alone = self.alone(tokens.total, tokens.grids) if self.apart else ()
         for index in here:
             self._check_sizes(index, tokens, plans)
             counts = [row[index] for row in plans]
             known = [count for count in counts if count is not None]
-            results.append(self.stages[index](tokens, tuple(known) if len(known) == len(counts) else None))
+            count = tuple(known) if len(known) == len(counts) else None
+            stage = self.stages[index]
+            results.append(stage(tokens, pictures=alone[index]) if alone else stage(tokens, count))
             tokens = results[-1].tokens
         return results
 
@@ -262,6 +291,25 @@ class Pipeline(nn.Module):
         else:
             return
         raise BudgetError(f"{self.name}: budget {self.budget}: {told}")
+
+    def _check_apart(self) -> None:
+        """Refuse pictures apart where a stage needs more than one picture, or the others, to be run."""
+        if self.pictures not in get_args(Pictures):
+            hint = did_you_mean(self.pictures, get_args(Pictures))
+            raise RecipeError(f"{self.name}: pictures: expected together or apart, got {self.pictures!r}{hint}")
+        if not self.apart:
+            return
+        for stage in self:
+            told = f"{self.name}: pictures: apart: {stage.name} ({stage.place})"
+            if stage.place.kind != "after_vision":
+                raise RecipeError(f"{told}: pictures can be taken apart after_vision alone")
+            if stage.rectifier is not None:
+                raise RecipeError(f"{told}: a rectifier acts on the whole prompt; leave it out, or pictures: together")
+        if self._priced or not self.static:
+            raise RecipeError(
+                f"{self.name}: pictures: apart: how many tokens each picture keeps must be known from its shape; give "
+                "a budget keep, or a scheduler of fixed counts"
+            )
 
     def _depth(self, depth: int | None) -> int:
         """The depth to reckon with: where none is known and none is needed, just enough layers for every place."""

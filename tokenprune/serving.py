@@ -8,7 +8,8 @@ alone, and which. Recipes that cannot be run so are refused here, with the reaso
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ from torch import Tensor
 
 from tokenprune.budget import survivors
 from tokenprune.builder import build
-from tokenprune.core.grids import Grid
+from tokenprune.core.grids import Grid, cells_of
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import Recipe
 from tokenprune.stage import Positions
+
+Shape = Grid | tuple[int, int] | Sequence[Grid]
+"""(T, H, W) or (H, W) of a picture, in vision tokens; or the grids of one that the model is shown more than once:
+overview and tiles, as `attach` reports them (`tokenprune.core.grids`)."""
 
 
 class PictureReducer:
@@ -32,8 +37,8 @@ class PictureReducer:
         reducer.kept((1, 24, 24))                        # 144, before anything has run
         hidden, kept = reducer.prune(hidden, (1, 24, 24))  # [144, D] and [144]
 
-    On a prompt of one picture it keeps what `attach` keeps. Of a prompt of several, `attach` ranks all tokens together;
-    here each picture is one of its own, and a count (rather than a share) is that of each.
+    On a prompt of one picture it keeps what `attach` keeps; on a prompt of several, where the recipe says
+    ``pictures: apart``. Without, `attach` ranks all their tokens together, which nobody can who sees one at a time.
 
     Args:
         recipe: a recipe's name, path, dict or `Recipe`.
@@ -66,28 +71,32 @@ class PictureReducer:
         self.fingerprint = self.pipeline.fingerprint
         """Belongs into the key of whatever is remembered of a picture: two recipes give it other tokens."""
 
-    def kept(self, grid: Grid | tuple[int, int]) -> int:
+    @property
+    def alone(self) -> bool:
+        """Whether `attach` reduces each picture of a prompt by itself, too: the recipe says ``pictures: apart``, or has
+        no stage. Else the two agree on prompts of one picture."""
+        return self.pipeline.apart or not len(self.pipeline)
+
+    def kept(self, grid: Shape) -> int:
         """How many tokens a picture is left with, merged ones included: plain arithmetic on the host.
 
         Args:
-            grid: (T, H, W) or (H, W), in vision tokens.
+            grid: of the picture.
 
         Raises:
             BudgetError: the budget cannot be met.
         """
-        shape = _three(grid)
-        total = math.prod(shape)
-        counts = [count for count in self.pipeline.plan(total, [shape]) if count is not None]
+        grids = _grids(grid)
+        total = sum(map(math.prod, grids))
+        counts = [count for count in self.pipeline.plan(total, grids) if count is not None]
         return survivors(self.pipeline.steps(), counts, total)[-1] if counts else total
 
-    def prune(
-        self, hidden: Tensor, grid: Grid | tuple[int, int], signals: Mapping[str, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def prune(self, hidden: Tensor, grid: Shape, signals: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """The tokens that a picture is left with.
 
         Args:
             hidden: ``[N, D]`` what enters the language model, in raster order.
-            grid: as in `kept`.
+            grid: of the picture.
             signals: ``[N, ...]`` each, those that the engine has promised and the recipe reads.
 
         Returns:
@@ -96,15 +105,18 @@ class PictureReducer:
         Raises:
             InputError: shapes that do not fit the grid, or a signal that is not there.
         """
-        shape = _three(grid)
-        if hidden.dim() != 2 or hidden.shape[0] != math.prod(shape):
-            raise InputError(f"serving: expected hidden [{math.prod(shape)}, D] of {shape}, got {tuple(hidden.shape)}")
+        grids = _grids(grid)
+        total = sum(map(math.prod, grids))
+        if hidden.dim() != 2 or hidden.shape[0] != total:
+            of = ", ".join(str(tuple(one)) for one in grids)
+            raise InputError(f"serving: expected hidden [{total}, D] of {of}, got {tuple(hidden.shape)}")
         for name, rows in (signals or {}).items():
             if rows.shape[:1] != hidden.shape[:1]:
                 raise InputError(f"serving: expected {name} [{hidden.shape[0]}, ...], got {tuple(rows.shape)}")
         self.pipeline.to(hidden.device)
         given = {name: rows[None] for name, rows in (signals or {}).items()}
-        tokens = Tokens.from_hidden(hidden[None], grid=shape, signals=given)
+        tokens = Tokens.from_hidden(hidden[None], grid=(1, 1, total), signals=given)
+        tokens = replace(tokens, grids=(grids,), cell=cells_of([grids], total).to(hidden.device))
         if len(self.pipeline):
             tokens = self.pipeline["after_vision"](tokens)
         return tokens.hidden[0], tokens.origin[0]
@@ -163,8 +175,16 @@ def _refuse(asker: str, stage: Any, reason: str) -> None:
     raise RecipeError(f"{asker}: {stage.name} ({stage.place}): {reason}")
 
 
-def _three(grid: Grid | tuple[int, int]) -> Grid:
+def _grids(shape: Shape) -> tuple[Grid, ...]:
+    """The grids of a picture, of the kinds that they were given in."""
+    several: Any = shape if shape and isinstance(shape[0], Sequence) else [shape]
+    return tuple(_three(grid) for grid in several)
+
+
+def _three(grid: Any) -> Grid:
     sides = tuple(int(side) for side in grid)
     if len(sides) not in (2, 3) or min(sides) < 1:
         raise InputError(f"serving: expected a grid (T, H, W) or (H, W) of vision tokens, got {grid!r}")
-    return (1, *sides) if len(sides) == 2 else sides  # type: ignore[return-value]
+    if len(sides) == 2:
+        return (1, *sides)
+    return grid if isinstance(grid, tuple) else sides  # type: ignore[return-value]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from tokenprune.apart import Alone, run_apart
 from tokenprune.core import ops
 from tokenprune.core.groups import fold, unfold
-from tokenprune.core.merge import Merge, reduce
+from tokenprune.core.merge import reduce
 from tokenprune.core.needs import Needs
 from tokenprune.core.place import Place
 from tokenprune.core.precision import without_autocast
-from tokenprune.core.report import without
+from tokenprune.core.result import StageResult as StageResult
 from tokenprune.core.tokens import Count, Tokens
 from tokenprune.errors import RecipeError, did_you_mean
 from tokenprune.parts.contract import Contract, shipped
@@ -42,31 +43,6 @@ ROLE_CLASSES: dict[str, type[Part]] = {
     "recycler": Recycler,
     "rectifier": Rectifier,
 }
-
-
-@dataclass(frozen=True, eq=False)
-class StageResult:
-    """What a stage made of its tokens."""
-
-    tokens: Tokens
-    """Survivors and merged tokens, in raster order."""
-    merged: Tensor
-    """``[B, A]`` original indices of the anchors: dropped tokens whose slot now holds a merged token; -1 on padding."""
-    written: Tensor | None
-    """``[B, M]`` which of `tokens` have a new hidden state, anchors and survivors alike, -1 on padding; None: none."""
-    written_padded: bool
-    """Whether `written` has padding: known on the host."""
-    scores: Tensor | None
-    """``[B, N]`` float32 scores of the tokens that came in; None when all were kept and nothing was scored."""
-    weights: Tensor | None = None
-    """``[B, T]`` rater weights; None without raters, and where nothing was scored."""
-    plan: Merge | None = None
-    """What flowed where, by index into the tokens that came in; None where nothing did."""
-
-    @property
-    def kept(self) -> Tensor:
-        """``[B, K]`` original indices of the tokens that survive in a slot of their own, ascending, -1 where padded."""
-        return without(self.tokens.origin, self.merged)
 
 
 class Stage(nn.Module):
@@ -163,17 +139,26 @@ class Stage(nn.Module):
     def extra_repr(self) -> str:
         return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}"
 
-    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
+    def forward(
+        self,
+        tokens: Tokens,
+        count: Count | None = None,
+        weights: Tensor | None = None,
+        pictures: Sequence[Alone] = (),
+    ) -> StageResult:
         """Reduce `tokens`.
 
         Args:
             tokens: N vision tokens.
             count: tokens to keep, when a budget for the whole recipe has fixed it; else the scheduler decides.
             weights: what `raters` would say, ``[B, T]``, where an earlier stage has asked the same ones.
+            pictures: those of all samples, where each is to be reduced as if it were alone; their counts are used.
 
         Raises:
             InputError: a count beyond the tokens at hand, or a part that broke its contract.
         """
+        if pictures:
+            return run_apart(self.forward, tokens, pictures)
         with without_autocast(tokens.hidden.device):
             if not self._foreign or torch.compiler.is_compiling():
                 return self._reduced(tokens, count, weights)

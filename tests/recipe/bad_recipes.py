@@ -14,7 +14,7 @@ KEEP = "a whole number from 1 to 1000000, or a number in (0, 1]"
 FIXED_KEEP = "a whole number from 0 to 1000000, or a number in (0, 1]"
 LAYER = "a layer from 0 to 9999, or a share of the depth between 0 and 1, such as 25% or 3/32"
 STAGE_KEYS = "name, place, raters, scorer, scheduler, grouper, sampler, recycler, rectifier, positions"
-RECIPE_KEYS = "version, name, summary, paper, differences, budget, again, stages, variants, extends"
+RECIPE_KEYS = "version, name, summary, paper, differences, budget, pictures, again, stages, variants, extends"
 RECIPE_NAME = "a name of letters, digits and . _ + -, at most 80 of them"
 STAGE_NAME = "a name of letters, digits, _ and -, a letter first, at most 80 of them"
 

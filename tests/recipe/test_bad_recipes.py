@@ -71,7 +71,7 @@ def test_dict_has_paths_instead_of_lines() -> None:
         "<dict>: error: paper: numbers must be finite (got nan)\n"
         "<dict>: error: budget.keep: should be a whole number from 1 to 1000000, or a number in (0, 1] (got 2.5)\n"
         "<dict>: error: unknown key 'stagse' in the recipe (did you mean 'stages'?); allowed: version, name, summary, "
-        "paper, differences, budget, again, stages, variants, extends"
+        "paper, differences, budget, pictures, again, stages, variants, extends"
     )
 
 

@@ -289,7 +289,7 @@ def test_set_reaches_unnamed_stages_by_their_default_name() -> None:
          "(got 1.5)"),
         ("budget.budget=1", "1:8: unknown key 'budget' in budget; allowed: keep, average, final, flops"),
         ("colour=red", "1:1: unknown key 'colour' in the recipe; allowed: version, name, summary, paper, differences, "
-         "budget, again, stages, variants, extends"),
+         "budget, pictures, again, stages, variants, extends"),
         ("stages.0.raters=null", "4:1: "),
     ],
 )  # fmt: skip

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from tokenprune.errors import InputError
 
@@ -61,3 +66,40 @@ def grid_of(n: int, grid: Grid | tuple[int, int] | None) -> Grid:
     if shape[0] * shape[1] * shape[2] != n:
         raise InputError(f"grid {grid} holds {shape[0] * shape[1] * shape[2]} tokens, but there are {n}")
     return shape
+
+
+def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
+    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
+    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
+    for row, images in enumerate(grids):
+        if row and images == grids[row - 1]:
+            cells[row] = cells[row - 1]
+            continue
+        frame, at = 0, 0
+        for grid in images:
+            size = math.prod(grid)
+            own = cells[row, at : at + size]
+            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
+            own[:, 0] += frame
+            frame, at = frame + grid[0], at + size
+    return torch.from_numpy(cells)
+
+
+def pictures_of(grids: Sequence[Grid]) -> tuple[tuple[Grid, ...], ...]:
+    """The grids of each picture or video: tiles belong to the overview before them, a token of no place to the picture
+    that it leads or ends, as the first picture shows.
+
+    Raises:
+        InputError: where the tokens of a prompt lie is not known.
+    """
+    leads = bool(grids) and isinstance(grids[0], ClassToken)
+    found: list[list[Grid]] = []
+    for at, grid in enumerate(grids):
+        if isinstance(grid, UnknownGrid):
+            raise InputError("it is not known which vision tokens belong to which picture")
+        joins = isinstance(grid, Tiles) or (isinstance(grid, ClassToken) and not leads)
+        if joins or (leads and at and isinstance(grids[at - 1], ClassToken)):
+            found[-1].append(grid)
+        else:
+            found.append([grid])
+    return tuple(map(tuple, found))

@@ -259,7 +259,10 @@ def _stages(
     steps = steps_behind(pipeline, depth, inside)
     prices = PromptPrices(shape, pipeline, total, grids, text, question)
     budget = None if inside.steps else pipeline.budget  # the tower has met it, picture by picture
-    planned = plan(steps, budget, depth=depth, total=total, grids=grids, prices=prices)
+    if pipeline.apart:
+        planned = pipeline.plan(total, grids, depth)
+    else:
+        planned = plan(steps, budget, depth=depth, total=total, grids=grids, prices=prices)
     known = tuple(count for count in planned if count is not None)
     counts = known if measured is None else tuple(measured)
     if measured is None and len(known) < len(planned):

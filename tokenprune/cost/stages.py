@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
+from math import prod
 
 from tokenprune.budget import Step, survivors
-from tokenprune.core.grids import Grid
+from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.cost.inside import Inside
 from tokenprune.cost.shape import ModelShape
 from tokenprune.cost.tower_signals import signal_cost
@@ -64,6 +66,9 @@ def stage_costs(
         plan: the counts, None where a scheduler has to find them out; all are known when left out.
         inside: those of its stages that act in the vision tower; there are none when left out.
     """
+    alone = pictures_of(grids) if pipeline.apart else ()
+    if len(alone) > 1:
+        return _apart(shape, pipeline, alone, text=text, question=question)
     decoder = shape.decoder
     steps = steps_behind(pipeline, decoder.layers, inside)
     within = () if inside is None else tuple(zip(inside.parts, inside.restores, strict=True))
@@ -107,6 +112,34 @@ def stage_costs(
         costs.append(StageCost(stage.name, step.layer, kept, after, stated, unstated))
         before = after
     return tuple(costs)
+
+
+def _apart(
+    shape: ModelShape, pipeline: Pipeline, pictures: Sequence[Sequence[Grid]], *, text: int, question: int
+) -> tuple[StageCost, ...]:
+    """What the stages cost that act on each of several pictures by itself: together, what they cost on each."""
+    totals = [sum(map(prod, grids)) for grids in pictures]
+    counts = [
+        [count for count in pipeline.plan(total, grids, shape.decoder.layers) if count is not None]
+        for total, grids in zip(totals, pictures, strict=True)
+    ]
+    each = [
+        stage_costs(shape, pipeline, kept, total=total, grids=grids, text=text, question=question)
+        for kept, total, grids in zip(counts, totals, pictures, strict=True)
+    ]
+    return tuple(
+        replace(
+            costs[0],
+            kept=sum(cost.kept for cost in costs),
+            tokens=sum(cost.tokens for cost in costs),
+            parts={
+                role: sum(cost.parts.get(role, 0) for cost in costs)
+                for role in dict.fromkeys(chain(*(cost.parts for cost in costs)))
+            },
+            unstated=tuple(dict.fromkeys(chain(*(cost.unstated for cost in costs)))),
+        )
+        for costs in zip(*each, strict=True)
+    )
 
 
 def steps_behind(pipeline: Pipeline, depth: int, inside: Inside | None) -> tuple[Step, ...]:

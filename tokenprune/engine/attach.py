@@ -45,7 +45,14 @@ class Attached:
         if recipe.budget is not None and recipe.budget.kind == "flops":
             prices = partial(_prices, parts.adapter.shape(parts.model.config))
         stages = recipe.stages if isinstance(recipe, Pipeline) else recipe.build_stages()
-        pipeline = Pipeline(stages, budget=recipe.budget, depth=len(parts.layers), name=recipe.name, prices=prices)
+        pipeline = Pipeline(
+            stages,
+            budget=recipe.budget,
+            depth=len(parts.layers),
+            name=recipe.name,
+            prices=prices,
+            pictures=recipe.pictures,
+        )
         check_weights(pipeline, parts)
         check_parallel(parts.layers, parts.text.config, compiled=compile is not None)
         pipeline.to(next(parts.text.parameters()).device)

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from math import prod
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tokenprune.core.grids import Grid, UnknownGrid
 from tokenprune.errors import InputError, UnsupportedModelError
@@ -63,23 +61,6 @@ def grids_of(
             found.append((_stand_in(n), str(error)))
     told, causes = zip(*found, strict=True)
     return told, causes
-
-
-def cells_of(grids: Sequence[Sequence[Grid]], n: int) -> Tensor:
-    """``[B, n, 3]`` image or frame, row and column of every vision token; 0 on padding. On the host."""
-    cells = np.zeros((len(grids), n, 3), dtype=np.int64)
-    for row, images in enumerate(grids):
-        if row and images == grids[row - 1]:
-            cells[row] = cells[row - 1]
-            continue
-        frame, at = 0, 0
-        for grid in images:
-            size = prod(grid)
-            own = cells[row, at : at + size]
-            own[:] = np.stack(np.unravel_index(np.arange(size), grid), axis=-1)
-            own[:, 0] += frame
-            frame, at = frame + grid[0], at + size
-    return torch.from_numpy(cells)
 
 
 def _checked(anatomy: Anatomy, grids: Sequence[Grid], n: int) -> tuple[Grid, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tokenprune.apart import Alone
 from tokenprune.budget import survivors
 from tokenprune.core import ops
 from tokenprune.core.grids import Grid
@@ -56,6 +57,8 @@ class Prefill:
     """Whether a stage drops something, or may, as far as counts tell; else nothing happens to the sequence."""
     tower: frozenset[str] = frozenset()
     """Signals of the vision tower that those stages read."""
+    alone: tuple[tuple[Alone, ...], ...] = ()
+    """For each stage, the pictures of all samples; empty where it takes them together."""
     weights: dict[str, Tensor] = field(default_factory=dict)
     """Rater weights that later stages share, by `Stage.shared_raters`."""
 
@@ -74,6 +77,8 @@ class Prefill:
         """What `stage`, the one of this number, makes of `tokens`."""
         if number in self.gone:
             return _followed(tokens, self.gone[number])
+        if self.alone:
+            return stage(tokens, pictures=self.alone[number])
         counts, raters = self.counts[number], stage.shared_raters
         count = None if None in counts else tuple(c for c in counts if c is not None)
         result = stage(tokens, count, None if raters is None else self.weights.get(raters))
@@ -85,12 +90,12 @@ class Prefill:
     def graph_key(self) -> tuple[Hashable, ...]:
         """Part of the key of a compiled prefill: values that were Python constants when it was traced.
 
-        Tokens that each stage keeps of each sample (None where the scores decide), text tokens that may rate, where
-        there is padding, and whether positions count up.
+        Tokens that each stage keeps of each sample (None where the scores decide), or of each picture, text tokens that
+        may rate, where there is padding, and whether positions count up.
         """
         prompt = self.prompt
         question = prompt.tokens.question
-        return self.counts, prompt.text.shape[1], question.padded, prompt.real is None, prompt.counts_up
+        return self.counts, self.alone, prompt.text.shape[1], question.padded, prompt.real is None, prompt.counts_up
 
     def dropped(self, pipeline: Pipeline, depth: int) -> list[int]:
         """By how many tokens the sequence is shorter at each of `depth` layers; all counts are known."""
@@ -117,11 +122,12 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
         for total, grids, text, question in zip(tokens.total, tokens.grids, prompt.others, prompt.raters, strict=True)
     ]
     counts = tuple(zip(*plans, strict=True))
+    alone = pipeline.alone(tokens.total, tokens.grids, depth) if pipeline.apart else ()
     acting = list(_acting(pipeline, counts, tokens.total, depth))
     for stage in acting:
         _check(stage, prompt)
     tower = frozenset(name for stage in acting for name in stage.reads.tower)
-    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting), tower=tower)
+    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting), tower=tower, alone=alone)
 
 
 def _acting(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenprune.core import ops, transfer
+from tokenprune.core.grids import cells_of
 from tokenprune.core.signals import Question, Signal, Signals, Unreadable
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.gather import take, take_positions
-from tokenprune.engine.grids import cells_of, grids_of
+from tokenprune.engine.grids import grids_of
 from tokenprune.engine.prompt import Prompt
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.families.anatomy import VIDEO, Anatomy, Pictures

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenprune.core.grids import Grid, square_or_row
+from tokenprune.core.grids import Grid, cells_of, square_or_row
 from tokenprune.core.merge import Merge, unmerge
 from tokenprune.core.report import StageReport
 from tokenprune.core.signals import Question
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.calls import bound, takes
-from tokenprune.engine.grids import cells_of
 from tokenprune.errors import InputError
 from tokenprune.families.tower import Tower
 

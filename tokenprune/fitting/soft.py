@@ -60,7 +60,10 @@ class SoftStage(Stage):
         self.off: Tensor | None = None
         """Squared distance from the bar of the score that the last forward's gates opened around; None: no bar."""
 
-    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
+    # Never given pictures apart.
+    def forward(  # type: ignore[override]
+        self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None
+    ) -> StageResult:
         weights = self.rater_weights(tokens, weights)
         scores = self.scorer(self._seen(tokens, self.scorer), self._rated(self.scorer, weights))
         here = tokens.valid if tokens.bias is None else tokens.valid & (tokens.bias > CLOSED)
@@ -133,7 +136,10 @@ class Probe(Stage):
         )
         self._show = show
 
-    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
+    # Never given pictures apart.
+    def forward(  # type: ignore[override]
+        self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None
+    ) -> StageResult:
         weights = self.rater_weights(tokens, weights)
         self._show(self._seen(tokens, self.scorer), self._rated(self.scorer, weights))
         return self._untouched(tokens, weights)

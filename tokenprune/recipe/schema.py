@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from tokenprune.apart import Pictures
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.core.needs import cannot_give
 from tokenprune.core.place import Place, PlaceError, place_schema
@@ -212,6 +213,11 @@ class Recipe(Spec):
     budget: BudgetField | None = Field(
         default=None, description="Fixes all counts; the schedulers then only say how the stages share them"
     )
+    pictures: Pictures = Field(
+        default="together",
+        description="Whether the pictures of a prompt compete for one count, or each is reduced as if it were alone "
+        "(apart), as engines do that encode one at a time",
+    )
     again: Again | None = Field(
         default=None, description="Ask cheaply first, and again with everything where that is not sure"
     )
@@ -234,6 +240,8 @@ class Recipe(Spec):
         data = {"version": self.version, "budget": self.to_dict().get("budget"), "stages": stages}
         if self.again is not None:
             data["again"] = self.again.model_dump()
+        if self.pictures != "together":
+            data["pictures"] = self.pictures
         return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
 
     def build_stages(self) -> list[Stage]:
@@ -274,6 +282,7 @@ class Recipe(Spec):
             "paper": self.paper,
             "differences": list(self.differences),
             "budget": None if self.budget is None else {self.budget.kind: self.budget.value},
+            "pictures": None if self.pictures == "together" else self.pictures,
             "again": None if self.again is None else self.again.model_dump(),
             "stages": [stage.to_dict() for stage in self.stages],
             "variants": {name: dict(values) for name, values in self.variants.items()},

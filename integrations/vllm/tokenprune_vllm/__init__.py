@@ -3,7 +3,9 @@ of vLLM."""
 
 ARCHITECTURES = {
     "TokenpruneLlava": "tokenprune_vllm.llava:TokenpruneLlava",
-    "TokenpruneQwen2_5_VL": "tokenprune_vllm.qwen2_5_vl:TokenpruneQwen2_5_VL",
+    "TokenpruneLlavaOnevision": "tokenprune_vllm.llava_onevision:TokenpruneLlavaOnevision",
+    "TokenpruneQwen2_5_VL": "tokenprune_vllm.qwen:TokenpruneQwen2_5_VL",
+    "TokenpruneQwen3VL": "tokenprune_vllm.qwen:TokenpruneQwen3VL",
 }
 """Names of their own: to install the plug-in changes no server that does not ask for one."""
 

@@ -8,32 +8,32 @@ import torch
 from torch import Tensor
 
 BASE = 256
-CHANNELS = 6
-"""Columns behind an embedding: three positions, high digits and low digits of base 256. Whole numbers up to 256 are
-exact in bfloat16, so positions up to 65535 are."""
+"""Columns behind an embedding: high digits of its positions, then low digits. Whole numbers up to 256 are exact in
+bfloat16, so positions up to 65535 are."""
 
 
 def append(hidden: Tensor, position: Tensor) -> Tensor:
-    """``[K, D]`` and ``[K, 3]`` int64 to ``[K, D + 6]``."""
+    """``[K, D]`` and ``[K, axes]`` int64 to ``[K, D + 2 axes]``."""
     return torch.cat([hidden, (position // BASE).to(hidden.dtype), (position % BASE).to(hidden.dtype)], dim=1)
 
 
-def split(rows: Tensor) -> tuple[Tensor, Tensor]:
+def split(rows: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """The inverse of `append`."""
-    high, low = rows[:, -CHANNELS:-3].round().long(), rows[:, -3:].round().long()
-    return rows[:, :-CHANNELS], high * BASE + low
+    high, low = rows[:, -2 * axes : -axes].round().long(), rows[:, -axes:].round().long()
+    return rows[:, : -2 * axes], high * BASE + low
 
 
 def written(positions: Tensor, media: Tensor, base: Tensor, offsets: Sequence[Tensor], start: int) -> Tensor:
-    """Positions ``[3, L]`` of a prompt with those of the survivors of this chunk filled in.
+    """Positions ``[axes, L]`` of a prompt with those of the survivors of this chunk filled in.
 
-    Counts and shapes are known from the start, so text was right from the start, and survivors alone change.
+    Counts and shapes are known from the start, so text was right from the start, and survivors alone change. A prompt
+    that is computed anew gets the same once more.
 
     Args:
         positions: as they are.
         media: ``[L]`` bool, placeholders.
         base: ``[L]`` int64, for each placeholder the position that its picture begins at.
-        offsets: ``[k, 3]`` of the survivors that this chunk brings, picture by picture.
+        offsets: ``[k, axes]`` of the survivors that this chunk brings, picture by picture.
         start: tokens of the prompt that have been computed before.
     """
     slots = media.nonzero()[:, 0]
@@ -46,10 +46,22 @@ def written(positions: Tensor, media: Tensor, base: Tensor, offsets: Sequence[Te
     return new
 
 
-def one_axis_base(media: Tensor, total: int, kept: int) -> Tensor:
-    """``[L]`` int64 for a model of one axis whose pictures all have `total` tokens, `kept` of them here: the position
-    of a text token, and for a placeholder that of its picture's first original token."""
-    rank = media.long().cumsum(0) - media.long()
-    picture = rank // max(kept, 1)
-    own = torch.arange(len(media), device=media.device) + picture * (total - kept)
-    return torch.where(media, own - rank % max(kept, 1), own)
+def one_axis(length: int, pictures: Sequence[tuple[int, int, int]]) -> Tensor:
+    """``[3, L]`` int64 of a prompt to a model that counts along one axis.
+
+    The first axis turns the heads: text as in the untouched prompt, placeholders where their picture begins, until
+    `written` says where each survivor stood. The other two turn nothing, and remember, as long as the request lives:
+    where the picture of a placeholder begins, and where the text behind the prompt goes on.
+
+    Args:
+        length: L, tokens of the prompt.
+        pictures: in order, the first placeholder, the placeholders, and the tokens of the untouched picture.
+    """
+    positions = torch.arange(length).repeat(3, 1)
+    ahead = 0
+    for start, kept, total in pictures:
+        positions[:2, start : start + kept] = positions[0, start].item()
+        positions[0, start + kept :] += total - kept
+        ahead += total - kept
+    positions[2] = length + ahead
+    return positions

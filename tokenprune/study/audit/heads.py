@@ -136,7 +136,10 @@ class _Listening(Stage):
         )
         self._heard = heard
 
-    def forward(self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None) -> StageResult:
+    # Never given pictures apart.
+    def forward(  # type: ignore[override]
+        self, tokens: Tokens, count: Count | None = None, weights: Tensor | None = None
+    ) -> StageResult:
         scorer = self.scorer
         assert isinstance(scorer, AttentionScorer) and self.raters is not None  # as given to __init__
         assert tokens.attention is not None  # the engine brings it to every layer
