@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.parent
 TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
 ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
+LOAD = ROOT / "benchmarks" / "serving" / "load.json"
 PUBLISHED = ROOT / "scripts" / "published.yaml"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
@@ -238,6 +239,27 @@ def published() -> str:
     return "\n".join(lines) + "\n"
 
 
+def load() -> str:
+    """A row for each side of the load benchmark, by load."""
+    models = json.loads(LOAD.read_text(encoding="utf-8"))["models"]
+    lines = [
+        "| model | load | side | requests/s | times untouched | first token p50, p99 | KV blocks | cached tokens "
+        "| tower, choosing |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model, told in models.items():
+        for name, sides in told["summary"].items():
+            for side, row in sides.items():
+                low, high = row["times_untouched_range"]
+                speed = "" if side == "untouched" else f"{row['times_untouched']:.2f} ({low:.2f}–{high:.2f})"
+                first = f"{1000 * row['first_token_p50']:.0f}, {1000 * row['first_token_p99']:.0f} ms"
+                shares = f"{row['tower']:.0%}, {row['choosing']:.0%}".replace("%", " %")
+                numbers = f"{row['requests_per_second']:.2f} | {speed} | {first} | {row['peak_blocks']}"
+                cached = f"{row['from_cache']:.0f}" if row["from_cache"] else "–"
+                lines.append(f"| {model} | {name} | `{side}` | {numbers} | {cached} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
 def deciding(stage: StageSpec) -> str:
     """The parts of a stage that are not the plainest of their role."""
     plain = {"constant", "top_k", "drop", "solved", "fixed", "pyramid", "table"}
@@ -260,7 +282,14 @@ def small_share(share: float) -> str:
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "published": published, "scenes": scenes, "flops": flops},
+    ROOT / "docs" / "serving.md": {"load": load},
+    ROOT / "docs" / "methods.md": {
+        "methods": methods,
+        "learned": learned,
+        "published": published,
+        "scenes": scenes,
+        "flops": flops,
+    },
 }
 """Page -> name of each generated part and what makes it."""
 
