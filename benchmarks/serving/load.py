@@ -34,8 +34,8 @@ SIDES = {
 }
 """`none`: the plug-in with a recipe that keeps everything. The tower of LLaVA has one size: no smaller image there, and
 `untouched` is the plug-in with `none`, as vLLM 0.32 does not load the checkpoint.
-`steps`: the model of `qwen`, and `/640` where a step of the scheduler takes at most 640 tokens in place of 2048, so as many
-pictures as the untouched model's."""
+`steps`: the model of `qwen`, and `/640` where a step of the scheduler takes at most 640 tokens in place of 2048, so as
+many pictures as the untouched model's."""
 LOADS = {"1 in flight": (1, 4, 1), "8 in flight": (8, 16, 1), "32 in flight": (32, 32, 1), "repeated": (8, 16, 8)}
 """Requests in flight, requests, and how often each picture is asked about."""
 SIDE, SMALL = 672, 336
@@ -315,7 +315,7 @@ def measure(models: list[str], rounds: int, threads: int, out: Path) -> None:
                             kept[side][load].append(run)
                 print(f"{model}: round {number + 1} of {rounds}", flush=True)
                 told["models"][model] = {"facts": facts, "summary": summary(kept) if number >= 0 else {}, "runs": kept}
-                out.write_text(json.dumps(told, indent=1) + "\n")
+                out.write_text(json.dumps(told) + "\n")
             for each in sides.values():
                 each.end()
             show(model, told["models"][model]["summary"])

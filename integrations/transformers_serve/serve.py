@@ -1,6 +1,6 @@
 """The OpenAI-compatible server of transformers with a recipe on every model that it loads.
 
-    python serve.py MODEL RECIPE KEEP [PORT]          # python serve.py embedded divprune 0.25 8000
+    python serve.py MODEL RECIPE KEEP [PORT [HOST]]     # python serve.py embedded divprune 0.25 8000
 
 `transformers serve` loads models by name, through its `ModelManager`, and gives no place for a recipe; so its handlers
 are put together here over a manager that attaches one to whatever has been loaded. The recipe goes with its model when
@@ -61,6 +61,6 @@ def folder_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    model, recipe, keep, *port = sys.argv[1:]
-    number = int(port[0]) if port else 8000
-    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model)), host="localhost", port=number)
+    model, recipe, keep, *where = sys.argv[1:]
+    port, host = (*where, *("8000", "localhost")[len(where) :])
+    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model)), host=host, port=int(port))
