@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 import uvicorn
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -63,4 +64,5 @@ def folder_of(name: str) -> str:
 if __name__ == "__main__":
     model, recipe, keep, *where = sys.argv[1:]
     port, host = (*where, *("8000", "localhost")[len(where) :])
-    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model)), host=host, port=int(port))
+    dtype = "auto" if torch.accelerator.is_available() else "float32"  # as tokenprune loads: halves are slow on a CPU
+    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model), dtype=dtype), host=host, port=int(port))
