@@ -11,9 +11,11 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+import yaml
 
 from tokenprune import ledger
 from tokenprune.budget import survivors
@@ -28,6 +30,8 @@ ROOT = Path(__file__).parent.parent
 TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
 ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
+LOAD = ROOT / "benchmarks" / "serving" / "load.json"
+PUBLISHED = ROOT / "scripts" / "published.yaml"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
 UNBUDGETED = {"none", "vtw"}
@@ -216,6 +220,46 @@ def accuracy(row: dict[str, Any]) -> str:
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def published() -> str:
+    """A row for each published setting: what its name promises, and what it costs."""
+    lines = [
+        "| published as | recipe | in a layer, average | in the last layer | decoder FLOPs | prefill FLOPs |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for setting in yaml.safe_load(PUBLISHED.read_text(encoding="utf-8")):
+        name, _, variant = setting["recipe"].partition(":")
+        keep = setting.get("keep")
+        told = ledger(MODEL, load_recipe(name, variant=variant or None, keep=keep), text=64)
+        vision = [layer.vision for layer in told.reduced.rows]
+        about = "" if told.exact else "≈ "
+        numbers = f"{about}{fmean(vision):.1f} | {about}{vision[-1]}"
+        shares = f"{about}{told.share('papers'):.1%} | {about}{told.share('prefill'):.1%}".replace("%", " %")
+        budget = "" if keep is None else f" `keep: {keep}`"
+        lines.append(f"| {setting['called']} | `{setting['recipe']}`{budget} | {numbers} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
+def load() -> str:
+    """A row for each side of the load benchmark, by load."""
+    models = json.loads(LOAD.read_text(encoding="utf-8"))["models"]
+    lines = [
+        "| model | load | side | requests/s | times untouched | first token p50, p99 | KV blocks | cached tokens "
+        "| tower, choosing |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for model, told in models.items():
+        for name, sides in told["summary"].items():
+            for side, row in sides.items():
+                low, high = row["times_untouched_range"]
+                speed = "" if side == "untouched" else f"{row['times_untouched']:.2f} ({low:.2f}–{high:.2f})"
+                first = f"{1000 * row['first_token_p50']:.0f}, {1000 * row['first_token_p99']:.0f} ms"
+                shares = f"{row['tower']:.0%}, {row['choosing']:.0%}".replace("%", " %")
+                numbers = f"{row['requests_per_second']:.2f} | {speed} | {first} | {row['peak_blocks']}"
+                cached = f"{row['from_cache']:.0f}" if row["from_cache"] else "–"
+                lines.append(f"| {model} | {name} | `{side}` | {numbers} | {cached} | {shares} |")
+    return "\n".join(lines) + "\n"
+
+
 def deciding(stage: StageSpec) -> str:
     """The parts of a stage that are not the plainest of their role."""
     plain = {"constant", "top_k", "drop", "solved", "fixed", "pyramid", "table"}
@@ -238,7 +282,14 @@ def small_share(share: float) -> str:
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes, "flops": flops},
+    ROOT / "docs" / "serving.md": {"load": load},
+    ROOT / "docs" / "methods.md": {
+        "methods": methods,
+        "learned": learned,
+        "published": published,
+        "scenes": scenes,
+        "flops": flops,
+    },
 }
 """Page -> name of each generated part and what makes it."""
 

@@ -1,6 +1,6 @@
 """The OpenAI-compatible server of transformers with a recipe on every model that it loads.
 
-    python serve.py MODEL RECIPE KEEP [PORT]          # python serve.py embedded divprune 0.25 8000
+    python serve.py MODEL RECIPE KEEP [PORT [HOST]]     # python serve.py embedded divprune 0.25 8000
 
 `transformers serve` loads models by name, through its `ModelManager`, and gives no place for a recipe; so its handlers
 are put together here over a manager that attaches one to whatever has been loaded. The recipe goes with its model when
@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 import uvicorn
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
@@ -61,6 +62,7 @@ def folder_of(name: str) -> str:
 
 
 if __name__ == "__main__":
-    model, recipe, keep, *port = sys.argv[1:]
-    number = int(port[0]) if port else 8000
-    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model)), host="localhost", port=number)
+    model, recipe, keep, *where = sys.argv[1:]
+    port, host = (*where, *("8000", "localhost")[len(where) :])
+    dtype = "auto" if torch.accelerator.is_available() else "float32"  # as tokenprune loads: halves are slow on a CPU
+    uvicorn.run(app(recipe, float(keep), force_model=folder_of(model), dtype=dtype), host=host, port=int(port))

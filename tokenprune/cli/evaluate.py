@@ -245,4 +245,5 @@ def _print_json(result: Evaluation, chat: Chat, *, asked: str, packed: bool) -> 
         "dtype": str(chat.model.dtype).removeprefix("torch."),
         "device": str(chat.model.device),
     }
-    print_json({**where, "asked": asked, "packed": packed, **result.to_dict(), "versions": versions()})
+    told = {"asked": asked, "packed": packed, **result.to_dict(), "samples": result.samples()}
+    print_json({**where, **told, "versions": versions()})

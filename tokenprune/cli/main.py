@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from tokenprune.cli import audit, bench, check, doctor, evaluate, fit, flops, ls, new, run, schema, show, tune
+from tokenprune.cli import audit, bench, check, doctor, evaluate, fit, flops, ls, new, run, schema, show, table, tune
 from tokenprune.cli.terminal import complain, note
 from tokenprune.errors import PluginWarning, TokenPruneError, UnstatedCostWarning, did_you_mean
 
@@ -46,7 +46,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (run, evaluate, tune, bench, audit, fit, ls, show, flops, check, new, schema, doctor):
+for _module in (run, evaluate, table, tune, bench, audit, fit, ls, show, flops, check, new, schema, doctor):
     # typer keeps the line breaks of docstrings: undo those within a paragraph.
     _paragraphs = inspect.cleandoc(_module.command.__doc__ or "").split("\n\n")
     app.command(

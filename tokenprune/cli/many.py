@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from tokenprune.errors import InputError
 if TYPE_CHECKING:
     from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
-    from tokenprune.study.many import Alone, Answerer, AnswersFile, Line, Measured, Pool
+    from tokenprune.study.many import Alone, Answerer, AnswersFile, Line, Measured, OnRay, Pool
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,13 @@ class Work:
     """Other arguments of `load_recipe`."""
     plugins: Sequence[Path]
     max_new_tokens: int
+
+    def anywhere(self) -> Work:
+        """The same with whole paths: workers elsewhere do not start in this folder."""
+        model, recipe = (
+            str(Path(name).resolve()) if Path(name).exists() else name for name in (self.model, self.recipe)
+        )
+        return replace(self, model=model, recipe=recipe, plugins=tuple(path.resolve() for path in self.plugins))
 
     def __call__(self, number: int, count: int) -> Answerer:
         """The answerer of worker `number` of `count`."""
@@ -65,7 +72,8 @@ def ask_many(
     *,
     recipe: Recipe,
     batch_size: int,
-    workers: int,
+    workers: int | None,
+    ray: str | None,
     measure: int,
     json: bool,
 ) -> None:
@@ -86,9 +94,9 @@ def ask_many(
     if strange := strange_pictures(work.model, [line.path for line in lines], [line.size for line in lines]):
         note(strange)
     with progress(f"loading {work.model}"):
-        from tokenprune.study.many import Alone, AnswersFile, Pool, in_batches
+        from tokenprune.study.many import AnswersFile, in_batches
 
-        pool: Alone | Pool = Alone(work) if workers == 1 else Pool(work, workers)
+        pool = _pool(work, workers, ray)
         pool.__enter__()
     try:
         file = AnswersFile(output, lines, pool.run)
@@ -103,15 +111,24 @@ def ask_many(
     if json:
         from tokenprune.cli.answer import versions
 
-        print_json({**facts, "workers": workers, "batch_size": batch_size, "versions": versions()})
+        print_json({**facts, "workers": workers or 1, "ray": ray, "batch_size": batch_size, "versions": versions()})
     else:
         _show(facts, lines, file)
     if facts["refused"]:
         raise InputError(f"{facts['refused']} of {len(lines)} were refused; {output} says why in their lines: error")
 
 
+def _pool(work: Work, workers: int | None, ray: str | None) -> Alone | Pool | OnRay:
+    """This process, several, or a cluster."""
+    from tokenprune.study.many import Alone, OnRay, Pool
+
+    if ray is not None:
+        return OnRay(work.anywhere(), ray, workers)
+    return Alone(work) if workers in (None, 1) else Pool(work, workers)
+
+
 def _ask(
-    pool: Alone | Pool, file: AnswersFile, batches: list[list[Line]], measure: int, total: int
+    pool: Alone | Pool | OnRay, file: AnswersFile, batches: list[list[Line]], measure: int, total: int
 ) -> tuple[float, list[Measured]]:
     """Answer the batches into the file; seconds of all of them, and those that were asked both ways."""
     # Spread over the list: its beginning holds the smallest pictures.

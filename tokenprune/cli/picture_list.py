@@ -6,7 +6,6 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +64,10 @@ def read_lines(sources: Sequence[str], question: str | None) -> list[Line]:
 
 
 def _look(path: Path) -> tuple[str, tuple[int, int]]:
+    from tokenprune.study.many import digest
+
     picture = open_picture(path, "image")
-    return sha256(path.read_bytes()).hexdigest()[:16], picture.size
+    return digest(path), picture.size
 
 
 def _rows(sources: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:

@@ -116,6 +116,14 @@ def command(
         int | None,
         typer.Option(min=1, help="Processes that share --images, each with its own model.", metavar="N"),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Spread --images over a Ray cluster: its address, auto, or local. --workers: as many as it has GPUs, "
+            "or machines, where not given. Needs the extra 'ray'.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
     measure: Annotated[
         int | None,
         typer.Option(
@@ -135,7 +143,8 @@ def command(
     budgets = budgets_of(keep, average, final, flops)
     paths, question = pictures_and_question(words or [], image or [], question)
     check_plot(save_plot)
-    many = {"--output": output, "--batch-size": batch_size, "--workers": workers, "--measure": measure}
+    many = {"--output": output, "--batch-size": batch_size, "--workers": workers, "--ray": ray}
+    many["--measure"] = measure
     if images is None:
         if strayed := [option for option, value in many.items() if value is not None]:
             raise InputError(f"{strayed[0]} goes with --images, which asks about many pictures")
@@ -167,7 +176,8 @@ def command(
             work,
             recipe=resolved,
             batch_size=batch_size or BATCH,
-            workers=workers or 1,
+            workers=workers,
+            ray=ray,
             measure=MEASURED if measure is None else measure,
             json=json_,
         )

@@ -192,6 +192,19 @@ class Evaluation:
             "pairs": [pair.to_dict() for pair in self.pairs],
         }
 
+    def samples(self) -> dict[str, Any]:
+        """Picture, question and task of each case, and its scores (mean over draws) in the order of `rows`: plain data.
+
+        What others need to compare methods on the same questions. Names of pictures are shortened.
+        """
+        names = {name: str(number) for number, name in enumerate(dict.fromkeys(self._pictures.tolist()))}
+        return {
+            "picture": [names[case.picture_id] for case in self.cases],
+            "question": [case.key for case in self.cases],
+            "task": [case.task for case in self.cases],
+            "scores": [self._scores(self._groups[row.label, row.budget]).tolist() for row in self.rows],
+        }
+
     @cached_property
     def _groups(self) -> dict[tuple[str, str], list[Outcome]]:
         """The draws of each condition at each budget."""

@@ -30,6 +30,11 @@ class Line:
         return sha256("\0".join((self.image, self.digest, self.question)).encode()).hexdigest()[:16]
 
 
+def digest(picture: Path) -> str:
+    """Sixteen hexadecimal digits for a picture's file."""
+    return sha256(picture.read_bytes()).hexdigest()[:16]
+
+
 def in_batches(lines: Sequence[Line], size: int) -> list[list[int]]:
     """Indices of `lines` in batches of at most `size`: pictures of one size together, questions of similar length.
 
