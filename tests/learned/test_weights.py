@@ -105,7 +105,7 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
     from families import build
 
     path = recipe(tmp_path, written(tmp_path, Host("qwen2_vl", 64)))
-    with pytest.raises(InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64")):
+    with pytest.raises(InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64, 4 heads")):
         tp.attach(build("llava", layers=2), path)
     with pytest.raises(RecipeError, match="has no weights"):
         tp.attach(build("llava", layers=2), "text-conditioned")
