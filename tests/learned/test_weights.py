@@ -105,7 +105,9 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
     from families import build
 
     path = recipe(tmp_path, written(tmp_path, Host("qwen2_vl", 64)))
-    with pytest.raises(InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64, 4 heads")):
+    with pytest.raises(
+        InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64, 4 heads")
+    ):
         tp.attach(build("llava", layers=2), path)
     with pytest.raises(RecipeError, match="has no weights"):
         tp.attach(build("llava", layers=2), "text-conditioned")
@@ -113,7 +115,7 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
 
 @pytest.mark.parametrize("name", list_learned_recipes())
 def test_fresh_parts_start_the_same_for_the_same_seed(name: str) -> None:
-    host = Host("", 8)
+    host = Host("", 8, 2)
     one, same, other = (fresh_stages(load_recipe(name), host, seed=seed) for seed in (0, 0, 1))
     states = [[value for stage in stages for value in stage.state_dict().values()] for stages in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
