@@ -135,6 +135,7 @@ def keys() -> str:
         own = [f"`{name}`" for name, part in parts(role).items() if part.__module__.startswith("tokenprune.")]
         lines.append(f"| `{role}` | {f'`{default.type}`' if default else 'none'} | {', '.join(own)} |")
     lines.append("| `positions` | `original` | `original`, `renumber` |")
+    lines.append("| `kv` | `later_layers` | `later_layers`; `all_layers`: dropped tokens leave earlier caches, too |")
     return "\n".join(lines) + "\n"
 
 
