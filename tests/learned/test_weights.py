@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tokenprune as tp
 from tokenprune.errors import InputError, RecipeError
-from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.fresh import fresh_stages, without_weights
 from tokenprune.parts.learned import Host
 from tokenprune.parts.scorers.learned import TextConditionedScorer
 from tokenprune.recipe import list_learned_recipes, load_recipe
@@ -77,7 +77,7 @@ def test_only_a_plain_safetensors_file_with_a_digest_can_be_named(tmp_path: Path
 
 def test_without_weights_it_refuses_and_says_what_makes_them() -> None:
     for name in list_learned_recipes():
-        pipeline = tp.build(name, depth=8)
+        pipeline = tp.build(without_weights(load_recipe(name)), depth=8)
         with pytest.raises(RecipeError, match=r"has no weights: make them with `tokenprune fit"):
             pipeline.run(pipeline.stages[0].place, tokens())
 
@@ -110,7 +110,7 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
     ):
         tp.attach(build("llava", layers=2), path)
     with pytest.raises(RecipeError, match="has no weights"):
-        tp.attach(build("llava", layers=2), "text-conditioned")
+        tp.attach(build("llava", layers=2), without_weights(load_recipe("text-conditioned")))
 
 
 @pytest.mark.parametrize("name", list_learned_recipes())

@@ -74,7 +74,10 @@ class GlimpseScorer(Learned, Scorer):
         state = self.heads((paid + FLOOR).log().mT)
         told = self.norm(state)
         if self.picture:
-            told = torch.cat([told, self.shown(self.shown_norm(tokens.signal("embedding").float()))], -1)
+            shown = self.shown_norm(tokens.signal("embedding").float())
+            if tokens.padded:  # whatever stands there would be multiplied by a weight of 0
+                shown = shown.masked_fill(~tokens.valid.unsqueeze(-1), 0.0)
+            told = torch.cat([told, self.shown(shown)], -1)
         seen = tokens.valid[:, None] if tokens.padded else None
         state = state + functional.scaled_dot_product_attention(
             self.query(told), self.key(told), self.value(state), seen
