@@ -170,6 +170,24 @@ def test_a_static_cache_is_reset_to_its_full_room() -> None:
         assert torch.equal(first, model(**batch, **{CACHE: cache}).logits)
 
 
+def test_a_compiled_recipe_gives_the_same() -> None:
+    """The caches are cut behind the graph of the prefill, at their addresses; decode steps are a graph of their own."""
+    model = build("llava", layers=4)
+    batch = inputs("llava", model)
+    asked = recipe("few", stage(2, fixed(6), scorer="random", kv="all_layers"))
+    with tp.attach(model, asked):
+        expected, expected_logits = generate_logits(model, batch)
+    try:
+        with tp.attach(model, asked, compile={"backend": "eager"}) as attached:
+            sequences, logits = generate_logits(model, batch)
+            graphs = attached.report.graphs
+    finally:
+        torch.compiler.reset()
+    assert graphs is not None and (graphs.breaks, graphs.recompiles) == (0, 0)
+    assert torch.equal(sequences, expected)
+    assert worst(logits, expected_logits) < TOLERANCE
+
+
 def test_where_no_layer_comes_before_it_is_refused() -> None:
     with pytest.raises(RecipeError, match="'all_layers' is without effect: no layer comes before after_vision"):
         load_recipe(recipe("x", stage("after_vision", fixed(0.5), scorer="norm", kv="all_layers")))

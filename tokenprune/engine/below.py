@@ -42,22 +42,23 @@ class Below:
         known: dict[tuple[int, int], tuple[Tensor, Slots]] = {}  # neighbours share theirs
         for number in range(self.layer):
             layer = None if number in recurrent else layer_of(self.cache, number)
-            if layer is None or not layer.is_initialized:
+            keys = None if layer is None else layer.keys
+            if layer is None or keys is None:
                 continue
-            slots, keys = slots_of(layer), layer.keys
+            slots = slots_of(layer)
             shown = int(keys.shape[-2]) if window_of(layer) is not None else past + length
             of = id(slots), shown
             if of not in known:
-                known[of] = self._left(slots, shown, past, length, keys)
+                known[of] = self._left(slots, shown, past, length, keys.shape[0])
             virtualise(layer, owner)
             leave(layer, *known[of])
 
-    def _left(self, slots: Slots | None, shown: int, past: int, length: int, like: Tensor) -> tuple[Tensor, Slots]:
+    def _left(self, slots: Slots | None, shown: int, past: int, length: int, batch: int) -> tuple[Tensor, Slots]:
         """Which of a layer's slots stay, ``[B, m]``, and what they hold. A window holds the `shown` last tokens."""
-        batch, device = like.shape[0], like.device
+        device = self.alive.index.device  # keys may wait on the host
         keys = stored_keys(slots, past + length, batch, device).last(shown)
-        index, valid = self.alive.index.to(device), self.alive.valid
-        stands = ops.put_(torch.zeros(batch, length, dtype=torch.bool, device=device), index, True, valid)
+        stands = torch.zeros(batch, length, dtype=torch.bool, device=device)
+        stands = ops.put_(stands, self.alive.index, True, self.alive.valid)
         own = keys.origin - past
         stays = (own < 0) | stands.gather(1, own.clamp(min=0))
         if keys.valid is not None:
