@@ -271,8 +271,6 @@ PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
     ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes, "flops": flops},
-=======
-    ROOT / "docs" / "methods.md": {"methods": methods, "learned": learned, "scenes": scenes},
     ROOT / "docs" / "learned.md": {"shipped": shipped},
 }
 """Page -> name of each generated part and what makes it."""
