@@ -32,6 +32,7 @@ ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
 LOAD = ROOT / "benchmarks" / "serving" / "load.json"
 PUBLISHED = ROOT / "scripts" / "published.yaml"
+COMPARED = ROOT / "benchmarks" / "learned" / "compare.json"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
 UNBUDGETED = {"none", "vtw"}
@@ -139,6 +140,7 @@ def keys() -> str:
         own = [f"`{name}`" for name, part in parts(role).items() if part.__module__.startswith("tokenprune.")]
         lines.append(f"| `{role}` | {f'`{default.type}`' if default else 'none'} | {', '.join(own)} |")
     lines.append("| `positions` | `original` | `original`, `renumber` |")
+    lines.append("| `kv` | `later_layers` | `later_layers`; `all_layers`: dropped tokens leave earlier caches, too |")
     return "\n".join(lines) + "\n"
 
 
@@ -212,6 +214,36 @@ def more(row: dict[str, Any], other: dict[str, Any], clusters: Sequence[int]) ->
     """How many more of a hundred questions are answered right, and the 95 % interval of that."""
     found = difference(np.array(row["right"]), np.array(other["right"]), clusters)
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
+def shipped() -> str:
+    """Shipped weights beside recipes without any, at equal multiply-adds (benchmarks/learned/compare.py)."""
+    told = json.loads(COMPARED.read_text())
+    lines = [f"{told['questions']} questions about {told['scenes']} held-out scenes."]
+    for share in told["shares"]:
+        rows = {row["condition"]: row for row in share["rows"]}
+        untouched = percent(share["untouched"]["accuracy"])
+        lines += [
+            "",
+            f"At {share['share']:.0%} of the untouched prefill (untouched: {untouched} right):",
+            "",
+            "| | right, % | shipped weights better by, points |",
+            "|---|---|---|",
+        ]
+        for name in share["versus_best_free"]:
+            lines.append(f"| **`{name}`** | {percent(rows[name]['accuracy'])} | |")
+            for other in rows[name]["versus"]:
+                label = other["than"].removesuffix(rows[name]["budget"]).strip()
+                value, low, high = (100 * other["difference"][key] for key in ("value", "low", "high"))
+                better = f"{value:+.1f} [{low:+.1f}, {high:+.1f}], p = {other['p']:.2g}"
+                lines.append(f"| {label} | {percent(rows[label]['accuracy'])} | {better} |")
+    return "\n".join(lines) + "\n"
+
+
+def percent(estimate: dict[str, float]) -> str:
+    """An estimate in per cent, with its 95 % interval."""
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def accuracy(row: dict[str, Any]) -> str:
@@ -290,6 +322,7 @@ PAGES = {
         "scenes": scenes,
         "flops": flops,
     },
+    ROOT / "docs" / "learned.md": {"shipped": shipped},
 }
 """Page -> name of each generated part and what makes it."""
 

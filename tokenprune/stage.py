@@ -34,6 +34,7 @@ from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.scorers.baseline import ConstantScorer
 
 Positions = Literal["original", "renumber"]
+Kv = Literal["later_layers", "all_layers"]
 ROLE_CLASSES: dict[str, type[Part]] = {
     "raters": RaterSelector,
     "scorer": Scorer,
@@ -67,10 +68,12 @@ class Stage(nn.Module):
         grouper: how the count is shared out over the picture; None: the sample is one group.
         rectifier: what is added to later attention to the survivors; None: nothing.
         positions: survivors keep their ``original`` position ids, or ``renumber`` (fidelity to older code).
+        kv: which caches lose the keys and values of what is dropped: those of ``later_layers``, which never get any;
+            or of ``all_layers``: those before the place, too, once the prefill is over (GlimpsePrune).
         name: how error messages and reports call it.
 
     Raises:
-        RecipeError: a part of another role, unknown positions, or a sampler by group that reads attention.
+        RecipeError: a part of another role, unknown positions or kv, or a sampler by group that reads attention.
     """
 
     def __init__(
@@ -85,11 +88,13 @@ class Stage(nn.Module):
         grouper: Grouper | None = None,
         rectifier: Rectifier | None = None,
         positions: Positions = "original",
+        kv: Kv = "later_layers",
         name: str = "stage",
     ) -> None:
         super().__init__()
         self.place = Place.parse({"before_layer": place} if isinstance(place, int) else place)
         self.positions = positions
+        self.kv = kv
         self.name = name
         self.raters = raters
         self.scorer = ConstantScorer() if scorer is None else scorer
@@ -109,10 +114,13 @@ class Stage(nn.Module):
 
     def _check(self) -> None:
         """What the constructor was given, role by role."""
-        if self.positions not in get_args(Positions):
-            hint = did_you_mean(self.positions, get_args(Positions))
-            expected = " or ".join(get_args(Positions))
-            raise RecipeError(f"{self.name}: positions={self.positions!r}: expected {expected}{hint}")
+        for setting, known in (("positions", get_args(Positions)), ("kv", get_args(Kv))):
+            given = getattr(self, setting)
+            if given not in known:
+                hint = did_you_mean(given, known)
+                raise RecipeError(f"{self.name}: {setting}={given!r}: expected {' or '.join(known)}{hint}")
+        if self.kv == "all_layers" and not self.place.in_decoder:
+            raise RecipeError(f"{self.name}: kv='all_layers' without effect: no layer comes before {self.place}")
         for role, base in ROLE_CLASSES.items():
             part = getattr(self, role)
             if part is not None and not isinstance(part, base):
@@ -137,7 +145,9 @@ class Stage(nn.Module):
         return tuple(part for part in every if part is not None)
 
     def extra_repr(self) -> str:
-        return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}"
+        return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}" + (
+            f", kv={self.kv!r}" if self.kv != "later_layers" else ""
+        )
 
     def forward(
         self,

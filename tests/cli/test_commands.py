@@ -9,14 +9,18 @@ from typing import Any
 
 import pytest
 
-from tokenprune.recipe import list_recipes, load_recipe, recipe_path
+from tokenprune.recipe import list_learned_recipes, list_loop_recipes, list_recipes, load_recipe, recipe_path
 from tokenprune.registry import ROLES
 
 
 def test_ls_has_every_recipe(cli: Callable[..., Any]) -> None:
     told = json.loads(cli("ls", "--json").out)["recipes"]
-    assert [row["name"] for row in told] == list_recipes()
+    sections = {"methods": list_recipes(), "learned": list_learned_recipes(), "loops": list_loop_recipes()}
+    for section, names in sections.items():
+        assert [row["name"] for row in told if row["section"] == section] == names
+    assert len(told) == sum(map(len, sections.values()))
     table = cli("ls").out
+    assert table.index("fastv") < table.index("learned: ") < table.index("smarttrim") < table.index("loops: ")
     for row in told:
         assert row["name"] in table
         assert row["fingerprint"] == load_recipe(row["name"]).fingerprint
@@ -38,6 +42,16 @@ def test_ls_parts_and_models(cli: Callable[..., Any]) -> None:
     models = [row["name"] for row in json.loads(cli("ls", "models", "--json").out)["models"]]
     assert {"llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"} <= set(models)
     assert "Qwen2.5-VL" in cli("ls", "models").out
+
+
+def test_show_tells_of_weights_and_of_asking_again(cli: Callable[..., Any]) -> None:
+    told = json.loads(cli("show", "smarttrim", "--json").out)
+    assert list(told["weights"]) == ["first.scorer", "second.scorer"]
+    without = cli("show", "smarttrim", "--set", "stages.first.scorer.weights=null").out
+    assert "tokenprune fit smarttrim --model" in " ".join(without.split())
+    loop = cli("show", "visionthink", "--json")
+    assert (loop.status, json.loads(loop.out)["again"]["pixels"]) == (0, 0.25)
+    assert "counts below are of the first pass" in " ".join(cli("show", "visionthink").out.split())
 
 
 def test_show_gives_the_published_counts(cli: Callable[..., Any]) -> None:

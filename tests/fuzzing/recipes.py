@@ -148,7 +148,7 @@ def _stages(recipe: Recipe) -> list[Any]:
     for one in stages:
         for piece in one.parts:
             if isinstance(piece, Learned) and piece.host is None:
-                piece.start(Host("", strategies.WIDTH), seed=0)
+                piece.start(Host("", strategies.WIDTH, strategies.HEADS), seed=0)
     return stages
 
 

@@ -32,7 +32,7 @@ from tokenprune.recipe import load_recipe
 from tokenprune.stage import Stage
 
 WIDTH = 8
-HOST = Host("", WIDTH)
+HOST = Host("", WIDTH, 2)
 
 
 def tokens(rows: int = 6, columns: int = 6, batch: int = 2, seed: int = 0) -> tp.Tokens:

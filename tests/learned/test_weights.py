@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import tokenprune as tp
 from tokenprune.errors import InputError, RecipeError
-from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.fresh import fresh_stages, without_weights
 from tokenprune.parts.learned import Host
 from tokenprune.parts.scorers.learned import TextConditionedScorer
 from tokenprune.recipe import list_learned_recipes, load_recipe
@@ -77,7 +77,7 @@ def test_only_a_plain_safetensors_file_with_a_digest_can_be_named(tmp_path: Path
 
 def test_without_weights_it_refuses_and_says_what_makes_them() -> None:
     for name in list_learned_recipes():
-        pipeline = tp.build(name, depth=8)
+        pipeline = tp.build(without_weights(load_recipe(name)), depth=8)
         with pytest.raises(RecipeError, match=r"has no weights: make them with `tokenprune fit"):
             pipeline.run(pipeline.stages[0].place, tokens())
 
@@ -105,15 +105,17 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
     from families import build
 
     path = recipe(tmp_path, written(tmp_path, Host("qwen2_vl", 64)))
-    with pytest.raises(InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64")):
+    with pytest.raises(
+        InputError, match=re.escape("made for qwen2_vl, width 64, and this model is llava, width 64, 4 heads")
+    ):
         tp.attach(build("llava", layers=2), path)
     with pytest.raises(RecipeError, match="has no weights"):
-        tp.attach(build("llava", layers=2), "text-conditioned")
+        tp.attach(build("llava", layers=2), without_weights(load_recipe("text-conditioned")))
 
 
 @pytest.mark.parametrize("name", list_learned_recipes())
 def test_fresh_parts_start_the_same_for_the_same_seed(name: str) -> None:
-    host = Host("", 8)
+    host = Host("", 8, 2)
     one, same, other = (fresh_stages(load_recipe(name), host, seed=seed) for seed in (0, 0, 1))
     states = [[value for stage in stages for value in stage.state_dict().values()] for stages in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))

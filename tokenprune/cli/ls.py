@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenprune.cli.options import Plugins
 from tokenprune.cli.terminal import console, print_json, progress, table
 from tokenprune.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NAME = "ls"
 EXAMPLES = (
@@ -19,6 +22,12 @@ EXAMPLES = (
     "  tokenprune ls models           the model families they work on",
 )
 KINDS = ("recipes", "parts", "models")
+SECTIONS = {
+    "methods": "",
+    "learned": "learned: parts with weights, which `tokenprune fit` makes for a model",
+    "loops": "loops: may ask a question twice, so `tokenprune run` and `tp.ask` take them",
+}
+"""Of recipes, and what stands above each."""
 
 
 def command(
@@ -48,14 +57,16 @@ def command(
 
 
 def _recipes() -> list[dict[str, Any]]:
-    from tokenprune.recipe import list_recipes, load_recipe
+    from tokenprune.recipe import list_learned_recipes, list_loop_recipes, list_recipes, load_recipe
 
     rows = []
-    for name in list_recipes():
+    every = (list_recipes(), list_learned_recipes(), list_loop_recipes())
+    for section, name in ((section, name) for section, names in zip(SECTIONS, every, strict=True) for name in names):
         recipe = load_recipe(name)
         rows.append(
             {
                 "name": name,
+                "section": section,
                 "summary": recipe.summary,
                 "paper": recipe.paper,
                 "places": [str(stage.place) for stage in recipe.stages],
@@ -67,14 +78,25 @@ def _recipes() -> list[dict[str, Any]]:
 
 
 def _show_recipes(rows: list[dict[str, Any]]) -> None:
-    made = table("recipe", "what it does", "stages", "paper")
-    for column in (0, 2, 3):
-        made.columns[column].no_wrap = True
+    made = _recipe_table()
+    before = "methods"
     for row in rows:
+        if row["section"] != before:
+            before = row["section"]
+            console().print(made)
+            console().print(f"\n[dim]{SECTIONS[before]}")
+            made = _recipe_table()
         paper = (row["paper"] or "").removeprefix("arXiv:")
         made.add_row(f"[bold]{row['name']}", row["summary"], _stages(row["places"]), paper)
     console().print(made)
     console().print("\n[dim]stages: before which layer, as a share of the depth. More: tokenprune show NAME")
+
+
+def _recipe_table() -> Table:
+    made = table("recipe", "what it does", "stages", "paper")
+    for column in (0, 2, 3):
+        made.columns[column].no_wrap = True
+    return made
 
 
 def _stages(places: list[str]) -> str:

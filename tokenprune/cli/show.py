@@ -122,7 +122,7 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
     from tokenprune.builder import build
 
     total = math.prod(shape)
-    pipeline = build(recipe, depth=layers, prices=_prices)
+    pipeline = build(recipe.first_pass, depth=layers, prices=_prices)
     steps = pipeline.steps(layers)
     planned = pipeline.plan(total, [shape], layers, text=text)
     exact = None not in planned
@@ -144,6 +144,8 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
         "paper": recipe.paper,
         "variants": list(recipe.variants),
         "budget": None if recipe.budget is None else {recipe.budget.kind: recipe.budget.value},
+        "weights": _weights(recipe),
+        "again": None if recipe.again is None else recipe.again.model_dump(),
         "total": total,
         "grid": list(shape),
         "layers": layers,
@@ -154,6 +156,18 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
         "average_of_outputs": numbers.average_of_outputs,
         "keep": numbers.keep,
         "final": numbers.final,
+    }
+
+
+def _weights(recipe: Recipe) -> dict[str, str | None]:
+    """What each learned part names as its weights, by stage and role."""
+    from tokenprune.parts.learned import Learned
+
+    return {
+        f"{stage.name}.{role}": part.settings()["weights"]
+        for stage in recipe.stages
+        for role, part in stage.parts.items()
+        if issubclass(part.part, Learned)
     }
 
 
@@ -182,6 +196,10 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str, more: str) -> No
         "budget": "none: the schedulers decide" if recipe.budget is None else str(recipe.budget),
         "variants": ", ".join(recipe.variants),
         "fingerprint": recipe.fingerprint,
+        "weights": _told_weights(facts["weights"], asked),
+        "asks again": "a full picture where the first pass is not sure; the counts below are of the first pass"
+        if recipe.again is not None
+        else None,
     }
     for key, value in about.items():
         if value:
@@ -203,6 +221,15 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str, more: str) -> No
     _meanings(facts)
     run = f"tokenprune run --recipe {asked}{more}"
     screen.print(f"[dim]next:[/] {run}; tokenprune show {asked}{more} --yaml", soft_wrap=True)
+
+
+def _told_weights(weights: dict[str, str | None], asked: str) -> str | None:
+    if not weights:
+        return None
+    missing = [place for place, name in weights.items() if name is None]
+    if missing:
+        return f"none for {', '.join(missing)}: make them for a model with tokenprune fit {asked} --model MODEL"
+    return ", ".join(name for name in weights.values() if name)
 
 
 def _parts(recipe: Recipe) -> RenderableType:

@@ -41,6 +41,8 @@ class StageReport:
     """``[B, N]`` original indices of the tokens that came in, -1 where padded."""
     watch: Stopwatch | None
     """None in a compiled forward: one graph has no clock inside."""
+    kv: str = "later_layers"
+    """Which caches have lost what it dropped, as the stage says it."""
 
     @property
     def kept(self) -> Tensor:

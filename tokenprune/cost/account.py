@@ -31,6 +31,8 @@ class LayerCost:
     """All pairs of tokens: the dense convention, of papers and counters."""
     causal: int
     """Pairs that a causal mask leaves: what a causal kernel computes. In no total."""
+    cached: int
+    """Tokens that its cache holds behind the prefill: those that entered, less what a later stage took out of it."""
     kv_bytes: int
     """Its cache behind the prefill."""
 
@@ -185,9 +187,16 @@ def account(
     entering = [total] * depth
     for stage in stages:
         entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
+    stored = list(entering)
+    for stage, spec in zip(stages, pipeline, strict=True):
+        if spec.kv == "all_layers":
+            stored[: stage.layer] = [stage.tokens] * stage.layer
 
-    def cost(vision: Sequence[int], own: tuple[StageCost, ...], saved: int) -> Cost:
-        rows = tuple(_layer_cost(shape.decoder, layer, n, n + text, kv_bytes) for layer, n in enumerate(vision))
+    def cost(vision: Sequence[int], cached: Sequence[int], own: tuple[StageCost, ...], saved: int) -> Cost:
+        rows = tuple(
+            _layer_cost(shape.decoder, layer, n, n + text, cached[layer] + text, kv_bytes)
+            for layer, n in enumerate(vision)
+        )
         return Cost(
             rows=rows,
             stages=own,
@@ -205,8 +214,8 @@ def account(
         text=text,
         new_tokens=new_tokens,
         exact=exact,
-        untouched=cost([total] * depth, (), 0),
-        reduced=cost(entering, stages, inside.saved),
+        untouched=cost([total] * depth, [total] * depth, (), 0),
+        reduced=cost(entering, stored, stages, inside.saved),
     )
 
 
@@ -224,7 +233,7 @@ def readable(number: float) -> str:
     return f"{number:.4g} T" if number < 1000 else f"{number:.0f} T"
 
 
-def _layer_cost(decoder: DecoderShape, layer: int, vision: int, tokens: int, kv_bytes: int) -> LayerCost:
+def _layer_cost(decoder: DecoderShape, layer: int, vision: int, tokens: int, cached: int, kv_bytes: int) -> LayerCost:
     return LayerCost(
         layer=layer,
         vision=vision,
@@ -232,7 +241,8 @@ def _layer_cost(decoder: DecoderShape, layer: int, vision: int, tokens: int, kv_
         linear=tokens * decoder.linear(),
         attention=decoder.attention(tokens, tokens),
         causal=decoder.causal(tokens),
-        kv_bytes=kv_bytes * decoder.kv_numbers(tokens),
+        cached=cached,
+        kv_bytes=kv_bytes * decoder.kv_numbers(cached),
     )
 
 
@@ -240,7 +250,7 @@ def _decode(decoder: DecoderShape, rows: Sequence[LayerCost], new_tokens: int) -
     """Steps behind the prefill: step i sees what each layer's cache kept of the prompt, and i generated tokens."""
     steps = new_tokens - 1
     fixed = steps * (decoder.layers * decoder.linear() + decoder.head)
-    seen = sum(steps * row.tokens + steps * (steps + 1) // 2 for row in rows)
+    seen = sum(steps * row.cached + steps * (steps + 1) // 2 for row in rows)
     return fixed + decoder.attention(1, seen)
 
 

@@ -378,3 +378,29 @@ def forget(layer: CacheLayer, removed: int, slots: Slots) -> None:
     layer.removed += removed
     if isinstance(layer, VirtualStaticLayer) and not layer.is_initialized:
         _shrink(layer, removed)
+
+
+def leave(layer: CacheLayer, index: Tensor, slots: Slots) -> None:
+    """Keep of what this layer has stored the slots `index` ``[B, m]`` alone; they hold `slots`.
+
+    A static buffer stays as large as it is, at its address, and has room for as many more.
+    """
+    keys, values = layer.keys, layer.values
+    assert keys is not None and values is not None, "nothing is stored"
+    layer.slots = slots
+    if isinstance(layer, VirtualStaticLayer):
+        stored, kept = int(layer.cumulative_length), index.shape[1]
+        for buffer in (keys, values):
+            buffer[:, :, :kept] = _slots_at(buffer, index)
+        layer.cumulative_length.sub_(stored - kept)
+        layer.removed += stored - kept
+        return
+    if not isinstance(layer, VirtualSlidingLayer):  # which counts all tokens that it has seen
+        layer.removed += int(keys.shape[-2]) - index.shape[1]
+    layer.keys, layer.values = _slots_at(keys, index), _slots_at(values, index)
+
+
+def _slots_at(states: Tensor, index: Tensor) -> Tensor:
+    """Keys or values ``[B, H, m, d]`` of `states` ``[B, H, n, d]`` at `index` ``[B, m]``, sample by sample."""
+    index = index.to(states.device)
+    return states.gather(2, index[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))

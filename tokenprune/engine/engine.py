@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from tokenprune.core.report import Report
 from tokenprune.engine.alive import refuse_numbers
 from tokenprune.engine.asked import with_hidden
+from tokenprune.engine.below import Below
 from tokenprune.engine.cache import Owner, adopt, cache_in, different_slots, layer_of, virtualise
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
@@ -71,7 +72,8 @@ class Engine:
         report.notes = tuple(self.tower.notes)
         self.opening = Opening(anatomy, pipeline, report, self.tower, self.unseen)
         self.taps = Taps(anatomy, pipeline, self.threads)
-        indices = [i for i in range(self.depth) if i >= self.first or i in self.taps.layers_read]
+        below = any(stage.kv == "all_layers" for stage in pipeline)
+        indices = [i for i in range(self.depth) if below or i >= self.first or i in self.taps.layers_read]
         self._before = {index: self._layer_hook(index) for index in indices}
         """The hook of each layer that has one. The first layer's runs in any case."""
         self._first_hook = Hooks(
@@ -246,12 +248,25 @@ class Engine:
                 now = self.now
                 if now.ran is not None:
                     self.report.finish(now.ran)
+                if now.forward is not None and now.forward.below is not None:
+                    self._forget_below(now.forward, now.forward.below)
                 if now.asked is not None and now.forward is not None:
                     answered = now.asked.answered(output[0], now.forward.alive, now.forward.length)
                     return output if answered is output[0] else with_hidden(output, answered)
             return None
         finally:
             self.now.close()
+
+    def _forget_below(self, forward: Forward, below: Below) -> None:
+        """Let the caches of the layers below a stage lose what it has dropped."""
+        end, limit = forward.past + forward.length, self.now.limit
+        if limit is not None and end > limit:
+            raise UnsupportedModelError(
+                f"recipe {self.report.recipe!r}: kv: all_layers hides what is dropped from tokens behind the prompt, "
+                f"and {end - limit} of them came together with it; let generate use its cache, no prompt lookup, or "
+                "leave kv out of the recipe"
+            )
+        below.forget(forward.past, forward.length, self.owner, self.anatomy.recurrent)
 
     # ---------------------------------------------------------------- decoder layers
 
@@ -292,6 +307,8 @@ class Engine:
                 hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
                 assert now.ran is not None
                 now.ran.append(ran)
+                if ran.kv == "all_layers" and forward.alive is not None:
+                    forward.below = Below(cache_in(kwargs), index, forward.alive)
                 if forward.alive is not None:
                     virtualise(store, self.owner)
                 call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
+from tokenprune.engine.below import Below
 from tokenprune.engine.cache import CacheLayer, Slots, forget, held_by, slots_of, window_of
 from tokenprune.engine.gather import take
 from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
@@ -66,6 +67,8 @@ class Forward:
     """Shortened lengths are rounded up so that what is missing of `length` is a multiple of this; 1 is exact."""
     alive: Alive | None = None
     """The tokens that still stand; None: all."""
+    below: Below | None = None
+    """What the caches of the layers below a stage are left with when this forward is over; None: all that they have."""
     changes: Memo = field(default_factory=lambda: Memo())
     """Memos of what layers between two stages share. Made by lambdas, as torch.compile cannot trace a class that a
     dataclass calls, and transformers compiles decoding on static caches."""

@@ -57,5 +57,6 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         scores=result.scores,
         scored=before.origin,
         watch=watch,
+        kv=stage.kv,
     )
     return hidden, report

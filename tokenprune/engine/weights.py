@@ -26,4 +26,5 @@ def check_weights(pipeline: Pipeline, parts: Anatomy) -> None:
 def host_of(parts: Anatomy) -> Host:
     """The model, as weights name it."""
     config: Any = parts.model.config
-    return Host(config.model_type, config.get_text_config().hidden_size)
+    text = config.get_text_config()
+    return Host(config.model_type, text.hidden_size, getattr(text, "num_attention_heads", 0))

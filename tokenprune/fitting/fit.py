@@ -19,7 +19,7 @@ from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
-from tokenprune.fitting.fresh import fresh_stages
+from tokenprune.fitting.fresh import fresh_stages, without_weights
 from tokenprune.fitting.objectives import Objective, Prompts, objective
 from tokenprune.fitting.plan import Plan
 from tokenprune.fitting.written import learned_parts, write_weights
@@ -114,7 +114,8 @@ class _Run:
         self.losses: list[float] = []
         self.looks: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
-        self._resume({"plan": plan.to_dict(), "recipe": recipe.fingerprint, "data": _digest(data), "host": str(host)})
+        bare = without_weights(recipe).fingerprint
+        self._resume({"plan": plan.to_dict(), "recipe": bare, "data": _digest(data), "host": str(host)})
 
     def train(self, progress: Progress | None) -> None:
         """Every step that is not done yet, a look at the held-out questions now and then, and a checkpoint with it."""

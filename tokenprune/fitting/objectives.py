@@ -17,7 +17,7 @@ from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat, end_tokens
 from tokenprune.fitting.plan import Plan
-from tokenprune.fitting.soft import Probe, SoftStage, counted
+from tokenprune.fitting.soft import Probe, SoftStage, in_training
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.raters.text import LastTextRaters
 from tokenprune.parts.schedulers.fixed import SolvedScheduler
@@ -112,7 +112,7 @@ class LogitsObjective:
         self._stages = [
             SoftStage(stage, lambda size: round(self._share * size), self._generator)
             if isinstance(stage.scorer, Learned)
-            else stage
+            else in_training(stage)
             for stage in stages
         ]
 
@@ -127,7 +127,7 @@ class LogitsObjective:
         with torch.no_grad():
             teacher = self._chat.model(**inputs).logits[:, rows].float().log_softmax(-1)
         stages = [
-            counted(stage, self._share) if isinstance(stage.scheduler, SolvedScheduler) else stage
+            in_training(stage, self._share) if isinstance(stage.scheduler, SolvedScheduler) else stage
             for stage in self._stages
         ]
         with attach(self._chat.model, Pipeline(stages, depth=self._depth, name="fit")) as attached:

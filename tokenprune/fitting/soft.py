@@ -102,13 +102,18 @@ class SoftStage(Stage):
         return replace(tokens, hidden=hidden, mass=mass), gate
 
 
-def counted(stage: Stage, share: float) -> Stage:
-    """The same parts, with `share` of the tokens in place of a count that only a budget for the whole recipe knows."""
+def in_training(stage: Stage, share: float | None = None) -> Stage:
+    """The same parts, without ``kv: all_layers``: in training, answers come together with their prompt.
+
+    Args:
+        stage: whose parts.
+        share: of the tokens, in place of a count that only a budget for the whole recipe knows; None: as it was.
+    """
     return Stage(
         place=stage.place,
         raters=stage.raters,
         scorer=stage.scorer,
-        scheduler=FixedScheduler(keep=share),
+        scheduler=stage.scheduler if share is None else FixedScheduler(keep=share),
         grouper=stage.grouper,
         sampler=stage.sampler,
         recycler=stage.recycler,

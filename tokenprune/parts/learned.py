@@ -34,6 +34,12 @@ class Host:
     """``model_type`` of its configuration; empty for a model of one's own."""
     width: int
     """Numbers per hidden state where the part acts."""
+    heads: int = 0
+    """Attention heads of a decoder layer, for parts that weigh them one by one; 0 where there are none."""
+
+    def __str__(self) -> str:
+        heads = f", {self.heads} heads" if self.heads else ""
+        return f"{self.family or 'a model of one’s own'}, width {self.width}{heads}"
 
 
 class Learned(Part):
@@ -100,9 +106,8 @@ class Learned(Part):
         if self.host is None:
             raise RecipeError(self.missing())
         if self.host != host:
-            made, got = (f"{each.family or 'a model of one’s own'}, width {each.width}" for each in (self.host, host))
             raise InputError(
-                f"{self.title}: its weights were made for {made}, and this model is {got}; "
+                f"{self.title}: its weights were made for {self.host}, and this model is {host}; "
                 "fit the recipe to it: tokenprune fit RECIPE --model MODEL --data DIR"
             )
 
@@ -131,7 +136,7 @@ class Learned(Part):
         except (OSError, ValueError, SafetensorError) as error:
             raise RecipeError(f"{self.title}: {path} is no readable safetensors file: {error}") from None
         self._check_origin(told, path)
-        self.start(Host(told["family"], told["width"]), seed=0)
+        self.start(Host(told["family"], told["width"], told["heads"]), seed=0)
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
@@ -140,7 +145,7 @@ class Learned(Part):
 
     def _check_origin(self, told: dict[str, Any], path: Path) -> None:
         """Refuse a file of something else, by what its head says."""
-        if not {"part", "settings", "family", "width"} <= told.keys():
+        if not {"part", "settings", *Host.__annotations__} <= told.keys():
             raise RecipeError(f"{self.title}: {path} was not written by tokenprune fit: it does not say what it is of")
         if told["part"] != self.title:
             raise RecipeError(f"{self.title}: {path} holds the weights of {told['part']}")

@@ -36,7 +36,7 @@ from tokenprune.recipe.text.type_text import type_text
 from tokenprune.recipe.text.yaml_rules import write_yaml
 from tokenprune.recipe.weights import find_weights
 from tokenprune.registry import ROLES
-from tokenprune.stage import Positions, Stage
+from tokenprune.stage import Kv, Positions, Stage
 
 VERSION = 1
 """The version of the format, which every recipe states."""
@@ -159,6 +159,10 @@ class StageSpec(Spec):
         default=None, description="What is added to later attention to the survivors; none adds nothing"
     )
     positions: Positions = Field(default="original", description="Position ids of the survivors")
+    kv: Kv = Field(
+        default="later_layers",
+        description="Which caches lose what is dropped: of later layers, or of all once the prefill is over",
+    )
 
     @property
     def parts(self) -> dict[str, PartSpec]:
@@ -171,12 +175,14 @@ class StageSpec(Spec):
         for part in parts.values():
             if isinstance(part, Learned) and part.weights is not None:
                 part.read(find_weights(part.weights, folder, part.title))
-        return Stage(name=self.name, place=self.place, positions=self.positions, **parts)
+        return Stage(name=self.name, place=self.place, positions=self.positions, kv=self.kv, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with defaults filled in."""
         parts = {role: part.to_dict() for role, part in self.parts.items()}
-        return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions}
+        # Left out where nobody asks for it, so that recipes from before there was a choice keep their fingerprints.
+        kv = {} if self.kv == "later_layers" else {"kv": self.kv}
+        return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions, **kv}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StageSpec:
@@ -188,6 +194,8 @@ class StageSpec(Spec):
         if self.raters is not None and not asking:
             names = f"scorer {self.scorer.type!r} and scheduler {self.scheduler.type!r}"
             refuse((("raters",), f"without effect, as {names} ask no raters: leave them out"))
+        if self.kv == "all_layers" and not self.place.in_decoder:
+            refuse((("kv",), f"'all_layers' is without effect: no layer comes before {self.place}; leave it out"))
         for role, wanted in reads.items():
             if missing := cannot_give(self.place, wanted):
                 refuse(

@@ -28,15 +28,16 @@ def find_weights(reference: str, folder: Path | None, reader: str) -> Path:
     name, _, wanted = reference.partition("#")
     shipped = Path(str(files("tokenprune"))) / "weights"
     folders = [shipped] if folder is None else [folder, shipped]
-    found = next((each / name for each in folders if (each / name).is_file()), None)
-    if found is None:
+    found = [each / name for each in folders if (each / name).is_file()]
+    if not found:
         near = did_you_mean(name, sorted(path.name for each in folders for path in each.glob("*.safetensors")))
         where = " or ".join(map(str, folders))
         raise RecipeError(f"{reader}: no weights {name} in {where}{near}; `tokenprune fit` makes them")
-    got = digest(found.read_bytes())
-    if got != wanted:
+    digests = {digest(path.read_bytes()): path for path in reversed(found)}
+    if wanted not in digests:
+        got, path = next((got, path) for got, path in digests.items() if path == found[0])
         raise RecipeError(
-            f"{reader}: {found} has the digest {got}, and the recipe means {wanted}: another file of the same name, "
+            f"{reader}: {path} has the digest {got}, and the recipe means {wanted}: another file of the same name, "
             f"or changed weights; write {name}#{got} if they are meant"
         )
-    return found
+    return digests[wanted]

@@ -40,6 +40,8 @@ class Hidden(NamedTuple):
     bias: Tensor | None = None
     """float [B, vision tokens]: from this layer on, added to the logits of whoever looks at a vision token; None: as an
     earlier stage has it."""
+    everywhere: bool = False
+    """Whether tokens behind the prompt do not see, in the layers before this one either, what is not left here."""
 
 
 def vision_mask(model: Any, input_ids: Tensor) -> Tensor:
@@ -60,6 +62,7 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
     steps = [Hidden(*stage) for stage in stages]
     columns = [row.nonzero().flatten() for row in vision]
     hidden_columns, biases = torch.zeros_like(vision), None
+    behind = [(step.layer or 0, vision & ~visible_columns(vision, columns, step)) for step in steps if step.everywhere]
     seen = _Seen()
     handles = [model.get_decoder().register_forward_pre_hook(seen, with_kwargs=True)]
     try:
@@ -72,9 +75,11 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
                 hidden_columns = vision & ~visible
                 if step.bias is not None:
                     biases = _by_column(vision, columns, step.bias)
-            if any((step.layer or 0) <= index for step in steps):
+            later = next((gone for at, gone in reversed(behind) if at > index), None)
+            reduced = any((step.layer or 0) <= index for step in steps)
+            if reduced or (later is not None and hasattr(layer, "self_attn")):
                 if hasattr(layer, "self_attn"):
-                    hook = _LayerHook(index, here, columns, hidden_columns, biases)
+                    hook = _LayerHook(index, here, columns, hidden_columns, biases, later)
                     handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
                 else:
                     handles += _recurrent_hooks(layer, here, columns, hidden_columns, seen)
@@ -104,9 +109,12 @@ class _LayerHook:
         columns: Sequence[Tensor],
         hidden_columns: Tensor,
         biases: Tensor | None,
+        later: Tensor | None = None,
     ) -> None:
         self.index, self.stages, self.columns, self.hidden_columns = index, stages, columns, hidden_columns
         self.biases = biases
+        self.later = later
+        """bool [B, L]: columns that are hidden from tokens behind the prompt alone."""
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden, *rest = args
@@ -131,8 +139,10 @@ class _LayerHook:
         if mask.ndim != 4 or mask.shape[-1] != width:
             raise ValueError(f"attention mask {tuple(mask.shape)}: expected 4 dimensions and {width} columns")
         end = offset + width
-        dropped = pad(self.hidden_columns, (0, max(0, end - self.hidden_columns.shape[1])))[:, offset:end]
-        dropped = dropped.repeat_interleave(expansion, dim=0)[:, None, None, :]
+        dropped = self._columns(self.hidden_columns, offset, end, expansion)
+        if self.later is not None:
+            behind = queries >= self.later.shape[1]
+            dropped = dropped | (self._columns(self.later, offset, end, expansion) & behind)
         dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
         mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
         if self.biases is not None:
@@ -145,6 +155,12 @@ class _LayerHook:
             bias = pad(self.biases, (0, max(0, end - self.biases.shape[1])))[:, offset:end]
             mask = numbers + bias.to(hidden.dtype).repeat_interleave(expansion, dim=0)[:, None, None, :]
         return (hidden, *rest), kwargs | {"attention_mask": mask}
+
+    @staticmethod
+    def _columns(mask: Tensor, start: int, end: int, expansion: int) -> Tensor:
+        """bool [rows, 1, 1, end - start]: those columns of a mask [B, L] over the prompt, False behind it."""
+        wide = pad(mask, (0, max(0, end - mask.shape[1])))[:, start:end]
+        return wide.repeat_interleave(expansion, dim=0)[:, None, None, :]
 
     def write_merged(self, hidden: Tensor, stage: Hidden, past: int, expansion: int) -> Tensor:
         """`hidden` [rows, length, D] with merged tokens in those of the anchors' slots that this forward holds."""

@@ -65,7 +65,7 @@ def reference_stages(report: Report, results: Sequence[StageResult], rows: slice
         if tokens.bias is not None:
             full = torch.zeros(tokens.bias.shape[0], 1 + max(tokens.total))
             bias = full.scatter(1, tokens.origin + 1, tokens.bias)[rows, 1:]  # padding has origin -1
-        stages.append(Hidden(stage.layer, stage.kept[rows], anchors, states, bias))
+        stages.append(Hidden(stage.layer, stage.kept[rows], anchors, states, bias, stage.kv == "all_layers"))
     return stages
 
 

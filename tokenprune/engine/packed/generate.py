@@ -92,7 +92,16 @@ def generate_packed(attached: Attached, prompt: PackedPrompt, *, max_new_tokens:
 
 
 def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
-    """The batch, ready to start."""
+    """The batch, ready to start.
+
+    Raises:
+        UnsupportedModelError: a stage with ``kv: all_layers``.
+    """
     depth = len(attached.anatomy.layers)
+    if any(stage.kv == "all_layers" for stage in attached.engine.pipeline):
+        raise UnsupportedModelError(
+            f"packed: recipe {attached.report.recipe!r} takes dropped tokens out of caches that questions about a "
+            "picture share (kv: all_layers); ask it by generate"
+        )
     shared = shared_layers(attached.engine.pipeline, depth)
     return Together(attached, prompt) if shared == depth else Apart(attached, prompt, shared)
