@@ -85,7 +85,7 @@ def test_the_command_tells_frames_and_draws_them(
     assert (told["images"], told["total"], told["final"]) == ([], 32, 16)
     with Image.open(tmp_path / "film.png") as drawn:
         assert drawn.width > 600
-    assert "clip.mp4 (4 of 20 frames)" in "".join(cli(*asked, "--max-new-tokens", 2).out.split("\n"))
+    assert "clip.mp4 (4 of 20 frames)" in " ".join(cli(*asked, "--max-new-tokens", 2).out.split())
 
 
 def report(steps: int, *stages: list[int]) -> Any:

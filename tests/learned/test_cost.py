@@ -79,8 +79,9 @@ def test_every_learned_recipe_is_counted_in_the_ledger(name: str) -> None:
     assert any(issubclass(part.part, Learned) for part in learned)
     assert all(part.part.multiply_adds is not Part.multiply_adds for part in learned)
     assert told.reduced.method > 0
-    wider = [f"stages.{stage.name}.{role}.dim=128" for stage in load_recipe(name).stages
-             for role, part in stage.parts.items() if issubclass(part.part, Learned)]  # fmt: skip
+    wider = [f"stages.{stage.name}.{role}.{other}" for stage in load_recipe(name).stages
+             for role, part in stage.parts.items() if issubclass(part.part, Learned)
+             for other in ("weights=null", "dim=128")]  # fmt: skip
     more = tp.ledger(build("llava"), load_recipe(name, sets=wider), grids=[(1, 5, 5)], text=9, question=5)
     assert more.reduced.method > 1.5 * told.reduced.method
 

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -40,6 +39,8 @@ class Clip:
 
     def array(self) -> NDArray[np.uint8]:
         """``[frames, H, W, 3]``."""
+        import numpy as np
+
         return np.stack([np.asarray(frame) for frame in self.frames])
 
     def metadata(self) -> dict[str, Any]:
