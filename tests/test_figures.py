@@ -58,7 +58,7 @@ def test_headings_are_wrapped_then_cut() -> None:
 
 
 def test_titles_stay_inside_their_figure() -> None:
-    stage = SimpleNamespace(layer=2, kept=torch.tensor([[0, 5]]), merged=torch.tensor([[-1]]))
+    stage = SimpleNamespace(place="before_layer: 2", layer=2, kept=torch.tensor([[0, 5]]), merged=torch.tensor([[-1]]))
     report = SimpleNamespace(stages=[stage], grids=(((1, 4, 4),),), total=(16,))
     figure = plot_kept(Image.new("RGB", (60, 60)), report, title="uniform · $what$ is it ? → " + "word " * 40)
     canvas = FigureCanvasAgg(figure)
@@ -74,7 +74,7 @@ def test_titles_stay_inside_their_figure() -> None:
 @pytest.mark.parametrize("size", [(400, 80), (90, 300), (120, 120)])
 def test_photographs_keep_their_shape(size: tuple[int, int]) -> None:
     """Also those far wider than any panel, whose cells are not square."""
-    stage = SimpleNamespace(layer=2, kept=torch.tensor([[0, 5]]), merged=torch.tensor([[-1]]))
+    stage = SimpleNamespace(place="before_layer: 2", layer=2, kept=torch.tensor([[0, 5]]), merged=torch.tensor([[-1]]))
     report = SimpleNamespace(stages=[stage], grids=(((1, 4, 6),),), total=(24,))
     figure = plot_kept(Image.new("RGB", size), report)
     FigureCanvasAgg(figure).draw()

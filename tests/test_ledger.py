@@ -88,6 +88,15 @@ def test_feather_table_1(recipe: object, expected: float) -> None:
     assert feather_paper(recipe) == pytest.approx(expected, abs=6e-4)
 
 
+def test_the_embedded_model_by_its_name() -> None:
+    """As the command line takes it; other names that are no model suggest it."""
+    model, _ = tp.load("embedded")
+    told = tp.ledger("embedded", "fastv", keep=0.5)
+    assert told.model == "embedded" and told.reduced == tp.ledger(model, "fastv", keep=0.5).reduced
+    with pytest.raises(InputError, match="no such model folder: embeded .did you mean 'embedded'"):
+        tp.ledger("embeded", "fastv")
+
+
 def test_an_adaptive_recipe_is_an_expectation() -> None:
     assert feather_paper("feather") == pytest.approx(0.642, abs=6e-4)
     assert not tp.ledger(LLAVA, "feather", grids=[(1, 27, 27)]).exact

@@ -27,7 +27,9 @@ GOLDEN = Path(__file__).parent / "cli" / "golden" / "kept.png"
 def report(grids: list[tuple[int, int, int]], *stages: tuple[int | None, list[int], list[int]]) -> Any:
     total = sum(t * h * w for t, h, w in grids)
     made = [
-        SimpleNamespace(layer=layer, kept=torch.tensor([[*kept, -1]]), merged=torch.tensor([[*merged, -1]]))
+        SimpleNamespace(
+            place="after_vision", layer=layer, kept=torch.tensor([[*kept, -1]]), merged=torch.tensor([[*merged, -1]])
+        )
         for layer, kept, merged in stages
     ]
     return SimpleNamespace(stages=made, grids=(tuple(grids),), total=(total,))

@@ -8,11 +8,10 @@ import pytest
 import torch
 from families import Row, build, inputs, sizes
 from kinds import fixed, recipe, stage
-from torch import Tensor
+from pruned import entering
 
 import tokenprune as tp
 from tokenprune.core.tokens import Tokens
-from tokenprune.engine.traces import pre_hook
 from tokenprune.errors import InputError, RecipeError
 
 FEATURES = ("divprune", "uniform", "random", "last", "pool", "evs")
@@ -20,19 +19,6 @@ FEATURES = ("divprune", "uniform", "random", "last", "pool", "evs")
 
 def one_stage(**more: Any) -> dict[str, Any]:
     return recipe("own", stage("after_vision", more.pop("scheduler", fixed(0.4)), **more))
-
-
-def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """Embeddings ``[1, L, D]`` that enter the decoder, and hidden states ``[1, m, D]`` that enter its first layer."""
-    seen: list[Tensor] = []
-    hooks = [
-        pre_hook(model.get_decoder(), lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"])),
-        pre_hook(model.get_decoder().layers[0], lambda module, args, kwargs: seen.append(args[0])),
-    ]
-    model(**batch)
-    for hook in hooks:
-        hook.remove()
-    return seen[0], seen[1]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "llava_onevision", "qwen3_vl"])

@@ -13,14 +13,13 @@ from tokenprune.core.report import Report
 from tokenprune.errors import InputError
 from tokenprune.families import load as from_name
 from tokenprune.families.chat import Chat
+from tokenprune.families.load import EMBEDDED
 
 if TYPE_CHECKING:
     from tokenprune.core.pictures import Shown
     from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
     from tokenprune.twice import Pass
-
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)

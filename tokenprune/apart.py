@@ -117,17 +117,7 @@ def _of_picture(tokens: Tokens, picture: Alone) -> Tokens:
     if not isinstance(cell, Unreadable):
         cell = cell[row, here] - torch.tensor([picture.frame, 0, 0], device=cell.device)
     if isinstance(question, Question):
-        slot, states, keys = (
-            x[row] if isinstance(x, Tensor) else x for x in (question.slot, question.states, question.keys)
-        )
-        question = replace(
-            question,
-            embeddings=question.embeddings[row],
-            valid=question.valid[row],
-            slot=slot,
-            states=states,
-            keys=keys,
-        )
+        question = question.of(row)
     return replace(
         tokens,
         hidden=tokens.hidden[row, here],

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tokenprune.cli.main import call
+from tokenprune.scenes import samples
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,18 @@ def llava_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def album(tmp_path: Path) -> Path:
+    """A folder with four of the shipped samples, one of them smaller, and with files that are no pictures."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for number, sample in enumerate(samples()[1:5]):
+        with Image.open(sample.path) as picture:
+            picture.resize((90, 60) if number == 2 else picture.size).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden.png").write_text("no picture")
+    (folder / "below").mkdir()
     return folder

@@ -181,7 +181,10 @@ def test_show_proposes_only_what_is_not_refused(cli: Callable[..., Any], tmp_pat
         told = cli(*command)
         assert told.status == 2 and "tokenprune run" not in told.out
         assert "expected keep, such as keep: 0.25 (tokenprune flops" in told.err
-    assert "next: tokenprune run --recipe tome --keep 0.5; " in cli("show", "tome", "--keep", "0.5").out
+    out = cli("show", "tome", "--keep", "0.5").out
+    assert "next: tokenprune run --recipe tome --keep 0.5; " in out and "in vision: block 11/12  " in out
+    ran = cli("run", "--recipe", "tome", "--max-new-tokens", 2).out
+    assert "in vision: block 11/12  " in ran and "after vision" not in ran and "layer 0" not in out + ran
     assert "next: tokenprune run --recipe fastv; " in cli("show", "fastv").out
     told = cli("show", "fastv", "--variant", "k2-r75", "--set", "stages.0.scheduler.keep= 10").out.splitlines()[-1]
     more = "--variant k2-r75 --set 'stages.0.scheduler.keep= 10'"

@@ -18,26 +18,11 @@ from PIL import Image
 from tokenprune.cli.many import Work, device_of
 from tokenprune.cli.picture_list import read_lines
 from tokenprune.errors import InputError
-from tokenprune.scenes import samples
 from tokenprune.study.many import Alone, AnswersFile, Line, Pool, in_batches
 from tokenprune.study.many.pool import share_processor
 
 QUESTION = "is there a red ring ?"
 WORK = Work("embedded", None, None, "sdpa", "fastv", {"keep": 0.25}, (), 8)
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """A folder with four of the shipped samples, one of them smaller, and with files that are no pictures."""
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for number, sample in enumerate(samples()[1:5]):
-        with Image.open(sample.path) as picture:
-            picture.resize((90, 60) if number == 2 else picture.size).save(folder / f"{number}.png")
-    (folder / "notes.txt").write_text("no picture")
-    (folder / ".hidden.png").write_text("no picture")
-    (folder / "below").mkdir()
-    return folder
 
 
 def asked(album: Path, output: Path, *more: object) -> tuple[object, ...]:

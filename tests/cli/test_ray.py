@@ -11,28 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from tokenprune.cli.many import Work
 from tokenprune.cli.picture_list import read_lines
 from tokenprune.errors import InputError
-from tokenprune.scenes import samples
 from tokenprune.study.many import Alone, OnRay
 from tokenprune.study.many.on_ray import _facts, _Worker
 
 QUESTION = "is there a red ring ?"
 WORK = Work("embedded", None, None, "sdpa", "fastv", {"keep": 0.25}, (), 8)
-
-
-@pytest.fixture
-def album(tmp_path: Path) -> Path:
-    """A folder with three of the shipped samples."""
-    folder = tmp_path / "album"
-    folder.mkdir()
-    for number, sample in enumerate(samples()[1:4]):
-        with Image.open(sample.path) as picture:
-            picture.save(folder / f"{number}.png")
-    return folder
 
 
 def test_a_worker_answers_as_one_process_and_only_about_the_same_files(album: Path) -> None:

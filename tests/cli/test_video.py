@@ -89,7 +89,10 @@ def test_the_command_tells_frames_and_draws_them(
 
 
 def report(steps: int, *stages: list[int]) -> Any:
-    made = [SimpleNamespace(layer=2, kept=torch.tensor([kept]), merged=torch.tensor([[-1]])) for kept in stages]
+    made = [
+        SimpleNamespace(place="before_layer: 2", layer=2, kept=torch.tensor([kept]), merged=torch.tensor([[-1]]))
+        for kept in stages
+    ]
     return SimpleNamespace(stages=made, grids=(((steps, 2, 2),),), total=(4 * steps,))
 
 

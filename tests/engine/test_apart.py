@@ -9,13 +9,12 @@ import pytest
 import torch
 from families import Row, build, inputs, row_inputs, sizes, vision_mask
 from kinds import fixed, recipe, stage
-from pruned import TOLERANCE, run_both
+from pruned import TOLERANCE, entering, run_both
 from torch import Tensor
 
 import tokenprune as tp
 from tokenprune.core.needs import Needs
 from tokenprune.core.tokens import Tokens
-from tokenprune.engine.traces import pre_hook
 from tokenprune.errors import BudgetError, RecipeError
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.base import Scorer
@@ -52,19 +51,6 @@ def prompts(family: str) -> list[Row]:
     """Of three pictures, of one, and of two; of several sizes where the family has them."""
     first, second, third = (sizes(family) * 3)[:3]
     return [Row(images=(first, second, third)), Row(images=(second,)), Row(images=(third, first), between=4)]
-
-
-def entering(model: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """Embeddings ``[B, L, D]`` that enter the decoder, and hidden states ``[B, m, D]`` that enter its first layer."""
-    seen: list[Tensor] = []
-    hooks = [
-        pre_hook(model.get_decoder(), lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"])),
-        pre_hook(model.get_decoder().layers[0], lambda module, args, kwargs: seen.append(args[0])),
-    ]
-    model(**batch)
-    for hook in hooks:
-        hook.remove()
-    return seen[0], seen[1]
 
 
 @pytest.mark.parametrize("made", RECIPES.values(), ids=RECIPES)

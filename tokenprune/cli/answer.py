@@ -145,7 +145,9 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> RenderableType:
     made = table("stage", "place", ">kept", ">merged", ">time")
     for stage in stages:
         kept, merged = (str(len(stage[key])) for key in ("kept", "merged"))
-        made.add_row(str(stage["name"]), place_name(stage["layer"]), kept, merged, _time(stage["seconds"]))
+        made.add_row(
+            str(stage["name"]), place_name(stage["place"], stage["layer"]), kept, merged, _time(stage["seconds"])
+        )
     return made
 
 

@@ -54,18 +54,10 @@ def _model(name: str) -> dict[str, Any]:
     from tokenprune.families.sketch import sketch_config
 
     try:
-        config = _embedded() if name == "embedded" else sketch_config(name)
+        config = sketch_config(name)
         return {"name": name, "supported": True, **runs(config), "processor": _processor(name)}
     except UnsupportedModelError as error:
         return {"name": name, "supported": False, "reason": str(error)}
-
-
-def _embedded() -> Any:
-    from tokenprune.families.load import quiet
-    from tokenprune.scenes import load_embedded
-
-    quiet()
-    return load_embedded()[0].config
 
 
 def _processor(name: str) -> str:

@@ -131,7 +131,7 @@ def _caution(facts: Mapping[str, Any]) -> str:
 
 def _where(stage: Mapping[str, Any]) -> str:
     merged = f" and {stage['merged']:.4g} merged" if stage["merged"] else ""
-    place = place_name(stage["layer"])
+    place = place_name(stage["place"], stage["layer"])
     return f"{stage['name']}, {place}: {stage['kept']:.4g} of {stage['tokens']:.4g} tokens kept{merged}"
 
 

@@ -97,7 +97,9 @@ def command(
 
         resolved = load_recipe(recipe, variant=variant, sets=sets or (), **budgets)
     with progress(f"reading the configuration of {model}"):
-        shape = _shape(model)
+        from tokenprune.families.ledger import shape_of
+
+        shape = shape_of(model)
         grids = _grids(shape, tokens, grid)
     from tokenprune.families.ledger import ledger
 
@@ -128,22 +130,7 @@ def _verify(model: str, recipe: Recipe, grids: Sequence[Grid] | None, text: int,
     """Counters on a small model of the shape of `model`."""
     from tokenprune.study.verify import verify
 
-    path = model
-    if model == "embedded":
-        from tokenprune.scenes import embedded_path
-
-        path = str(embedded_path())
-    return replace(verify(path, recipe, grids=grids, text=text, question=question), model=model)
-
-
-def _shape(model: str) -> ModelShape:
-    from tokenprune.families.ledger import shape_of
-
-    if model == "embedded":
-        from tokenprune.scenes import embedded_path
-
-        return replace(shape_of(str(embedded_path())), name=model)
-    return shape_of(model)
+    return replace(verify(model, recipe, grids=grids, text=text, question=question), model=model)
 
 
 def _grids(shape: ModelShape, tokens: int | None, grid: str | None) -> tuple[Grid, ...]:

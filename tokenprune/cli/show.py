@@ -21,7 +21,7 @@ from tokenprune.cli.options import (
     budgets_of,
 )
 from tokenprune.cli.terminal import console, print_json, progress, table
-from tokenprune.core.place import place_name
+from tokenprune.core.place import Place, place_name
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -264,10 +264,10 @@ def _tokens(facts: dict[str, Any]) -> RenderableType:
     made = table("stage", "place", ">kept", ">merged", ">tokens after it", ">share")
     made.add_row("[dim]input", "", "", "", str(facts["total"]), "100%")
     for number, stage in enumerate(facts["stages"]):
-        place = place_name(None if stage["place"] == "after_vision" else stage["layer"])
+        place = Place.parse(stage["place"])
         made.add_row(
             str(stage.get("name") or number),
-            place,
+            place_name(str(place), stage["layer"] if place.in_decoder else None),
             f"{about}{stage['kept']}",
             f"{about}{stage['merged']}",
             f"{about}{stage['tokens']}",

@@ -20,7 +20,7 @@ def strange_pictures(model: str, paths: Sequence[Path], sizes: Sequence[tuple[in
         paths: of the pictures.
         sizes: their widths and heights.
     """
-    from tokenprune.answers import EMBEDDED
+    from tokenprune.families.load import EMBEDDED
     from tokenprune.scenes import samples
     from tokenprune.scenes.make_samples import SIDE
 

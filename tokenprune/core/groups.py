@@ -140,17 +140,7 @@ def fold(tokens: Tokens, groups: Groups) -> Folded:
         ),
     )
     if isinstance(tokens.question, Question):  # else the sampler has not declared that it reads it
-        asked = tokens.question
-        slot, states, keys = (x[rows] if isinstance(x, Tensor) else x for x in (asked.slot, asked.states, asked.keys))
-        question = replace(
-            asked,
-            embeddings=asked.embeddings[rows],
-            valid=asked.valid[rows],
-            slot=slot,
-            states=states,
-            keys=keys,
-        )
-        folded = replace(folded, question=question)
+        folded = replace(folded, question=tokens.question.of(rows))
     at = flat - n * rows.unsqueeze(1)
     return Folded(folded, at.masked_fill(gone, -1), owner, flat)
 

@@ -126,9 +126,10 @@ class Place:
         return f"{self.kind}: {self.at}" if self.kind == "before_layer" else f"{self.kind}: block {self.at}"
 
 
-def place_name(layer: int | None) -> str:
-    """Words for the place of a stage: before a 0-based decoder layer, or after vision where `layer` is None."""
-    return "after vision" if layer is None else f"before layer {layer}"
+def place_name(place: str, layer: int | None) -> str:
+    """Words for the place of a stage in a report: before its 0-based decoder layer, or in or after vision, where no
+    layer comes before it."""
+    return place.replace("_", " ") if layer is None else f"before layer {layer}"
 
 
 def block_at(text: str) -> int | Fraction:

@@ -45,6 +45,12 @@ class Question:
             keys = Undeclared(reader, "keys of the question", "question=True, layer_keys=True")
         return replace(self, states=states, keys=keys)
 
+    def of(self, rows: Tensor | slice) -> Question:
+        """The questions of these samples."""
+        slot, states, keys = (x[rows] if isinstance(x, Tensor) else x for x in (self.slot, self.states, self.keys))
+        embeddings, valid = self.embeddings[rows], self.valid[rows]
+        return replace(self, embeddings=embeddings, valid=valid, slot=slot, states=states, keys=keys)
+
     def mean(self) -> Tensor:
         """Mean embedding ``[B, D]`` float32 of each sample's real text tokens; 0 where there are none."""
         if not self.padded:

@@ -12,7 +12,7 @@ from tokenprune.core.grids import Grid, square_or_row
 from tokenprune.cost.account import Ledger, account
 from tokenprune.cost.presets import PRESETS
 from tokenprune.cost.shape import ModelShape
-from tokenprune.families.load import read_config
+from tokenprune.families.load import EMBEDDED, read_config
 from tokenprune.families.shape import model_shape
 from tokenprune.recipe import Recipe
 
@@ -84,7 +84,7 @@ def shape_of(model: Any) -> ModelShape:
         return model_shape(model)
     if model in PRESETS:
         return PRESETS[str(model)]
-    return model_shape(read_config(str(model), also=("embedded", *PRESETS)), name=str(model))
+    return model_shape(read_config(str(model), also=(EMBEDDED, *PRESETS)), name=str(model))
 
 
 def picture(shape: ModelShape, tokens: int | None = None) -> tuple[Grid, ...]:

@@ -19,6 +19,10 @@ from tokenprune.families.explain import explained, first_line
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Kernel = Literal["sdpa", "eager"]
+EMBEDDED = "embedded"
+"""The name of the model that comes with the package."""
+EMBEDDED_FOLDER = Path(__file__).parents[1] / "scenes" / "assets" / "embedded"
+"""Known here by its files alone: `tokenprune.scenes`, which trained it, builds on this package."""
 
 
 def load(
@@ -37,7 +41,7 @@ def load(
             not given.
         device: as in `torch.device`; a GPU if there is one when not given.
         attention: transformers' attention implementation.
-        also: other names that the caller would have taken, to suggest the nearest.
+        also: other names that the caller takes, to suggest the nearest.
 
     Raises:
         InputError: no such model, folder, dtype or device, or a folder that holds no model.
@@ -58,7 +62,7 @@ def read_config(name: str, *, also: Sequence[str] = ()) -> Any:
 
     Args:
         name: a folder, or a hub id.
-        also: other names that the caller would have taken, to suggest the nearest.
+        also: other names that the caller takes, to suggest the nearest; `EMBEDDED` among them stands for its folder.
     """
     quiet()
     return _config(_source(name, also))
@@ -114,6 +118,8 @@ def quiet() -> None:
 
 def _source(name: str, also: Sequence[str] = ()) -> str:
     """What `from_pretrained` takes: a checked folder, or a hub id."""
+    if name == EMBEDDED and name in also:
+        return str(EMBEDDED_FOLDER)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -12,7 +12,7 @@ from tokenprune.cost.presets import PRESETS
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter
 from tokenprune.families.catalogue import adapter_of, adapters
-from tokenprune.families.load import Kernel, read_config
+from tokenprune.families.load import EMBEDDED, Kernel, read_config
 
 
 def sketch_config(name: str, *, layers: int | None = None, width: int | None = None) -> Any:
@@ -33,7 +33,7 @@ def sketch_config(name: str, *, layers: int | None = None, width: int | None = N
         adapter = adapters()[shape.family]
         config = adapter.published(shape)
     else:
-        config = copy.deepcopy(read_config(name, also=("embedded", *PRESETS)))
+        config = copy.deepcopy(read_config(name, also=(EMBEDDED, *PRESETS)))
         adapter = adapter_of(config, asker="sketch")
     if layers is not None:
         _deepen(adapter, config, layers)

@@ -78,7 +78,7 @@ def _caption(axes: Axes, stage: StageAudit) -> None:
     bias = stage.rows.bias
     note = f"kept {stage.kept:.4g} of {stage.tokens:.4g}" + (f" + {stage.merged:.4g} merged" if stage.merged else "")
     note += "" if bias is None else f" · bias {bias.value:+.2f}"
-    caption(axes, place_name(stage.layer), note)
+    caption(axes, place_name(stage.place, stage.layer), note)
     for spine in axes.spines.values():
         spine.set_visible(False)
 

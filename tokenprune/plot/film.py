@@ -62,7 +62,8 @@ def plot_film(
     merged = [rows_of(stage.merged, row) for stage in report.stages]
     for line in range(lines):
         bottom = below + (lines - 1 - line) * (high + 0.3)
-        name = place_name(report.stages[line - 1].layer) if line else "input"
+        stage = report.stages[line - 1]
+        name = place_name(stage.place, stage.layer) if line else "input"
         count = f"{len(kept[line - 1])} of {report.total[row]}" if line else f"{report.total[row]} tokens"
         middle = (bottom + high / 2) / size[1]
         figure.text(0.012, middle, name, fontsize=9, color=INK, weight="bold", va="bottom")

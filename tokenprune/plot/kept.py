@@ -26,6 +26,8 @@ class StageLike(Protocol):
     """What a picture needs of one stage of a report."""
 
     @property
+    def place(self) -> str: ...
+    @property
     def layer(self) -> int | None: ...
     @property
     def kept(self) -> Tensor: ...
@@ -98,7 +100,7 @@ def plot_kept(
             draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
             note = [_count(kept, merged, report.total[row])] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
-            caption(axes[line, column], "" if line else place_name(stage.layer), " · ".join(note))
+            caption(axes[line, column], "" if line else place_name(stage.place, stage.layer), " · ".join(note))
     heading(figure, title)
     legend(figure, size, any(rows_of(stage.merged, row) for stage in report.stages))
     return figure
