@@ -93,7 +93,7 @@ def test_the_embedded_model_by_its_name() -> None:
     model, _ = tp.load("embedded")
     told = tp.ledger("embedded", "fastv", keep=0.5)
     assert told.model == "embedded" and told.reduced == tp.ledger(model, "fastv", keep=0.5).reduced
-    with pytest.raises(InputError, match="no such model folder: embeded .did you mean 'embedded'"):
+    with pytest.raises(InputError, match=r"no such model folder: embeded .did you mean 'embedded'"):
         tp.ledger("embeded", "fastv")
 
 
