@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from hashlib import sha256
 from itertools import pairwise
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from tokenprune.apart import Alone, Pictures, pictures_alone
-from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, survivors
+from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary
 from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError, RecipeError, did_you_mean
+from tokenprune.pipeline_checks import check_apart, check_inside, check_sizes
 from tokenprune.stage import Stage, StageResult
 
 Key = str | int | Place
@@ -73,9 +74,9 @@ class Pipeline(nn.Module):
         self.name = name
         self.prices = prices
         self.pictures: Pictures = pictures
-        self._check_apart()
         self._plans: dict[tuple[object, ...], tuple[int | None, ...]] = {}
-        self._check_inside()
+        check_apart(name, stages, pictures, counted=self.static and not self._priced)
+        check_inside(name, stages, budget)
         if depth is not None:
             check_share(self.steps(depth), budget, depth=depth)
 
@@ -257,7 +258,7 @@ class Pipeline(nn.Module):
         results: list[StageResult] = []
         alone = self.alone(tokens.total, tokens.grids) if self.apart else ()
         for index in here:
-            self._check_sizes(index, tokens, plans)
+            check_sizes(f"{self.name}: stage {index} ({self.stages[index].place})", self.steps()[:index], tokens, plans)
             counts = [row[index] for row in plans]
             known = [count for count in counts if count is not None]
             count = tuple(known) if len(known) == len(counts) else None
@@ -274,42 +275,6 @@ class Pipeline(nn.Module):
         """
         self._at(place)
         return lambda tokens: self.run(place, tokens)[-1].tokens
-
-    def _check_inside(self) -> None:
-        """Raise `BudgetError` where stages inside the vision tower cannot know what the budget asks of a picture."""
-        kinds = {stage.place.kind for stage in self}
-        if self.budget is None or "in_vision" not in kinds:
-            return
-        if len(kinds) > 1:
-            told = "some stages act inside the vision tower, picture by picture, others behind it, sample by sample"
-            told += "; leave the budget out, and let their schedulers say how many to keep"
-        elif self.budget.kind == "flops":
-            told = (
-                "what a prompt costs is not known while the vision tower runs on its pictures, where the stages act; "
-                f"expected keep, such as keep: 0.25 (tokenprune flops {self.name} --keep 0.25 tells what it costs)"
-            )
-        else:
-            return
-        raise BudgetError(f"{self.name}: budget {self.budget}: {told}")
-
-    def _check_apart(self) -> None:
-        """Refuse pictures apart where a stage needs more than one picture, or the others, to be run."""
-        if self.pictures not in get_args(Pictures):
-            hint = did_you_mean(self.pictures, get_args(Pictures))
-            raise RecipeError(f"{self.name}: pictures: expected together or apart, got {self.pictures!r}{hint}")
-        if not self.apart:
-            return
-        for stage in self:
-            told = f"{self.name}: pictures: apart: {stage.name} ({stage.place})"
-            if stage.place.kind != "after_vision":
-                raise RecipeError(f"{told}: pictures can be taken apart after_vision alone")
-            if stage.rectifier is not None:
-                raise RecipeError(f"{told}: a rectifier acts on the whole prompt; leave it out, or pictures: together")
-        if self._priced or not self.static:
-            raise RecipeError(
-                f"{self.name}: pictures: apart: how many tokens each picture keeps must be known from its shape; give "
-                "a budget keep, or a scheduler of fixed counts"
-            )
 
     def _depth(self, depth: int | None) -> int:
         """The depth to reckon with: where none is known and none is needed, just enough layers for every place."""
@@ -354,18 +319,3 @@ class Pipeline(nn.Module):
                 f"{self.name}: no stage acts at {name!r}{hint}; expected one of: {', '.join(known) or 'none'}"
             )
         return here
-
-    def _check_sizes(self, index: int, tokens: Tokens, plans: Sequence[tuple[int | None, ...]]) -> None:
-        """Refuse tokens that have not been through the stages before `index`, as far as the plan can tell."""
-        steps = self.steps()[:index]
-        for row, (size, total, counts) in enumerate(zip(tokens.sizes, tokens.total, plans, strict=True)):
-            before = [count for count in counts[:index] if count is not None]
-            if len(before) < index:
-                continue
-            expected = survivors(steps, before, total)[-1] if index else total
-            if size != expected:
-                stage = f"stage {index} ({self.stages[index].place})"
-                raise InputError(
-                    f"{self.name}: {stage} expects {expected} vision tokens of sample {row}, got {size}; "
-                    f"run the places in order, each on what the one before returned"
-                )

@@ -12,7 +12,7 @@ from pruned import TOLERANCE, logits_of, reference_stages, run_both, stage_resul
 from reference import generate_logits, masked_reference, pruned_difference, reference_logits
 
 import tokenprune as tp
-from tokenprune.engine.cache import Slots
+from tokenprune.engine.cache_layers import Slots
 from tokenprune.errors import UnsupportedModelError
 
 CLUSTER = {"type": "cluster", "share": 0.8, "per_cluster": 3}

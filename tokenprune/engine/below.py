@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokenprune.core import ops
 from tokenprune.engine.alive import Alive
-from tokenprune.engine.cache import Owner, Slots, layer_of, leave, slots_of, virtualise, window_of
+from tokenprune.engine.cache import layer_of, leave, slots_of, virtualise, window_of
+from tokenprune.engine.cache_layers import Owner, Slots
 from tokenprune.engine.gather import take
 from tokenprune.engine.masks import stored_keys
 

@@ -26,7 +26,8 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from tokenprune.core.report import Graphs
-from tokenprune.engine.cache import Slots, allocate, cache_in, layer_of, virtualise
+from tokenprune.engine.cache import allocate, cache_in, layer_of, virtualise
+from tokenprune.engine.cache_layers import Slots
 from tokenprune.engine.engine import Engine
 from tokenprune.engine.traces import Handle, shadow
 from tokenprune.errors import InputError, UnsupportedModelError, did_you_mean

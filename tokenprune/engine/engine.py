@@ -18,7 +18,8 @@ from tokenprune.core.report import Report
 from tokenprune.engine.alive import refuse_numbers
 from tokenprune.engine.asked import with_hidden
 from tokenprune.engine.below import Below
-from tokenprune.engine.cache import Owner, adopt, cache_in, different_slots, layer_of, virtualise
+from tokenprune.engine.cache import adopt, cache_in, different_slots, layer_of, virtualise
+from tokenprune.engine.cache_layers import Owner
 from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, by_name, forget_compiled

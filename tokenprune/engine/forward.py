@@ -14,7 +14,8 @@ from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
 from tokenprune.engine.below import Below
-from tokenprune.engine.cache import CacheLayer, Slots, forget, held_by, slots_of, window_of
+from tokenprune.engine.cache import forget, held_by, slots_of, window_of
+from tokenprune.engine.cache_layers import CacheLayer, Slots
 from tokenprune.engine.gather import take
 from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
 from tokenprune.engine.projections import Rope

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from tokenprune.core import ops
-from tokenprune.engine.cache import Slots
+from tokenprune.engine.cache_layers import Slots
 from tokenprune.engine.gather import take
 from tokenprune.errors import UnsupportedModelError
 

@@ -15,7 +15,8 @@ from tokenprune.core import ops
 from tokenprune.core.attention import Projection, RaterAttention
 from tokenprune.core.precision import autocast_of_now
 from tokenprune.core.tokens import Tokens
-from tokenprune.engine.cache import CacheLayer, written_keys
+from tokenprune.engine.cache import written_keys
+from tokenprune.engine.cache_layers import CacheLayer
 from tokenprune.engine.gather import take, take_rope
 from tokenprune.engine.masks import Mask, rater_rows
 from tokenprune.engine.parallel import gather_of, mesh_of

@@ -14,7 +14,7 @@ from tokenprune.core import ops
 from tokenprune.core.needs import earlier_signal
 from tokenprune.core.signals import Question, Signal
 from tokenprune.core.tokens import Attention, Tokens
-from tokenprune.engine.cache import CacheLayer
+from tokenprune.engine.cache_layers import CacheLayer
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
 from tokenprune.engine.hooks import Spot
