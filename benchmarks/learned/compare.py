@@ -1,12 +1,13 @@
 """The shipped weights beside training-free recipes, at equal multiply-adds, on held-out scenes.
 
-    python benchmarks/learned/compare.py --scenes 60
+    python benchmarks/learned/compare.py
 
 Each learned recipe whose weights come with the package (`ship.py` makes them) is asked the same questions as its own
 untrained self and as recipes without weights, each with as many tokens as the same share of the untouched prefill pays
-for. Differences are paired, question by question, with intervals over pictures. Answers are kept in `--runs`: the same
-command goes on where it was stopped. Writes `compare.json` beside this file; a recipe that is not better is in it like
-any other.
+for. Those that choose a count of their own are asked at that, too, beside recipes at the share which it comes to.
+Differences are paired, question by question, with intervals over pictures; p-values are also given after Holm's
+correction for all differences of the file. Answers are kept in `--runs`: the same command goes on where it was stopped.
+Writes `compare.json` beside this file; a recipe that is not better is in it like any other.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from fit import compared, conditions_of, told, untrained
+from fit import compared, conditions_of, untrained
 
 from tokenprune.budget import Budget
 from tokenprune.core.files import whole_file
-from tokenprune.recipe import list_learned_recipes, load_recipe, recipe_path
+from tokenprune.recipe import Recipe, list_learned_recipes, load_recipe, recipe_path
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate import evaluate, make_conditions
+from tokenprune.study.evaluate import Condition, Evaluation, evaluate, holm, make_conditions
 
 SHARES = {"glimpseprune": 0.85}
 """Of the untouched prefill; a stage deep in the model can pay for no less."""
@@ -36,6 +37,8 @@ SHARE = 0.48
 """Of all others: about a quarter of the tokens, where a recipe acts after vision."""
 FREE = ("uniform", "pool", "divprune", "fastv")
 """Recipes without weights, beside `random`."""
+BESIDE = ("random", *FREE)
+Group = tuple[str, str]
 
 
 def shipped() -> list[str]:
@@ -43,38 +46,94 @@ def shipped() -> list[str]:
     return [name for name in list_learned_recipes() if "weights: " in recipe_path(name).read_text(encoding="utf-8")]
 
 
-def at_share(
-    model: Any, processor: Any, names: Sequence[str], share: float, cases: Sequence[Case], options: Any
-) -> Any:
-    """Everything that is asked at one share of the untouched prefill."""
-    budget = Budget("flops", share)
-    folder = options.runs / f"{share}"
-    recipes: dict[str, Path] = {}
-    for name in names:
-        recipes[name] = recipe_path(name)
-        recipes[f"{name}, untrained"] = untrained(model, load_recipe(name), folder / "untrained" / name, 0)
-    conditions = conditions_of(recipes, [budget], options.draws)  # with random and uniform
-    more = [name for name in FREE if name != "uniform"]
-    conditions += [each for each in make_conditions(more, [budget], baselines=False) if each.kind == "recipe"]
-    evaluation = evaluate(model, processor, cases, conditions, batch_size=options.batch_size, output=folder / "answers")
-    group = lambda label: (label, str(budget))  # noqa: E731
-    beside = ["random", *FREE]
-    rows = [told(evaluation, group(name), [group(f"{name}, untrained"), *map(group, beside)]) for name in names]
-    rows += [told(evaluation, group(label), []) for label in (*(f"{name}, untrained" for name in names), *beside)]
-    right = {row.label: row.overall.value for row in evaluation.rows}
-    best = max(FREE, key=right.__getitem__)
-    return {
-        "share": share,
-        "untouched": evaluation.rows[0].to_dict(),
-        "best_free": best,
-        "versus_best_free": {name: compared(evaluation, group(name), group(best)) for name in names},
-        "rows": rows,
-    }
+def packable(recipe: Recipe | None) -> bool:
+    """Whether questions about a picture may share what they have in common: the same answers, sooner."""
+    return recipe is None or all(stage.kv != "all_layers" for stage in recipe.stages)
+
+
+class Asking:
+    """The model, the questions, and where answers are kept."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.model, self.processor = load_embedded()
+        self.cases: list[Case] = scene_cases(options.scenes)
+        self.options = options
+
+    def ask(self, conditions: Sequence[Condition]) -> Evaluation:
+        """All conditions over all questions, packed where that can be."""
+        outcomes = {}
+        for packed in (True, False):
+            chosen = [each for each in conditions if packable(each.recipe) == packed]
+            if not chosen:
+                continue
+            folder = self.options.runs / ("packed" if packed else "generated")
+            found = evaluate(
+                self.model, self.processor, self.cases, chosen,
+                batch_size=self.options.batch_size, packed=packed, output=folder,
+            )  # fmt: skip
+            outcomes |= {each.condition.group + (each.condition.seed,): each for each in found.outcomes}
+        return Evaluation(self.cases, list(outcomes.values()))
+
+    def free(self, budget: Budget) -> list[Condition]:
+        """What goes beside learned recipes, at a budget."""
+        more = make_conditions(FREE[1:], [budget], baselines=False)
+        return conditions_of({}, [budget], self.options.draws) + [each for each in more if each.kind == "recipe"]
+
+    def at_share(self, names: Sequence[str], share: float) -> Iterator[dict[str, Any]]:
+        """Learned recipes, their untrained selves and others, all at one share of the untouched prefill."""
+        budget = Budget("flops", share)
+        recipes: dict[str, Path] = {}
+        for name in names:
+            recipes[name] = recipe_path(name)
+            recipes[f"{name}, untrained"] = untrained(
+                self.model, load_recipe(name), self.options.runs / "untrained" / name, 0
+            )
+        learned = make_each(recipes, budget)
+        evaluation = self.ask([*learned, *self.free(budget)])
+        for name in names:
+            others = [(label, str(budget)) for label in (f"{name}, untrained", *BESIDE)]
+            yield told(evaluation, (name, str(budget)), share, others)
+
+    def at_own(self, name: str) -> dict[str, Any]:
+        """A recipe at the counts it chooses, beside itself at equal counts and others, all at what these cost."""
+        own = make_each({name: recipe_path(name)}, None)
+        share = round(self.ask(own).rows[1].flops_share, 3)
+        budget = Budget("flops", share)
+        evaluation = self.ask([*own, *make_each({name: recipe_path(name)}, budget), *self.free(budget)])
+        return told(evaluation, (name, ""), share, [(label, str(budget)) for label in (name, *BESIDE)])
+
+
+def make_each(recipes: dict[str, Path], budget: Budget | None) -> list[Condition]:
+    """Recipes by label, without baselines."""
+    return [
+        each
+        for label, path in recipes.items()
+        for each in conditions_of({label: path}, () if budget is None else [budget], 1)
+        if each.label == label
+    ]
+
+
+def told(evaluation: Evaluation, group: Group, share: float, others: Sequence[Group]) -> dict[str, Any]:
+    """One learned recipe: accuracy, tokens, cost, and how much better it is than others."""
+    rows = {(row.label, row.budget): row for row in evaluation.rows}
+
+    def one(row: Any) -> dict[str, Any]:
+        told = row.to_dict()
+        kept = ("budget", "draws", "fingerprint", "accuracy", "average", "final", "flops_share", "method_seconds")
+        tasks = {task: each["accuracy"] for task, each in told["tasks"].items()}
+        return {"recipe": row.label, **{key: told[key] for key in kept}, "tasks": tasks}
+
+    versus = []
+    for other in others:
+        change = compared(evaluation, group, other)
+        versus.append({**one(rows[other]), "difference": change["difference"], "p": change["p"]})
+    untouched = one(evaluation.rows[0])
+    return {**one(rows[group]), "share": share, "own_counts": not group[1], "untouched": untouched, "versus": versus}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--scenes", type=int, default=60, help="held-out scenes to ask about")
+    made.add_argument("--scenes", type=int, default=100, help="held-out scenes to ask about")
     made.add_argument("--draws", type=int, default=3, help="of random choice")
     made.add_argument("--batch-size", type=int, default=32, help="of questions")
     made.add_argument("--threads", type=int, default=1)
@@ -82,28 +141,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--out", type=Path, default=Path(__file__).with_name("compare.json"))
     options = made.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    model, processor = load_embedded()
-    cases = scene_cases(options.scenes)
     names = shipped()
     if not names:
         raise SystemExit("no learned recipe names weights: run benchmarks/learned/ship.py first")
+    asking = Asking(options)
     groups: dict[float, list[str]] = {}
     for name in names:
         groups.setdefault(SHARES.get(name, SHARE), []).append(name)
+    rows = []
+    for share, own in sorted(groups.items()):
+        rows += asking.at_share(own, share)
+    rows += [asking.at_own(name) for name in names if load_recipe(name).budget is None]
+    versus = [other for row in rows for other in row["versus"]]
+    for other, p in zip(versus, holm([other["p"] for other in versus]), strict=True):
+        other["p_holm"] = p
     results = {
         "scenes": options.scenes,
-        "questions": len(cases),
-        "fingerprints": {name: load_recipe(name).fingerprint for name in names},
+        "questions": len(asking.cases),
+        "fingerprints": {name: load_recipe(name).fingerprint for name in (*names, *BESIDE)},
         "machine": platform.machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "shares": [at_share(model, processor, own, share, cases, options) for share, own in groups.items()],
+        "rows": rows,
     }
     with whole_file(options.out) as file:
         file.write((json.dumps(results, indent=1) + "\n").encode())
-    for share in results["shares"]:
-        for name, against in share["versus_best_free"].items():
-            change = against["difference"]
-            print(f"{name}: {change['value']:+.3f} [{change['low']}, {change['high']}] than {share['best_free']}")
+    for row in rows:
+        for other in row["versus"]:
+            change = other["difference"]
+            better = f"{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+            print(f"{row['recipe']} {row['budget']}: {better} than {other['recipe']}, p {other['p_holm']:.2g}")
 
 
 if __name__ == "__main__":
