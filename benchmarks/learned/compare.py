@@ -71,7 +71,7 @@ class Asking:
                 self.model, self.processor, self.cases, chosen,
                 batch_size=self.options.batch_size, packed=packed, output=folder,
             )  # fmt: skip
-            outcomes |= {each.condition.group + (each.condition.seed,): each for each in found.outcomes}
+            outcomes |= {(*each.condition.group, each.condition.seed): each for each in found.outcomes}
         return Evaluation(self.cases, list(outcomes.values()))
 
     def free(self, budget: Budget) -> list[Condition]:

@@ -65,14 +65,29 @@ def conditions_of(recipes: dict[str, Path], budgets: Sequence[Budget], draws: in
     return [each for each in made if each.kind == "recipe"]
 
 
-def compared(evaluation: Evaluation, first: tuple[str, str], second: tuple[str, str]) -> dict[str, Any]:
-    """Accuracy of one condition minus that of another on the same questions, over all tasks."""
-    scores = [
-        np.array([each.right for each in evaluation.outcomes if each.condition.group == group], float).mean(0)
-        for group in (first, second)
-    ]
-    pictures = [case.picture_id for case in evaluation.cases]
-    change, p = difference(*scores, pictures), sign_flip(*scores, pictures)
+def scores_of(
+    evaluation: Evaluation, group: tuple[str, str], tasks: Sequence[str] | None = None
+) -> tuple[Any, list[str]]:
+    """Whether each question was answered right in each draw of a condition, ``[N, draws]``, and the pictures ``[N]``.
+
+    Args:
+        evaluation: of all conditions.
+        group: label and budget.
+        tasks: of the questions that count; those that the untouched model can do when left out.
+    """
+    counted = tasks or evaluation.ranked or tuple(evaluation.tasks)
+    of = [index for index, case in enumerate(evaluation.cases) if case.task in counted]
+    right = [each.right for each in evaluation.outcomes if each.condition.group == group]
+    return np.array(right, float).T[of], [evaluation.cases[index].picture_id for index in of]
+
+
+def compared(
+    evaluation: Evaluation, first: tuple[str, str], second: tuple[str, str], tasks: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Accuracy of one condition minus that of another on the same questions (see `scores_of`)."""
+    one, pictures = scores_of(evaluation, first, tasks)
+    other = scores_of(evaluation, second, tasks)[0]
+    change, p = (of(one.mean(1), other.mean(1), pictures) for of in (difference, sign_flip))
     return {"than": " ".join(second).strip(), "difference": change.to_dict(), "p": p}
 
 
