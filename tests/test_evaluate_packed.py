@@ -39,6 +39,15 @@ def test_outcomes_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
         assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=size).outcomes) == expected
 
 
+def test_a_recipe_whose_questions_cannot_share_caches_is_asked_by_generate(embedded: tuple[Any, Any]) -> None:
+    """`kv: all_layers`, with counts of each question's own; some answers go beyond a word, so caches are read."""
+    cases = scene_cases(3)
+    conditions = make_conditions(["glimpseprune"])
+    expected = told(evaluate(*embedded, cases, conditions).outcomes)
+    assert expected[1][1] != expected[0][1] and max(len(answer.split()) for answer in expected[1][1]) > 1
+    assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
+
+
 def test_batches_keep_pictures_whole() -> None:
     cases = [Case(lambda: None, picture, str(n), "a") for n, picture in enumerate("aabbbbbaccd")]  # type: ignore[arg-type,return-value]
     assert list(PackedAsker.batches(cases, 4)) == [[0, 1, 7], [2, 3, 4, 5], [6, 8, 9, 10]]

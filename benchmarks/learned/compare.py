@@ -25,7 +25,7 @@ from fit import compared, conditions_of, untrained
 
 from tokenprune.budget import Budget
 from tokenprune.core.files import whole_file
-from tokenprune.recipe import Recipe, list_learned_recipes, load_recipe, recipe_path
+from tokenprune.recipe import list_learned_recipes, load_recipe, recipe_path
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.cases import Case
@@ -46,11 +46,6 @@ def shipped() -> list[str]:
     return [name for name in list_learned_recipes() if "weights: " in recipe_path(name).read_text(encoding="utf-8")]
 
 
-def packable(recipe: Recipe | None) -> bool:
-    """Whether questions about a picture may share what they have in common: the same answers, sooner."""
-    return recipe is None or all(stage.kv != "all_layers" for stage in recipe.stages)
-
-
 class Asking:
     """The model, the questions, and where answers are kept."""
 
@@ -60,19 +55,11 @@ class Asking:
         self.options = options
 
     def ask(self, conditions: Sequence[Condition]) -> Evaluation:
-        """All conditions over all questions, packed where that can be."""
-        outcomes = {}
-        for packed in (True, False):
-            chosen = [each for each in conditions if packable(each.recipe) == packed]
-            if not chosen:
-                continue
-            folder = self.options.runs / ("packed" if packed else "generated")
-            found = evaluate(
-                self.model, self.processor, self.cases, chosen,
-                batch_size=self.options.batch_size, packed=packed, output=folder,
-            )  # fmt: skip
-            outcomes |= {(*each.condition.group, each.condition.seed): each for each in found.outcomes}
-        return Evaluation(self.cases, list(outcomes.values()))
+        """All conditions over all questions."""
+        return evaluate(
+            self.model, self.processor, self.cases, conditions,
+            batch_size=self.options.batch_size, packed=True, output=self.options.runs / "answers",
+        )  # fmt: skip
 
     def free(self, budget: Budget) -> list[Condition]:
         """What goes beside learned recipes, at a budget."""

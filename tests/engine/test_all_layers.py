@@ -157,6 +157,27 @@ def test_answers_that_are_read_with_the_prompt_are_refused(options: dict[str, An
         generate_logits(model, batch, **options)
 
 
+def test_a_loss_is_that_of_an_answer_read_behind_the_prompt() -> None:
+    """With the prompt in one call it would be another: of tokens that see everything in the layers below."""
+    model = build("llava")
+    batch = inputs("llava", model, rows=[Row()])
+    _, (sequences, _), _ = run_both(model, batch, ONE)
+    answer = sequences[:, batch["input_ids"].shape[1] :]
+    with torch.no_grad(), tp.attach(model, ONE) as attached, stage_results(attached) as results:
+        with pytest.raises(UnsupportedModelError, match="labels ask for a loss over tokens that came together with it"):
+            model(**batch, labels=batch["input_ids"])
+        cache = model(**batch, use_cache=True)[CACHE]
+        stages = reference_stages(attached.report, results)
+        loss = model(input_ids=answer, labels=answer, **{CACHE: cache}).loss
+    with masked_reference(model, vision_mask(model, batch["input_ids"]), stages):
+        _, expected = generate_logits(model, batch)
+    wanted = torch.nn.functional.cross_entropy(torch.cat(list(expected[1:])), answer[0, 1:])
+    assert abs(loss - wanted) < TOLERANCE
+    with torch.no_grad(), tp.attach(model, recipe("all", stage(5, fixed(1.0), scorer="norm", kv="all_layers"))):
+        kept = model(**batch, labels=batch["input_ids"]).loss  # nothing is dropped, so nothing is hidden
+    assert torch.equal(kept, model(**batch, labels=batch["input_ids"]).loss)
+
+
 def test_a_static_cache_is_reset_to_its_full_room() -> None:
     model = build("llava")
     batch = inputs("llava", model, rows=[Row()])

@@ -260,12 +260,17 @@ class Engine:
 
     def _forget_below(self, forward: Forward, below: Below) -> None:
         """Let the caches of the layers below a stage lose what it has dropped."""
-        end, limit = forward.past + forward.length, self.now.limit
+        end, limit, asked = forward.past + forward.length, self.now.limit, self.now.asked
+        hides = f"recipe {self.report.recipe!r}: kv: all_layers hides what is dropped from tokens behind the prompt, "
         if limit is not None and end > limit:
             raise UnsupportedModelError(
-                f"recipe {self.report.recipe!r}: kv: all_layers hides what is dropped from tokens behind the prompt, "
-                f"and {end - limit} of them came together with it; let generate use its cache, no prompt lookup, or "
-                "leave kv out of the recipe"
+                f"{hides}and {end - limit} of them came together with it; let generate use its cache, no prompt "
+                "lookup, or leave kv out of the recipe"
+            )
+        if asked is not None and asked.labels is not None:  # which of these tokens are an answer only the caller knows
+            raise UnsupportedModelError(
+                f"{hides}and labels ask for a loss over tokens that came together with it; run the prompt with "
+                "use_cache and without labels, then what follows with labels, or leave kv out of the recipe"
             )
         below.forget(forward.past, forward.length, self.owner, self.anatomy.recurrent)
 

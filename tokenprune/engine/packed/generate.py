@@ -50,6 +50,11 @@ def check_packable(model: Any) -> None:
     raise UnsupportedModelError(f"packed: {reason}; ask it by generate")
 
 
+def shares_caches(attached: Attached) -> bool:
+    """Whether questions may share the caches of their picture: ``kv: all_layers`` shortens them for each alone."""
+    return all(stage.kv != "all_layers" for stage in attached.engine.pipeline)
+
+
 def shared_layers(pipeline: Pipeline, depth: int) -> int:
     """How many layers see the same prefix whatever the question: all of them if no stage looks at the question."""
     # Any other budget may ask for the length of the question.
@@ -98,7 +103,7 @@ def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
         UnsupportedModelError: a stage with ``kv: all_layers``.
     """
     depth = len(attached.anatomy.layers)
-    if any(stage.kv == "all_layers" for stage in attached.engine.pipeline):
+    if not shares_caches(attached):
         raise UnsupportedModelError(
             f"packed: recipe {attached.report.recipe!r} takes dropped tokens out of caches that questions about a "
             "picture share (kv: all_layers); ask it by generate"

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from tokenprune.engine.attach import Attached
-from tokenprune.engine.packed.generate import check_packable, generate_packed
+from tokenprune.engine.packed.generate import check_packable, generate_packed, shares_caches
 from tokenprune.engine.packed.prompt import PackedPrompt, pack
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate.askers import Asked
+from tokenprune.study.evaluate.askers import Asked, GenerateAsker
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +26,8 @@ KEPT_BYTES = 512 * 2**20
 class PackedAsker:
     """Asks the questions about a picture together, with what they share run once (`tokenprune.engine.packed`).
 
-    It keeps the prompts of unchanged pictures, since every condition asks them again.
+    It keeps the prompts of unchanged pictures, since every condition asks them again. A recipe whose questions cannot
+    share the caches of their picture (``kv: all_layers``) is asked by `generate`, in the same batches.
 
     Args:
         chat: model and processor.
@@ -63,6 +64,8 @@ class PackedAsker:
         self, attached: Attached, cases: Sequence[Case], pictures: Sequence[Image] | None, max_new_tokens: int
     ) -> Asked:
         """As `Asker.ask`."""
+        if not shares_caches(attached):
+            return GenerateAsker(self.chat).ask(attached, cases, pictures, max_new_tokens)
         prompt = self.prompt(cases, pictures)
         answers = generate_packed(attached, prompt, max_new_tokens=max_new_tokens)
         return Asked(answers, prompt.input_ids, prompt.attention_mask)
