@@ -38,6 +38,8 @@ SHARE = 0.48
 FREE = ("uniform", "pool", "divprune", "fastv")
 """Recipes without weights, beside `random`."""
 BESIDE = ("random", *FREE)
+FEW = 4
+"""Of the scenes, what a test asks again in seconds."""
 Group = tuple[str, str]
 
 
@@ -88,6 +90,14 @@ class Asking:
         budget = Budget("flops", share)
         evaluation = self.ask([*own, *make_each({name: recipe_path(name)}, budget), *self.free(budget)])
         return told(evaluation, (name, ""), share, [(label, str(budget)) for label in (name, *BESIDE)])
+
+    def few(self, names: Sequence[str]) -> dict[str, Any]:
+        """How many questions about the first scenes each recipe answers right at a quarter of the tokens."""
+        budget, cases = Budget("keep", 0.25), self.cases[: len(scene_cases(FEW))]
+        conditions = make_each({name: recipe_path(name) for name in names}, budget)
+        found = evaluate(self.model, self.processor, cases, conditions, packed=True)
+        right = {each.condition.label: sum(each.right) for each in found.outcomes}
+        return {"scenes": FEW, "keep": budget.value, "questions": len(cases), "right": right}
 
 
 def make_each(recipes: dict[str, Path], budget: Budget | None) -> list[Condition]:
@@ -148,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "fingerprints": {name: load_recipe(name).fingerprint for name in (*names, *BESIDE)},
         "machine": platform.machine(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "few": asking.few(names),
         "rows": rows,
     }
     with whole_file(options.out) as file:

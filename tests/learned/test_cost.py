@@ -93,7 +93,7 @@ def _no_compiled_leftovers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_no_compiled_leftovers")
-@pytest.mark.parametrize("name", ["smarttrim", "glimpseprune"])
+@pytest.mark.parametrize("name", ["smarttrim", "glimpseprune", "focusllava"])
 def test_adaptive_learned_recipes_compile_to_the_same(name: str) -> None:
     model = build("llava", layers=4)
     stages = fresh_stages(load_recipe(name), host_of(anatomy(model)))

@@ -45,8 +45,8 @@ def evaluate(
         batch_size: questions at a time. On some devices another size may change the last digits, and so an answer.
         max_new_tokens: longest answer, in tokens.
         packed: run what questions about one picture share once for all of them, instead of `model.generate` for each:
-            the same answers, sooner. For models of the LLaVA-1.5 family. Recipes that shorten the caches of each question
-            alone (``kv: all_layers``) are asked by `model.generate` all the same.
+            the same answers, sooner. For models of the LLaVA-1.5 family. Recipes with ``kv: all_layers``, whose
+            questions cannot share caches, are asked by `model.generate` all the same.
         output: folder that keeps each batch when it is done; a later call with the same arguments goes on from there.
         on_batch: called with batches done and batches in all.
 
