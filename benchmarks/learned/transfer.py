@@ -48,7 +48,7 @@ def fits(model: Any, processor: Any, options: argparse.Namespace) -> dict[str, l
     """Recipes by what they were taught, one for each seed, and the same untrained."""
     made: dict[str, list[Path]] = {label: [] for label in (*TAUGHT, "untrained")}
     for seed in options.seeds:
-        plan = Plan(aim="attention", steps=options.steps, batch=16, held_out=0.03, patience=20, seed=seed)
+        plan = Plan(aim="attention", steps=options.steps, batch=16, held_out=0.01, patience=20, seed=seed)
         for label, tasks in TAUGHT.items():
             cases = training_cases(options.training, tasks=tasks, first=seed * options.training)
             folder = options.runs / f"{label}-{seed}"
@@ -132,11 +132,11 @@ def on_sizes(recipes: dict[str, list[Path]], budget: Budget, options: argparse.N
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each is a fit of its own")
-    made.add_argument("--steps", type=int, default=120)
+    made.add_argument("--steps", type=int, default=60)
     made.add_argument("--training", type=int, default=200, help="scenes to learn from, others for each seed")
     made.add_argument("--keep", type=float, default=0.25)
-    made.add_argument("--scenes", type=int, default=100, help="held-out scenes to ask about")
-    made.add_argument("--size-scenes", type=int, default=60, help="of those, for each other size")
+    made.add_argument("--scenes", type=int, default=80, help="held-out scenes to ask about")
+    made.add_argument("--size-scenes", type=int, default=40, help="of those, for each other size")
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--runs", type=Path, default=Path("runs/transfer"))
     made.add_argument("--out", type=Path, default=Path(__file__).with_name("transfer.json"))
