@@ -71,7 +71,8 @@ def test_a_missing_file_suggests_a_near_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mine.pt#0123456789ab", "../x.safetensors#0123456789ab", "mine.safetensors"])
 def test_only_a_plain_safetensors_file_with_a_digest_can_be_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(RecipeError, match="weights"):
+    expected = r"weights: should be FILE.safetensors#DIGEST, twelve digits of its SHA-256, or null \(got '"
+    with pytest.raises(RecipeError, match=expected):
         load_recipe(recipe(tmp_path, name))
 
 

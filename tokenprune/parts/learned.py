@@ -17,7 +17,11 @@ from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.parts.part import Part
 
-Weights = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.safetensors#[0-9a-f]{12}$", max_length=120)]
+Weights = Annotated[
+    str,
+    "FILE.safetensors#DIGEST, twelve digits of its SHA-256",
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*\.safetensors#[0-9a-f]{12}$", max_length=120),
+]
 """A file of weights as recipes name it, with the digest that it must have: ``trimmer.safetensors#3f9c01ab77de``. It
 lies beside the recipe, or comes with the package."""
 
