@@ -48,4 +48,6 @@ def test_a_learned_part_of_ones_own_is_fitted_and_used(cli: Callable[..., Any], 
     assert (told.status, told.err) == (0, "")
     written = json.loads(told.out)["recipe"]
     assert cli("check", written, *plugin).status == 0
+    again = cli("fit", recipe, *plugin, "--output", out, "--scenes", 2, "--steps", 1, "--batch", 2)
+    assert f"next: tokenprune eval {written} random uniform --plugin {plugin[1]} --keep 0.25" in again.out
     assert cli("fit", recipe, "--output", out, "--scenes", 2).status == 2, "nobody knows the part without its file"

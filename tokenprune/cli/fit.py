@@ -117,7 +117,7 @@ def command(
     if json_:
         print_json(facts)
     else:
-        _show(facts)
+        _show(facts, plugin or [])
 
 
 def _pairs(data: str, questions: Path | None, scenes: int) -> Sequence[Asked]:
@@ -191,10 +191,11 @@ def _facts(fitted: Fitted, plot: Path) -> dict[str, Any]:
     }
 
 
-def _show(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any], plugins: Sequence[Path]) -> None:
     screen = console()
     losses, steps = facts["held_out_loss"], f"step {facts['best_step']} of {facts['steps']}"
     screen.print(f"held-out loss {losses['start']:.4f} → [bold]{losses['best']:.4f}[/] at {steps}")
     screen.print(f"weights: {', '.join(facts['weights'])}", soft_wrap=True, markup=False)
     screen.print(f"losses:  {facts['plot']}", soft_wrap=True, markup=False)
-    screen.print(f"[dim]next:[/] tokenprune eval {facts['recipe']} random uniform --keep 0.25", soft_wrap=True)
+    parts = "".join(f" --plugin {file}" for file in plugins)  # without them nobody knows the recipe's parts
+    screen.print(f"[dim]next:[/] tokenprune eval {facts['recipe']} random uniform{parts} --keep 0.25", soft_wrap=True)
