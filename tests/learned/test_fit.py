@@ -124,6 +124,15 @@ def test_a_folder_of_another_fit_is_refused(embedded: tuple[Any, Any], cases: li
         fit(model, processor, "text-conditioned", cases[:-1], tmp_path, plan=short)
 
 
+def test_files_that_broke_are_told_by_name(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:
+    short = Plan(steps=1, batch=2)
+    fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+    for name, left in (("checkpoint.pt", 5000), ("checkpoint.pt", 0), ("fit.json", 20)):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:left])
+        with pytest.raises(InputError, match=rf"{name} is not what a fit leaves .*: choose another folder, or empty"):
+            fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+
+
 def test_what_cannot_be_fitted_is_told(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:
     model, processor = embedded
     with pytest.raises(RecipeError, match="fastv: no part of it learns"):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -180,7 +181,8 @@ class _Run:
         """Go on where an earlier call has stopped; refuse a folder of another fit."""
         self.folder.mkdir(parents=True, exist_ok=True)
         head, saved = self.folder / "fit.json", self.folder / "checkpoint.pt"
-        if head.exists() and (known := json.loads(head.read_text())) != about:
+        known = _read(head, lambda: json.loads(head.read_text())) if head.exists() else about
+        if known != about:
             differ = ", ".join(key for key in about if known.get(key) != about[key])
             raise InputError(f"{self.folder} holds another fit ({differ} differs): choose another folder, or empty it")
         if not head.exists():
@@ -188,7 +190,7 @@ class _Run:
                 file.write((json.dumps(about, indent=1) + "\n").encode())
         if not saved.exists():
             return
-        state = torch.load(saved, map_location="cpu", weights_only=True)
+        state = _read(saved, lambda: torch.load(saved, map_location="cpu", weights_only=True))
         self.step, self.losses, self.looks = state["step"], state["losses"], [tuple(look) for look in state["looks"]]
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -206,6 +208,18 @@ class _Run:
 
     def _best_step(self) -> int:
         return min(self.looks, key=lambda look: look[1])[0]
+
+
+def _read(file: Path, read: Callable[[], Any]) -> Any:
+    """What an earlier call has left.
+
+    Raises:
+        InputError: something else has written there since.
+    """
+    try:
+        return read()
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise InputError(f"{file} is not what a fit leaves ({error}): choose another folder, or empty it") from None
 
 
 def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]:
