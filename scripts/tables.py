@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from learned_tables import own_counts, shipped, sizes, transfer
 
 from tokenprune import ledger
 from tokenprune.budget import survivors
@@ -32,7 +33,6 @@ ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
 LOAD = ROOT / "benchmarks" / "serving" / "load.json"
 PUBLISHED = ROOT / "scripts" / "published.yaml"
-COMPARED = ROOT / "benchmarks" / "learned" / "compare.json"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
 UNBUDGETED = {"none", "vtw"}
@@ -216,36 +216,6 @@ def more(row: dict[str, Any], other: dict[str, Any], clusters: Sequence[int]) ->
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
 
 
-def shipped() -> str:
-    """Shipped weights beside recipes without any, at equal multiply-adds (benchmarks/learned/compare.py)."""
-    told = json.loads(COMPARED.read_text())
-    lines = [f"{told['questions']} questions about {told['scenes']} held-out scenes."]
-    for share in told["shares"]:
-        rows = {row["condition"]: row for row in share["rows"]}
-        untouched = percent(share["untouched"]["accuracy"])
-        lines += [
-            "",
-            f"At {share['share']:.0%} of the untouched prefill (untouched: {untouched} right):",
-            "",
-            "| | right, % | shipped weights better by, points |",
-            "|---|---|---|",
-        ]
-        for name in share["versus_best_free"]:
-            lines.append(f"| **`{name}`** | {percent(rows[name]['accuracy'])} | |")
-            for other in rows[name]["versus"]:
-                label = other["than"].removesuffix(rows[name]["budget"]).strip()
-                value, low, high = (100 * other["difference"][key] for key in ("value", "low", "high"))
-                better = f"{value:+.1f} [{low:+.1f}, {high:+.1f}], p = {other['p']:.2g}"
-                lines.append(f"| {label} | {percent(rows[label]['accuracy'])} | {better} |")
-    return "\n".join(lines) + "\n"
-
-
-def percent(estimate: dict[str, float]) -> str:
-    """An estimate in per cent, with its 95 % interval."""
-    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
 def accuracy(row: dict[str, Any]) -> str:
     """Right answers in per cent, and their 95 % interval."""
     value, low, high = (100 * each for each in row["accuracy"])
@@ -322,7 +292,7 @@ PAGES = {
         "scenes": scenes,
         "flops": flops,
     },
-    ROOT / "docs" / "learned.md": {"shipped": shipped},
+    ROOT / "docs" / "learned.md": {"shipped": shipped, "own-counts": own_counts, "transfer": transfer, "sizes": sizes},
 }
 """Page -> name of each generated part and what makes it."""
 

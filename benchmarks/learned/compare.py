@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from fit import compared, conditions_of, untrained
+from fit import compared, conditions_of, corrected, untrained
 
 from tokenprune.budget import Budget
 from tokenprune.core.files import whole_file
@@ -29,7 +29,7 @@ from tokenprune.recipe import list_learned_recipes, load_recipe, recipe_path
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate import Condition, Evaluation, evaluate, holm, make_conditions
+from tokenprune.study.evaluate import Condition, Evaluation, evaluate, make_conditions
 
 SHARES = {"glimpseprune": 0.85}
 """Of the untouched prefill; a stage deep in the model can pay for no less."""
@@ -149,9 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for share, own in sorted(groups.items()):
         rows += asking.at_share(own, share)
     rows += [asking.at_own(name) for name in names if load_recipe(name).budget is None]
-    versus = [other for row in rows for other in row["versus"]]
-    for other, p in zip(versus, holm([other["p"] for other in versus]), strict=True):
-        other["p_holm"] = p
+    corrected([other for row in rows for other in row["versus"]])
     results = {
         "scenes": options.scenes,
         "questions": len(asking.cases),

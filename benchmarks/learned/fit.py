@@ -36,7 +36,7 @@ from tokenprune.recipe import Recipe, list_learned_recipes, load_recipe
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases, training_cases
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate import Condition, Evaluation, difference, evaluate, make_conditions, sign_flip
+from tokenprune.study.evaluate import Condition, Evaluation, difference, evaluate, holm, make_conditions, sign_flip
 
 BESIDE = ("random", "uniform")
 
@@ -89,6 +89,12 @@ def compared(
     other = scores_of(evaluation, second, tasks)[0]
     change, p = (of(one.mean(1), other.mean(1), pictures) for of in (difference, sign_flip))
     return {"than": " ".join(second).strip(), "difference": change.to_dict(), "p": p}
+
+
+def corrected(versus: Sequence[dict[str, Any]]) -> None:
+    """Give each of these differences its p-value after Holm's correction for all of them."""
+    for each, p in zip(versus, holm([each["p"] for each in versus]), strict=True):
+        each["p_holm"] = p
 
 
 def told(evaluation: Evaluation, group: tuple[str, str], others: Sequence[tuple[str, str]]) -> dict[str, Any]:

@@ -6,8 +6,8 @@
 three times each, every time from other pictures and another start. All are asked held-out scenes at one share of the
 tokens, beside the same recipe untrained and recipes without weights. Pictures of another size then go to the same model
 with its tower's position embeddings interpolated, which it was never trained with: tasks that it can no longer do whole
-are not counted. Fits and answers are kept in `--runs`: the same command goes on where it was stopped. Writes
-`transfer.json` beside this file.
+are not counted. p-values are also given after Holm's correction for all differences of the file. Fits and answers are
+kept in `--runs`: the same command goes on where it was stopped. Writes `transfer.json` beside this file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import transformers
-from fit import compared, conditions_of, scores_of, untrained
+from fit import compared, conditions_of, corrected, scores_of, untrained
 from torch import nn
 from torch.nn.functional import interpolate
 
@@ -157,9 +157,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "on_tasks": on_tasks(evaluation, str(budget)),
         "on_sizes": on_sizes({label: recipes[label] for label in ("all", "untrained")}, budget, options),
     }
+    parts = [*results["on_tasks"], *results["on_sizes"]]
+    corrected([other for part in parts for row in part["rows"] for other in row["versus"]])
     with whole_file(options.out) as file:
         file.write((json.dumps(results, indent=1) + "\n").encode())
-    for part in (*results["on_tasks"], *results["on_sizes"]):
+    for part in parts:
         for row in part["rows"]:
             for other in row["versus"]:
                 change = other["difference"]
