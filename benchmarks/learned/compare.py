@@ -130,7 +130,7 @@ def told(evaluation: Evaluation, group: Group, share: float, others: Sequence[Gr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--scenes", type=int, default=100, help="held-out scenes to ask about")
+    made.add_argument("--scenes", type=int, default=80, help="held-out scenes to ask about")
     made.add_argument("--draws", type=int, default=3, help="of random choice")
     made.add_argument("--batch-size", type=int, default=32, help="of questions")
     made.add_argument("--threads", type=int, default=1)
