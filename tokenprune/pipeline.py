@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tokenprune.apart import Alone, Pictures, pictures_alone
-from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary
+from tokenprune.budget import Budget, Prices, Step, Summary, check_share, plan, summary, together
 from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
@@ -245,6 +245,8 @@ class Pipeline(nn.Module):
             raise InputError(
                 f"{self.name}: adaptive stages decide their counts from the data; give it a budget to fix them"
             )
+        if self.apart and len(alone := pictures_of(grids)) > 1:
+            return together([self.summary(sum(map(math.prod, own)), own, depth) for own in alone])
         return summary(self.steps(depth), cast("Sequence[int]", counts), depth, total)
 
     def run(self, place: Key, tokens: Tokens) -> list[StageResult]:
@@ -258,12 +260,14 @@ class Pipeline(nn.Module):
         results: list[StageResult] = []
         alone = self.alone(tokens.total, tokens.grids) if self.apart else ()
         for index in here:
-            check_sizes(f"{self.name}: stage {index} ({self.stages[index].place})", self.steps()[:index], tokens, plans)
+            pictures = alone[index] if alone else ()
+            where = f"{self.name}: stage {index} ({self.stages[index].place})"
+            check_sizes(where, self.steps()[:index], tokens, plans, pictures)
             counts = [row[index] for row in plans]
             known = [count for count in counts if count is not None]
             count = tuple(known) if len(known) == len(counts) else None
             stage = self.stages[index]
-            results.append(stage(tokens, pictures=alone[index]) if alone else stage(tokens, count))
+            results.append(stage(tokens, pictures=pictures) if alone else stage(tokens, count))
             tokens = results[-1].tokens
         return results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from tokenprune.apart import Pictures
+from tokenprune.apart import Alone, Pictures
 from tokenprune.budget import Budget, Step, survivors
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError, RecipeError, did_you_mean
@@ -54,6 +54,8 @@ def check_apart(name: str, stages: Sequence[Stage], pictures: Pictures, *, count
         told = f"{name}: pictures: apart: {stage.name} ({stage.place})"
         if stage.place.kind != "after_vision":
             raise RecipeError(f"{told}: pictures can be taken apart after_vision alone")
+        if stage.reads.attention:
+            raise RecipeError(f"{told}: attention is of the whole prompt, and reads all pictures at once")
         if stage.rectifier is not None:
             raise RecipeError(f"{told}: a rectifier acts on the whole prompt; leave it out, or pictures: together")
     if not counted:
@@ -63,7 +65,13 @@ def check_apart(name: str, stages: Sequence[Stage], pictures: Pictures, *, count
         )
 
 
-def check_sizes(where: str, before: Sequence[Step], tokens: Tokens, plans: Sequence[Sequence[int | None]]) -> None:
+def check_sizes(
+    where: str,
+    before: Sequence[Step],
+    tokens: Tokens,
+    plans: Sequence[Sequence[int | None]],
+    pictures: Sequence[Alone] = (),
+) -> None:
     """Raise `InputError` where tokens have not been through the stages before, as far as the plan can tell.
 
     Args:
@@ -71,12 +79,15 @@ def check_sizes(where: str, before: Sequence[Step], tokens: Tokens, plans: Seque
         before: the stages that come before it.
         tokens: that are to go into it.
         plans: of each sample, how many tokens each stage keeps.
+        pictures: of all samples as they come to the stage, where each is reduced by itself.
     """
     for row, (size, total, counts) in enumerate(zip(tokens.sizes, tokens.total, plans, strict=True)):
         kept = [count for count in counts[: len(before)] if count is not None]
         if len(kept) < len(before):
             continue
         expected = survivors(before, kept, total)[-1] if before else total
+        if pictures:
+            expected = sum(picture.size for picture in pictures if picture.row == row)
         if size != expected:
             raise InputError(
                 f"{where} expects {expected} vision tokens of sample {row}, got {size}; "

@@ -10,6 +10,7 @@ import torch
 from families import Row, build, inputs, row_inputs, sizes, vision_mask
 from kinds import fixed, recipe, stage
 from pruned import TOLERANCE, entering, run_both
+from strategies import collate, sample
 from torch import Tensor
 
 import tokenprune as tp
@@ -178,9 +179,45 @@ def test_a_compiled_model_tells_prompts_apart_that_keep_as_many_of_other_picture
     assert attached.report.graphs is not None and attached.report.graphs.breaks == 0
 
 
+MERGED = {
+    "one": apart(after(fixed(0.4), scorer="norm", recycler=CLUSTER)),
+    "two": apart(
+        after(fixed(0.96), scorer="norm", recycler={"type": "cluster", "per_cluster": 1000}),
+        after({"type": "pyramid", "keep": 0.5}, sampler="uniform"),
+    ),
+}
+
+
+@torch.inference_mode()
+def test_a_plan_counts_the_merged_tokens_of_each_picture() -> None:
+    """They are rounded picture by picture: nine of three pictures, where one of three times the size makes eight."""
+    model: Any = build("llava", layers=2)
+    batch, made = inputs("llava", model, rows=[Row(images=sizes("llava")[:1] * 3)]), MERGED["one"]
+    with tp.attach(model, made) as attached:
+        expected = model.generate(**batch, max_new_tokens=3)
+    report, pipeline = attached.report, tp.build(made, depth=2)
+    for row, grids in enumerate(report.grids):
+        assert pipeline.summary(report.total[row], grids).final == report.stages[-1].sizes[row]
+    with tp.attach(model, made, compile={"backend": "eager"}):
+        assert torch.equal(model.generate(**batch, max_new_tokens=3), expected)
+
+
+def test_stages_run_by_hand_take_what_the_stage_before_left_of_each_picture() -> None:
+    tokens = collate([sample((1, 5, 5), (1, 5, 5), (1, 5, 5))])
+    for made in MERGED.values():
+        pipeline = tp.build(made, depth=2)
+        results = pipeline.run("after_vision", tokens)
+        assert len(results) == len(pipeline)
+        assert results[-1].tokens.sizes == (pipeline.summary(75, tokens.grids[0]).final,)
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
+        (
+            apart(after(raters="last_text", scorer={"type": "attention", "layer": "next"})),
+            r"stage_0 \(after_vision\): attention is of the whole prompt",
+        ),
         (
             apart(stage(1, fixed(4), scorer="norm")),
             r"stage_0 \(before_layer: 1\): pictures can be taken apart after_vision",

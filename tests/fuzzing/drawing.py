@@ -111,6 +111,8 @@ def stage(rng: Random, place: Any, *, original: bool) -> dict[str, Any]:
             made[role] = part(rng, role)
     if not original and rng.random() < 0.25:
         made["positions"] = rng.choice(["original", "renumber"])
+    if rng.random() < 0.2 and (place != "after_vision" or rng.random() < 0.1):  # refused where no layer comes before
+        made["kv"] = rng.choice(["all_layers", "all_layers", "later_layers"])
     if _asks(made):
         made["raters"] = part(rng, "raters")
     return made
@@ -140,7 +142,9 @@ def drawn(rng: Random, *, original: bool = False, depth: int = DEPTH, tower: boo
         ways: list[Any] = ["after_vision", {"before_layer": layer}, {"before_layer": layer}, {"before_layer": share}]
         return rng.choice([*ways, *([{"in_vision": {"block": rng.randint(0, 30)}}] if tower else [])])
 
-    places = sorted((place() for _ in range(rng.randint(0, 4 if tower else 3))), key=lambda at: _order(at, depth))
+    apart = rng.random() < 0.15  # each picture as if it were alone: behind the tower, and with counts known by shapes
+    many = rng.randint(0, 4 if tower else 3)
+    places = sorted(("after_vision" if apart else place() for _ in range(many)), key=lambda at: _order(at, depth))
     if tower and rng.random() < 0.03:
         places.append({"before_layer": rng.randint(depth, 9999)})
     made: dict[str, Any] = {"version": 1, "stages": [stage(rng, where, original=original) for where in places]}
@@ -148,6 +152,10 @@ def drawn(rng: Random, *, original: bool = False, depth: int = DEPTH, tower: boo
         kind = rng.choice(["keep", "average", "final", *(["flops"] if not tower or rng.random() < 0.2 else [])])
         share = round(rng.uniform(0.1, 1.0), 3)
         made["budget"] = {kind: share if kind == "flops" else rng.choice([share, rng.randint(1, 40)])}
+    if apart or rng.random() < 0.02:
+        made["pictures"] = rng.choice(["apart", "apart", "apart", "together"])
+        for one in made["stages"] if rng.random() < 0.8 else ():
+            one.pop("rectifier", None)  # refused
     return made
 
 

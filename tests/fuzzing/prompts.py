@@ -18,7 +18,7 @@ from reference import generate_logits, masked_reference, pruned_difference
 import tokenprune as tp
 from tokenprune.core.place import Place
 from tokenprune.engine.weights import host_of
-from tokenprune.errors import BudgetError, InputError, NotFiredError, UnsupportedModelError
+from tokenprune.errors import BudgetError, InputError, NotFiredError, RecipeError, UnsupportedModelError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.fitting.fresh import fresh_stages
 from tokenprune.pipeline import Pipeline
@@ -73,9 +73,12 @@ def pipeline_of(rng: Random, model: Any) -> Pipeline:
                     stage.update({role: {**part, "layer": "next"} for role, part in stage.items() if _attends(part)})
             recipe = load_recipe(data)
             stages = fresh_stages(recipe, host_of(anatomy(model)))
-            return Pipeline(stages, budget=recipe.budget, depth=LAYERS, name="drawn")
+            return Pipeline(stages, budget=recipe.budget, depth=LAYERS, name="drawn", pictures=recipe.pictures)
         except (InvalidRecipeError, BudgetError):
             continue
+        except RecipeError as error:
+            if "pictures: apart" not in str(error):
+                raise
 
 
 def _attends(part: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from random import Random
 from typing import Any
 
@@ -15,6 +16,7 @@ from fuzzing.texts import GOOD, PIECES, check, mutated
 
 from tokenprune.budget import survivors
 from tokenprune.core.attention import RaterAttention
+from tokenprune.core.grids import pictures_of
 from tokenprune.core.signals import Signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, RecipeError, TokenPruneError
@@ -91,9 +93,12 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     """It runs on plain tensors, with the counts of its plan and finite numbers; or is refused by name, and why."""
     tokens = strategies.collate(samples(rng))
     try:
-        pipeline = Pipeline(_stages(recipe), budget=recipe.budget, depth=DEPTH, name=recipe.name)
+        pipeline = Pipeline(
+            _stages(recipe), budget=recipe.budget, depth=DEPTH, name=recipe.name, pictures=recipe.pictures
+        )
         tokens = strategies.with_tower(tokens, {name for one in pipeline for name in one.reads.tower})
         plans = [pipeline.plan(total, grids) for total, grids in zip(tokens.total, tokens.grids, strict=True)]
+        alone = pipeline.alone(tokens.total, tokens.grids) if pipeline.apart else ()
     except TokenPruneError as error:
         return _refused(recipe, error)
     _within_budget(recipe, pipeline, tokens, plans)
@@ -101,7 +106,7 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     for index, one in enumerate(pipeline):
         counts = [plan[index] for plan in plans]
         before = replace(tokens, attention=_attention_at(tokens, whole))
-        result = one(before, None if None in counts else tuple(counts))
+        result = one(before, pictures=alone[index]) if alone else one(before, None if None in counts else tuple(counts))
         tokens = result.tokens
         tokens.check()
         assert tokens.hidden[tokens.valid].isfinite().all(), "hidden states"
@@ -115,6 +120,9 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
             assert least <= size <= before.sizes[row]
             if None not in plans[row][: index + 1]:
                 expected = survivors(pipeline.steps()[: index + 1], plans[row][: index + 1], tokens.total[row])[-1]
+                if alone:
+                    mine = [picture for picture in alone[index] if picture.row == row]
+                    expected = sum(p.count + one.recycler.added(p.size - p.count) for p in mine)
                 assert size == expected, "not as many as planned"
                 assert int((result.kept[row] >= 0).sum()) == plans[row][index], "not as many survivors as planned"
     return "ran"
@@ -157,7 +165,12 @@ def _within_budget(recipe: Recipe, pipeline: Pipeline, tokens: Tokens, plans: Se
     recycler makes of what is dropped beside it."""
     if recipe.budget is None or not len(pipeline):
         return
-    for total, grids, plan in zip(tokens.total, tokens.grids, plans, strict=True):
+    prompts = list(zip(tokens.total, tokens.grids, plans, strict=True))
+    if pipeline.apart:  # a budget is one of each picture
+        alone = [picture for _, grids, _ in prompts for picture in pictures_of(grids)]
+        sizes = [sum(map(prod, picture)) for picture in alone]
+        prompts = [(size, own, pipeline.plan(size, own)) for size, own in zip(sizes, alone, strict=True)]
+    for total, grids, plan in prompts:
         wanted = recipe.budget.value
         limit = min(wanted, total) if isinstance(wanted, int) else wanted * total
         got = getattr(pipeline.summary(total, grids), recipe.budget.kind)
@@ -166,7 +179,7 @@ def _within_budget(recipe: Recipe, pipeline: Pipeline, tokens: Tokens, plans: Se
         )
 
 
-REFUSALS = ("does not fit a model", "the model has 8 layers", "no weights some.safetensors", "flops")
+REFUSALS = ("does not fit a model", "the model has 8 layers", "no weights some.safetensors", "pictures: apart", "flops")
 """Why a right recipe may not run on plain tensors of eight layers, beside a budget that cannot be met."""
 
 

@@ -17,6 +17,7 @@ from tokenprune.budget.steps import (
     nominal_counts,
     summary,
     survivors,
+    together,
     tokens_per_layer,
 )
 
@@ -35,5 +36,6 @@ __all__ = [
     "plan",
     "summary",
     "survivors",
+    "together",
     "tokens_per_layer",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 from tokenprune.core.grids import Grid
@@ -111,6 +111,11 @@ def summary(stages: Sequence[Step], counts: Sequence[int], depth: int, total: in
         keep=sum(entering[first:]) / (depth - first),
         final=final,
     )
+
+
+def together(each: Sequence[Summary]) -> Summary:
+    """The plans of several pictures, each reduced by itself, as one: all of a summary's numbers are sums of tokens."""
+    return Summary(*(sum(getattr(one, field.name) for one in each) for field in fields(Summary)))
 
 
 def check_order(stages: Sequence[Step], depth: int) -> None:

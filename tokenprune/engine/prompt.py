@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.apart import Alone
-from tokenprune.budget import survivors
+from tokenprune.budget import Step, survivors
 from tokenprune.core import ops
 from tokenprune.core.grids import Grid
 from tokenprune.core.tokens import Tokens
@@ -103,10 +103,18 @@ class Prefill:
         rows = []
         for row, total in enumerate(self.prompt.tokens.total):
             counts = [c for c in (stage[row] for stage in self.counts) if c is not None]
-            rows.append([total - size for size in survivors(steps, counts, total)])
+            left = self._left_apart(steps, row) if self.alone else survivors(steps, counts, total)
+            rows.append([total - size for size in left])
         for step, each in zip(steps, zip(*rows, strict=True), strict=True):
             gone[step.layer :] = [min(each)] * (depth - step.layer)
         return gone
+
+    def _left_apart(self, steps: Sequence[Step], row: int) -> list[int]:
+        """Tokens of a sample after each stage: of all its pictures, each with the merged tokens that are its own."""
+        return [
+            sum(one.count + step.recycler.added(one.size - one.count) for one in pictures if one.row == row)
+            for step, pictures in zip(steps, self.alone, strict=True)
+        ]
 
 
 def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Prefill:
@@ -123,7 +131,11 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
     ]
     counts = tuple(zip(*plans, strict=True))
     alone = pipeline.alone(tokens.total, tokens.grids, depth) if pipeline.apart else ()
-    acting = list(_acting(pipeline, counts, tokens.total, depth))
+    acting = (
+        [stage for stage, own in zip(pipeline, alone, strict=True) if any(one.count != one.size for one in own)]
+        if alone
+        else list(_acting(pipeline, counts, tokens.total, depth))
+    )
     for stage in acting:
         _check(stage, prompt)
     tower = frozenset(name for stage in acting for name in stage.reads.tower)
