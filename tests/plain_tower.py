@@ -74,15 +74,35 @@ def vispruner(attention: Array, features: Array, keep: int, share: Fraction, ste
     return sorted(first + rest)
 
 
-def vscan(local: Array, overall: Array, grids: Sequence[Grid], window: int, keep: int, share: Fraction) -> list[int]:
-    """Half by an early block, window by window, and half by a late one over the whole picture."""
+def vscan(
+    local: Array,
+    overall: Array,
+    grids: Sequence[Grid],
+    window: int,
+    keep: int,
+    share: Fraction,
+    *,
+    capped: bool = False,
+) -> list[int]:
+    """Half by an early block, window by window, and half by a late one over the whole picture.
+
+    On LLaVA every window gives its best, as many as all can; what the half lacks are the best of those that come next
+    in their windows. On Qwen (`capped`) the best of the picture are taken, unless their window has given its share.
+    """
     where = [(f, r // window, c // window) for f, r, c in cells(grids)]
-    first = half_down(share * keep)
-    quota = -(-first // len(set(where)))
+    first, many = half_down(share * keep), len(set(where))
+    order = sorted(range(len(local)), key=lambda i: (-local[i], i))
+    windows = {at: [i for i in order if where[i] == at] for at in where}
     taken: list[int] = []
-    for i in sorted(range(len(local)), key=lambda i: (-local[i], i)):
-        if len(taken) < first and sum(where[j] == where[i] for j in taken) < quota:
-            taken.append(i)
+    if capped:
+        for i in order:
+            if len(taken) < first and sum(where[j] == where[i] for j in taken) < -(-first // many):
+                taken.append(i)
+    else:
+        each = first // many
+        taken = [i for own in windows.values() for i in own[:each]]
+        following = [own[each] for own in windows.values() if len(own) > each and first % many]
+        taken += sorted(following, key=lambda i: (-local[i], i))[: first - len(taken)]
     others = sorted((i for i in range(len(local)) if i not in taken), key=lambda i: (-overall[i], i))
     return sorted(taken + others[: keep - len(taken)])
 

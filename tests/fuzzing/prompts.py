@@ -106,6 +106,8 @@ def one_prompt(rng: Random) -> list[str]:
     except BudgetError:
         return [family, f"{way}: budget cannot be met"]
     except UnsupportedModelError as error:
+        if way == "no cache" and "kv: all_layers hides" in str(error):
+            return [family, f"{way}: kv: all_layers needs a cache"]
         if not NOT_THERE.search(str(error)):
             raise
         return [family, f"{way}: a part reads layers or blocks that are not there"]

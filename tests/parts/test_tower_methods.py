@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokenprune.builder import build
 from tokenprune.core.tokens import Tokens
+from tokenprune.parts.samplers.passes import by_window
 from tokenprune.parts.schedulers.outliers import OutliersScheduler
 from tokenprune.recipe import load_recipe
 from tokenprune.stage import StageResult
@@ -88,7 +89,7 @@ def test_vscan(grid: plain.Grid, seed: int, variant: str | None, data: st.DataOb
         local, overall, window = seen["class_attention@5/24"], seen["class_attention"], 6
     else:
         local, overall, window = seen["received_attention@7/32"], seen["received_attention"], 4
-    kept = plain.vscan(local, overall, [grid], window, count, Fraction(1, 2))
+    kept = plain.vscan(local, overall, [grid], window, count, Fraction(1, 2), capped=variant == "qwen")
     same_rows(result, plain.merged_into_nearest(seen["x"], kept))
 
 
@@ -97,7 +98,17 @@ def test_small_windows_that_cannot_give_their_share_leave_it_to_the_scores(seed:
     """Windows of 16, 4, 4 and 1 tokens have 10 of the 11 that they are due."""
     result, seen = first_stage("vscan", (1, 5, 5), seed, 22, "qwen")
     local, overall = seen["received_attention@7/32"], seen["received_attention"]
-    assert result.kept[0].tolist() == plain.vscan(local, overall, [(1, 5, 5)], 4, 22, Fraction(1, 2))
+    assert result.kept[0].tolist() == plain.vscan(local, overall, [(1, 5, 5)], 4, 22, Fraction(1, 2), capped=True)
+
+
+def test_on_llava_every_window_gives_its_share_however_little_it_is_looked_at() -> None:
+    """Nine of four windows of 3 × 3, of which the first two have all the attention: two each, and one more."""
+    tokens = strategies.collate([strategies.sample((1, 6, 6))], tower=())
+    looked = torch.arange(36.0, 0, -1).unsqueeze(0)
+    for even, shares in ((True, [3, 2, 2, 2]), (False, [3, 3, 3, 0])):
+        taken = by_window(tokens, looked, [9], 3, even=even)[0]
+        row, column = taken // 6 // 3, taken % 6 // 3
+        assert torch.bincount(2 * row + column, minlength=4).tolist() == shares
 
 
 @settings(max_examples=60)

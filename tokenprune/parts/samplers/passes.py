@@ -35,8 +35,10 @@ class TowerFirstSampler(Sampler):
         signal: what the first pass goes by.
         block: of the tower, from 0, from the end below 0, or a share of its depth; null: the last that is read.
         share: of the count, for the first pass, rounded, one half down; higher leaves less to the scores.
-        window: the first pass spreads over windows of so many rows and columns: none gives more than its even share,
-            rounded up, of what is taken (VScan); null: it looks at the whole picture.
+        window: the first pass spreads over windows of so many rows and columns (VScan); null: it looks at the whole
+            picture.
+        windows: every window gives its ``even`` share of what is taken, one more where the count does not divide (VScan
+            on LLaVA); or shares are ``capped`` there, and windows with little to look at may give less (on Qwen).
         neighbours: the tokens above, below, left and right of those taken survive too, and do not count for the share
             (HiPrune). Where all together are more than the count, those with the best scores survive.
     """
@@ -50,6 +52,7 @@ class TowerFirstSampler(Sampler):
         block: TowerBlock = None,
         share: Share = 0.5,
         window: Annotated[int, Field(ge=1, le=4096)] | None = None,
+        windows: Literal["even", "capped"] = "even",
         neighbours: bool = False,
     ) -> None:
         super().__init__()
@@ -57,8 +60,11 @@ class TowerFirstSampler(Sampler):
         self.block = block
         self.share = share
         self.window = window
+        self.windows = windows
         self.neighbours = neighbours
         self.check()
+        if windows == "capped" and window is None:
+            raise InputError(f"{self.title}: windows: capped without windows; give their side, such as window: 4")
         self._name = signal_of(self, signal, block)
 
     @property
@@ -71,7 +77,7 @@ class TowerFirstSampler(Sampler):
         looked = tokens.only_valid(tokens.signal(self._name).float())
         taken = ops.top_k(looked, first, tokens.valid_if_padded)
         if self.window is not None:
-            taken = by_window(tokens, looked, first, self.window)
+            taken = by_window(tokens, looked, first, self.window, even=self.windows == "even")
         chosen = ops.mask_of(taken, looked.shape[1])
         if self.neighbours:
             chosen = chosen | _beside(tokens.cell, ops.take_rows(tokens.cell, taken.clamp(min=0)), taken >= 0)
@@ -161,7 +167,7 @@ def shares_of(share: float, counts: Sequence[int]) -> tuple[int, ...]:
     return tuple(-((ratio.denominator - 2 * ratio.numerator * k) // twice) for k in counts)
 
 
-def by_window(tokens: Tokens, looked: Tensor, first: Sequence[int], side: int) -> Tensor:
+def by_window(tokens: Tokens, looked: Tensor, first: Sequence[int], side: int, *, even: bool) -> Tensor:
     """Indices ``[B, K]`` of the tokens of highest `looked`, at most an even share of `first` in each window; or -1.
 
     Args:
@@ -169,13 +175,19 @@ def by_window(tokens: Tokens, looked: Tensor, first: Sequence[int], side: int) -
         looked: ``[B, N]`` scores, -inf on padding.
         first: how many of each sample.
         side: rows and columns of a window; those at the right and bottom may be smaller.
+        even: whether each window also gives at least its even share, rounded down, as far as it has tokens.
     """
     image, row, column = tokens.cell.unbind(-1)
     rank = rank_within(looked, (image * _BEYOND + row // side) * _BEYOND + column // side)
     windows = ((rank == 0) & tokens.valid).sum(1, keepdim=True).clamp(min=1)
-    even = (transfer.ints(first, looked.device).unsqueeze(1) + windows - 1) // windows
-    within = (rank < even) & tokens.valid
-    best = ops.top_k(looked, first, tokens.valid_if_padded, prefer=within)
+    share = transfer.ints(first, looked.device).unsqueeze(1)
+    within = (rank < (share + windows - 1) // windows) & tokens.valid
+    best = ops.top_k(
+        looked.masked_fill(~within, -torch.inf),
+        first,
+        tokens.valid_if_padded,
+        prefer=within & (rank < share // windows) if even else within,
+    )
     # Small windows may not have their even share: then fewer are taken.
     return best.masked_fill(~within.gather(1, best.clamp(min=0)), -1)
 

@@ -46,8 +46,7 @@ class PivotSampler(Sampler):
         pivots = [min(self.vision, k) for k in counts]
         chosen = ops.mask_of(ops.top_k(length, pivots, tokens.valid_if_padded), length.shape[1])
         features = self._features(tokens, length)
-        unit = torch.nn.functional.normalize(tokens.hidden.float(), dim=-1)
-        alike = gram.products(unit, torch.nn.functional.normalize(features, dim=-1))
+        alike = gram.cosines(tokens.hidden, features)
         number = features.shape[1]
         missing = [k - own for k, own in zip(counts, pivots, strict=True)]
         each = [-(-left // number) for left in missing]

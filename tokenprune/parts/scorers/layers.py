@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from tokenprune.core import gram
+from tokenprune.core.greedy import WIDE
 from tokenprune.core.needs import Needs, earlier_signal
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import InputError
@@ -79,13 +79,15 @@ class AffinityScorer(Scorer):
             if weights is None:
                 raise InputError(f"{self.title} needs raters: give the stage one, for example 'all_text'")
             askers = tokens.question.states
-        logits = gram.products(askers, tokens.hidden) / tokens.hidden.shape[-1] ** 0.5
+        # Wide, so that equal tokens get equal votes wherever they stand, in any batch.
+        wide = WIDE[tokens.hidden.device.type == "mps"]
+        logits = askers.to(wide) @ tokens.hidden.to(wide).mT / tokens.hidden.shape[-1] ** 0.5
         if valid is not None:
             # The lowest number instead of -inf: with no vision token at all, softmax would be NaN.
             logits = torch.where(valid.unsqueeze(1), logits, torch.finfo(logits.dtype).min)
         votes = logits.softmax(-1)
         votes = torch.where((weights > 0).unsqueeze(-1), votes, 0.0)  # rows of padding may be NaN
-        return tokens.only_valid((weights.unsqueeze(1) @ votes).squeeze(1))
+        return tokens.only_valid((weights.unsqueeze(1).to(wide) @ votes).squeeze(1).float())
 
     def multiply_adds(self, work: Work) -> int:
         askers = work.tokens if self.by == "vision" else work.text

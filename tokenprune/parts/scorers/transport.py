@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from tokenprune.core import gram, ops, transfer
+from tokenprune.core.greedy import WIDE
 from tokenprune.core.grids import Grid
 from tokenprune.core.needs import Needs, earlier_signal
 from tokenprune.core.tokens import Tokens
@@ -75,9 +76,11 @@ class TransportScorer(Scorer):
         off = (where - ops.take_rows(middles, frame)).square().sum(-1, keepdim=True).sqrt()  # [B, sources, 1]
         cost = self.features * _to_one(gram.squares(source, target), pairs)
         cost = cost + self.places * _to_one(apart, pairs) + self.centre * _to_one(off, real.unsqueeze(-1))
+        # Wide, so that the order of sums does not decide between tokens that mirror each other, in any batch.
+        cost = cost.to(WIDE[cost.device.type == "mps"])
         asked = torch.where(real.unsqueeze(-1), -cost / self.temperature, torch.finfo(cost.dtype).min).softmax(1)
         share = asked.where(pairs, 0.0).sum(2) / real.sum(1, keepdim=True).clamp(min=1)
-        return tokens.only_valid(share)
+        return tokens.only_valid(share.float())
 
 
 def _to_one(x: Tensor, real: Tensor) -> Tensor:
