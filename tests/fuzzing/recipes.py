@@ -102,10 +102,10 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     except TokenPruneError as error:
         return _refused(recipe, error)
     _within_budget(recipe, pipeline, tokens, plans)
-    whole, tokens = tokens.attention, _with_signals(tokens, pipeline)
+    whole, tokens = tokens.attention, with_signals(tokens, pipeline)
     for index, one in enumerate(pipeline):
         counts = [plan[index] for plan in plans]
-        before = replace(tokens, attention=_attention_at(tokens, whole))
+        before = replace(tokens, attention=attention_at(tokens, whole))
         result = one(before, pictures=alone[index]) if alone else one(before, None if None in counts else tuple(counts))
         tokens = result.tokens
         tokens.check()
@@ -128,7 +128,7 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     return "ran"
 
 
-def _with_signals(tokens: Tokens, pipeline: Pipeline) -> Tokens:
+def with_signals(tokens: Tokens, pipeline: Pipeline) -> Tokens:
     """The same, and something for each signal that a stage reads: what a model has recorded before its place."""
     keys, earlier = (tokens.signals.recorded[name] for name in ("layer_keys", "earlier_1"))
     attention = Signal(tokens.hidden[..., 0].float().sigmoid(), tokens.valid)
@@ -139,7 +139,7 @@ def _with_signals(tokens: Tokens, pipeline: Pipeline) -> Tokens:
     )
 
 
-def _attention_at(tokens: Tokens, whole: Any) -> RaterAttention:
+def attention_at(tokens: Tokens, whole: Any) -> RaterAttention:
     """Attention to the tokens that are left, of either layer, as the engine gives it."""
     text, length = tokens.question.valid.shape[1], int(whole.columns.shape[1]) + tokens.question.valid.shape[1]
     ones = torch.ones(1, 1, text, strategies.HEAD_WIDTH), torch.ones(1, 1, length, strategies.HEAD_WIDTH)
