@@ -86,10 +86,12 @@ def otprune_kernel(x: Array) -> Array:
     return np.asarray(np.eye(len(x)) + 0.01 * v @ v.T)
 
 
-def mmtok_rows(text: Array, x: Array, text_temperature: float, vision_temperature: float, weight: float) -> Array:
-    """MMTok: rows of text tokens over m, then α times those of vision tokens over n."""
+def mmtok_rows(
+    text: Array, x: Array, shown: Array, text_temperature: float, vision_temperature: float, weight: float
+) -> Array:
+    """MMTok: rows of text tokens over m, then α times those of vision tokens, by what was `shown` of them, over n."""
     p = [softmax(row / text_temperature) / len(text) for row in cosines(text, x)]
-    q = [weight * softmax(row / vision_temperature) / len(x) for row in cosines(x, x)]
+    q = [weight * softmax(row / vision_temperature) / len(x) for row in cosines(shown, shown)]
     return np.array([*p, *q])
 
 

@@ -25,7 +25,12 @@ def otprune(seen: Seen, keep: int) -> list[int]:
 
 
 def mmtok(seen: Seen, keep: int) -> list[int]:
-    rows = plain_greedy.mmtok_rows(seen.text, seen.hidden, 0.02, 0.2, 0.5)
+    rows = plain_greedy.mmtok_rows(seen.text, seen.hidden, seen.hidden, 0.02, 0.2, 0.5)
+    return sorted(plain_greedy.facility_location(rows, keep))
+
+
+def mmtok_tower(seen: Seen, keep: int) -> list[int]:
+    rows = plain_greedy.mmtok_rows(seen.text, seen.hidden, seen.signals["hidden"], 0.02, 0.2, 0.5)
     return sorted(plain_greedy.facility_location(rows, keep))
 
 

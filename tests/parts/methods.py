@@ -162,6 +162,7 @@ GOLDEN = (
     Golden("diverse-merge", (0,), (63,), 63.0, keep=0.11, reference=after_vision.diverse),
     Golden("mmtok", (0,), (63,), 63.0, reference=after_vision.mmtok),
     Golden("mmtok", (0,), (64,), 64.0, variant="qwen", keep=64),
+    Golden("mmtok", (0,), (63,), 63.0, variant="tower", reference=after_vision.mmtok_tower),
     Golden("cdpruner", (0,), (63,), 63.0, reference=after_vision.cdpruner),
     Golden("trim", (0,), None, None, reference=after_vision.trim),
     Golden("trim", (0,), (64,), 64.0, keep=64),

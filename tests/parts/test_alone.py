@@ -1,4 +1,4 @@
-"""What a recipe keeps of a sample does not depend on its batch, even where tokens are equal and rounding could decide."""
+"""What a recipe keeps of a sample does not depend on its batch, even where rounding could decide between equals."""
 
 from __future__ import annotations
 

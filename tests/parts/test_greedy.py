@@ -48,7 +48,7 @@ def by_hand(sampler, x, text, scores, count):
     if isinstance(sampler, SuppressSampler):
         return plain.suppress(scores, alike, sampler.threshold, count)
     if isinstance(sampler, QuestionCoverageSampler):
-        rows = plain.mmtok_rows(text, x, sampler.text_temperature, sampler.vision_temperature, sampler.vision_weight)
+        rows = plain.mmtok_rows(text, x, x, sampler.text_temperature, sampler.vision_temperature, sampler.vision_weight)
         return plain.facility_location(rows, count)
     if isinstance(sampler, DeterminantSampler):
         r = (scores - scores.min()) / (scores.max() - scores.min()) + 1e-6

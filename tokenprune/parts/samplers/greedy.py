@@ -117,7 +117,7 @@ class FacilityLocationSampler(FeaturesSampler):
         return greedy.Coverage(alike, covered, candidate)
 
 
-class QuestionCoverageSampler(GreedySampler):
+class QuestionCoverageSampler(FeaturesSampler):
     """Tokens that cover the words of the question and the other tokens best (MMTok); scores are not looked at.
 
     Rows are softmax distributions over the vision tokens: of each text token, and of each vision token. The sum over
@@ -127,9 +127,9 @@ class QuestionCoverageSampler(GreedySampler):
         text_temperature: of the text tokens' rows; lower is sharper (τ_t).
         vision_temperature: of the vision tokens' rows (τ_v).
         vision_weight: weight of all vision rows against all text rows; 0 looks at the question alone (α).
+        features: vision tokens' rows compare their ``hidden`` states at the place, or what the ``tower`` has given to
+            the projector (MMTok); text tokens' rows are about hidden states either way.
     """
-
-    reads = Needs(question=True)
 
     def __init__(
         self,
@@ -137,18 +137,25 @@ class QuestionCoverageSampler(GreedySampler):
         text_temperature: Temperature = 0.02,
         vision_temperature: Temperature = 0.2,
         vision_weight: Annotated[float, Field(ge=0, le=100)] = 0.5,
+        features: Features = "hidden",
     ) -> None:
         super().__init__()
         self.text_temperature = text_temperature
         self.vision_temperature = vision_temperature
         self.vision_weight = vision_weight
+        self.features = features
         self.check()
+
+    @property
+    def reads(self) -> Needs:
+        return super().reads | Needs(question=True)
 
     def gain(self, tokens: Tokens, scores: Tensor, picks: int) -> greedy.Gain:
         x, asked = features(tokens), tokens.question
         words = asked.embeddings.detach().masked_fill(~asked.valid.unsqueeze(-1), 0.0)
         text = self._rows(gram.cosines(words, x) / self.text_temperature, tokens, asked.valid)
-        vision = self._rows(gram.cosines(x) / self.vision_temperature, tokens, tokens.valid)
+        shown = features(tokens, self.features)
+        vision = self._rows(gram.cosines(shown) / self.vision_temperature, tokens, tokens.valid)
         rows = torch.cat([text, self.vision_weight * vision], 1)
         return greedy.Coverage(rows)
 
@@ -161,7 +168,7 @@ class QuestionCoverageSampler(GreedySampler):
         return (logits.softmax(-1) / number).masked_fill(~real.unsqueeze(-1), 0.0)
 
     def multiply_adds(self, work: Work) -> int:
-        return work.tokens * (work.tokens + work.text) * work.width
+        return super().multiply_adds(work) + work.tokens * work.text * work.width
 
 
 class DeterminantSampler(GreedySampler):
