@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -60,3 +63,26 @@ def test_a_version_that_was_never_tried_is_a_conflict(cli: Callable[..., Any], m
     assert len(found) == 2
     assert "torch" in found[0] and ">=99" in found[0]
     assert "nosuchthing is not installed" in found[1]
+
+
+def test_a_torchvision_of_another_build_is_named_by_every_command(tmp_path: Path) -> None:
+    """`pip install 'tokenprune-vlm[video]'` beside a CPU build of torch may bring one; transformers cannot be imported then."""
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
+    (tmp_path / "torchvision-0.28.0.dist-info").mkdir()
+    (tmp_path / "torchvision-0.28.0.dist-info" / "METADATA").write_text("Name: torchvision\nVersion: 0.28.0\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+
+    def tokenprune(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tokenprune.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+
+    asked = tokenprune("run")
+    assert asked.returncode == 1 and asked.stderr.count("\n") == 1
+    assert "torchvision 0.28.0 does not go with torch" in asked.stderr
+    told = tokenprune("doctor", "embedded", "--json")
+    assert told.returncode == 1 and "embedded is not looked at" in told.stderr
+    (conflict,) = [each for each in json.loads(told.stdout)["conflicts"] if "torchvision" in each]
+    assert "uninstall it" in conflict

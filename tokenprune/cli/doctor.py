@@ -8,7 +8,7 @@ import typer
 
 from tokenprune import __version__
 from tokenprune.cli.options import Json
-from tokenprune.cli.terminal import console, print_json, progress, table
+from tokenprune.cli.terminal import console, note, print_json, progress, table
 from tokenprune.errors import TokenPruneError, UnsupportedModelError
 
 NAME = "doctor"
@@ -33,11 +33,14 @@ def command(
     Paste its output into a bug report. Ends with status 1 if something that it found stands in the way.
     """
     with progress("looking around"):
+        from tokenprune.core.machine import torchvision_conflict
         from tokenprune.engine.doctor import machine
 
         facts = machine()
         facts["versions"] = {"tokenprune": __version__, **facts["versions"]}
-    if model is not None:
+    if model is not None and torchvision_conflict() is not None:
+        note(f"{model} is not looked at: transformers cannot be imported beside this torchvision")
+    elif model is not None:
         with progress(f"trying every recipe on the shape of {model}"):
             facts["model"] = _model(model)
     if json_:

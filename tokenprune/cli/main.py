@@ -108,11 +108,25 @@ def call(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return FAILED
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; it may not even be imported
+        if (told := _explained(error)) is None:
             raise
-        complain("the device ran out of memory; try --dtype bfloat16, smaller or fewer pictures, or --device cpu")
+        complain(told)
         return FAILED
     return status if isinstance(status, int) else 0
+
+
+def _explained(error: BaseException) -> str | None:
+    """What another package's failure means to a user, where that is known."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not even be imported
+        return "the device ran out of memory; try --dtype bfloat16, smaller or fewer pictures, or --device cpu"
+    below: BaseException | None = error
+    while below is not None and "torchvision" not in str(below):
+        below = below.__cause__ or below.__context__
+    if below is None:
+        return None
+    from tokenprune.core.machine import torchvision_conflict
+
+    return torchvision_conflict()
 
 
 def _drop_output() -> None:

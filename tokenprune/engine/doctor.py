@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import platform
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 from typing import Any
 
 import torch
 from packaging.requirements import Requirement
 
-from tokenprune.engine.attach import attach
+from tokenprune.core.machine import free_memory, installed, torchvision_conflict
 from tokenprune.errors import TokenPruneError
-from tokenprune.families.catalogue import adapter_of
-from tokenprune.families.sketch import free_memory
 from tokenprune.recipe import list_recipes
 
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "torchvision", "flash-attn", "accelerate", "peft")
@@ -31,7 +28,11 @@ def runs(config: Any) -> dict[str, Any]:
     Raises:
         UnsupportedModelError: a family that nobody adapted.
     """
+    # Not above: `machine` tells what is wrong where transformers cannot be imported.
     from transformers import AutoModelForImageTextToText
+
+    from tokenprune.engine.attach import attach
+    from tokenprune.families.catalogue import adapter_of
 
     adapter = adapter_of(config, asker="doctor")
     with torch.device("meta"):  # no weights: hooks are mounted on the shape alone
@@ -56,14 +57,7 @@ def _versions() -> dict[str, str | None]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return found | {name: _installed(name) for name in PACKAGES}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return found | {name: installed(name) for name in PACKAGES}
 
 
 def _attention() -> dict[str, bool]:
@@ -81,7 +75,7 @@ def _attention() -> dict[str, bool]:
 def _devices() -> list[dict[str, Any]]:
     cpu = torch.device("cpu")
     found: list[dict[str, Any]] = [
-        {"name": "cpu", "about": f"{torch.get_num_threads()} threads", "free_bytes": free_memory(cpu)}
+        {"name": "cpu", "about": _threads(torch.get_num_threads()), "free_bytes": free_memory(cpu)}
     ]
     if torch.accelerator.is_available():
         kind = str(torch.accelerator.current_accelerator())
@@ -92,6 +86,10 @@ def _devices() -> list[dict[str, Any]]:
     return found
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def _conflicts() -> list[str]:
     """What is installed in versions that were never tried, or that do not go together."""
     found = []
@@ -99,16 +97,13 @@ def _conflicts() -> list[str]:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
-        got = _installed(wanted.name)
+        got = installed(wanted.name)
         if got is None:
             found.append(f"{wanted.name} is not installed; tokenprune needs {wanted.specifier}")
         elif not wanted.specifier.contains(got, prereleases=True):
             found.append(f"{wanted.name} {got} is installed; tokenprune was tested with {wanted.specifier}")
-    if _installed("torchvision") is not None:
-        try:
-            import_module("torchvision")
-        except (ImportError, RuntimeError, OSError) as error:
-            found.append(f"torchvision does not go with torch {_installed('torch')}: {str(error).splitlines()[0]}")
+    if (conflict := torchvision_conflict()) is not None:
+        found.append(conflict)
     return found
 
 

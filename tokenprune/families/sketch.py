@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from tokenprune.core.machine import free_memory
 from tokenprune.cost.presets import PRESETS
 from tokenprune.errors import InputError
 from tokenprune.families.adapter import Adapter
@@ -58,17 +59,6 @@ def sketch_model(config: Any, *, dtype: torch.dtype, device: torch.device, atten
         torch.manual_seed(0)
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=attention)
     return model.eval()
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on the device; None where nobody tells."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    told = Path("/proc/meminfo")
-    if device.type != "cpu" or not told.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in told.read_text().splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None
 
 
 def _check_memory(parameters: int, dtype: torch.dtype, device: torch.device) -> None:
