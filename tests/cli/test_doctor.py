@@ -66,7 +66,7 @@ def test_a_version_that_was_never_tried_is_a_conflict(cli: Callable[..., Any], m
 
 
 def test_a_torchvision_of_another_build_is_named_by_every_command(tmp_path: Path) -> None:
-    """`pip install 'tokenprune-vlm[video]'` beside a CPU build of torch may bring one; transformers cannot be imported then."""
+    """pip may bring one beside a CPU build of torch, and transformers cannot be imported then."""
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text(
         "raise RuntimeError('operator torchvision::nms does not exist')"

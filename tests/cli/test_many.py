@@ -18,7 +18,7 @@ from PIL import Image
 from tokenprune.cli.many import Work, device_of
 from tokenprune.cli.picture_list import read_lines
 from tokenprune.errors import InputError
-from tokenprune.study.many import Alone, AnswersFile, Line, Pool, in_batches
+from tokenprune.study.many import Alone, AnswersFile, Line, Measured, Pool, in_batches
 from tokenprune.study.many.pool import share_processor
 
 QUESTION = "is there a red ring ?"
@@ -88,6 +88,33 @@ def test_lists_patterns_and_files(album: Path, tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(found)) == found
 
 
+def test_thousands_of_mistakes_end_in_a_count(album: Path) -> None:
+    file = album / "list.jsonl"
+    file.write_text("{}\n" * 2000)
+    with pytest.raises(InputError) as error:
+        read_lines([str(file)], "?")
+    assert str(error.value).splitlines()[-2:] == [
+        f"{file}:20: error: no image; expected the path of a picture",
+        "error: and 1,980 more like these",
+    ]
+
+
+def test_time_is_saved_only_where_the_interval_says_so() -> None:
+    def told(*untouched: float) -> str:
+        measured = [Measured(1.0, seconds, 3, 2) for seconds in untouched]
+        file = SimpleNamespace(answers={"a": {"vision_tokens": 4, "average": 1.0}}, path="a.jsonl")
+        return _time(_facts(file, [], 0, 10.0, measured))  # type: ignore[arg-type]
+
+    assert told(1.5, 1.5).startswith(
+        "10.0 s for 1 answers\n1.50× as fast in 2 batches, too few to tell that from noise"
+    )
+    gained = told(*[1.5, 1.6] * 4)
+    assert "about [bold]5.5 s saved[/]\nanswers 1.55× as fast (95 %: 1.5" in gained and "paired by batch)" in gained
+    assert "saved" not in told(*[0.8, 1.3] * 4) and "no difference beyond this run's noise" in told(*[0.8, 1.3] * 4)
+    assert "which is slower" in told(*[0.8, 0.9] * 4) and "saved" not in told(*[0.8, 0.9] * 4)
+    assert told(1.5).endswith("of 3 asked both ways, 2 got the same answer")
+
+
 @pytest.mark.parametrize(
     ("rows", "question", "message"),
     [
@@ -95,6 +122,9 @@ def test_lists_patterns_and_files(album: Path, tmp_path: Path) -> None:
         (['{"image": "0.png"}', "x"], "?", "LIST:2: error: not JSON: "),
         (["[]"], "?", "LIST:1: error: expected an object in braces, got []"),
         (['{"picture": "0.png"}'], "?", "LIST:1: error: no image; expected the path of a picture"),
+        (['{"imag": "0.png"}'], "?", "LIST:1: error: no image (is it 'imag'?); expected the path of a picture"),
+        (['{"image": "0.png", "qestion": "x"}'], None, "LIST:1: error: no question (is it 'qestion'?), and no "),
+        (['{"image": "0.png", "question": "x"}'], "y", "--question is asked of no picture: each line has a question"),
         (['{"image": "0.png", "question": 3}'], "?", "LIST:1: error: question: expected text, got 3"),
         (['{"image": "0.png"}'] * 2, "?", "LIST:2: error: asks the same about 0.png as LIST:1"),
         (['{"image": "7.png"}'], "?", "LIST:1: error: no such file: "),
@@ -117,7 +147,10 @@ def test_lists_are_checked_before_anything_runs(
     [
         ("--images DIR --question x", "--images needs --output FILE.jsonl for the answers"),
         ("--images DIR --question x --output DIR/a.json", "--output: expected a name that ends in .jsonl, got a.json"),
-        ("--images DIR --output DIR/a.jsonl", "no question, and no --question for all of them"),
+        (
+            "--images DIR --output DIR/a.jsonl",
+            "error: --images needs --question TEXT: what to ask about each picture\n",
+        ),
         ("--images DIR/none --question x --output DIR/a.jsonl", "--images: no such folder, file or pattern: DIR/none"),
         ("--images DIR/below --question x --output DIR/a.jsonl", "--images: no pictures in DIR/below"),
         ("--workers 2", "--workers goes with --images, which asks about many pictures"),

@@ -30,7 +30,7 @@ def test_a_speed_up_is_one_only_where_its_interval_says_so(low: float | None, hi
     assert speed("prefill", 1.2, low, high) == told
 
 
-def result(change: tuple[float, float, float], first: str = "a", measure: str = "accuracy") -> Any:
+def result(change: tuple[float, float, float], first: str = "a", measure: str = "accuracy", pictures: int = 8) -> Any:
     def row(label: str, value: float, budget: str = "keep: 0.5", baseline: bool = False) -> Any:
         return SimpleNamespace(label=label, budget=budget, baseline=baseline, overall=Estimate(value, 0, 1))
 
@@ -42,16 +42,19 @@ def result(change: tuple[float, float, float], first: str = "a", measure: str = 
     ]
     second = "random" if first == "a" else "a"
     pair = SimpleNamespace(budget="keep: 0.5", first=first, second=second, change=Estimate(*change))
-    return SimpleNamespace(rows=rows, measure=measure, pairs=[pair])
+    cases = [SimpleNamespace(picture_id=number) for number in range(pictures)]
+    return SimpleNamespace(rows=rows, measure=measure, pairs=[pair], cases=cases)
 
 
 def test_the_best_recipe_stands_beside_the_best_baseline() -> None:
     (line,) = evaluated(result((0.2, 0.1, 0.3)))
-    assert line == (
-        "best at keep: 0.5: a, 80.0 % right (untouched 90.0 %); +20.0 points (95 %: +10.0…+30.0) against random"
-    )
+    assert line == ("keep: 0.5: a, 80.0 % right (untouched 90.0 %); +20.0 points (95 %: +10.0…+30.0) against random")
     assert evaluated(result((-0.2, -0.3, -0.1), first="random")) == [line]
     assert evaluated(result((0.02, -0.1, 0.1)))[0].endswith("; not told apart from random")
+    assert evaluated(result((0.2, 0.2, 0.2), pictures=7))[0].endswith("; too few pictures to tell it apart from random")
+    several = result((0.2, 0.1, 0.3))
+    several.rows.append(SimpleNamespace(label="b", budget="keep: 0.5", baseline=False, overall=Estimate(0.7, 0, 1)))
+    assert evaluated(several)[0].startswith("best of 2 recipes at keep: 0.5: a, 80.0 % right")
     (same,) = evaluated(result((0.2, 0.1, 0.3), measure="agreement"))
     assert "80.0 % the same; +20.0" in same
 

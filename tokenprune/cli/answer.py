@@ -86,8 +86,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "tokenprune": __version__, **found}
 
 
-def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) -> None:
-    """Print the facts for people."""
+def show(facts: Mapping[str, Any], *, demo: bool, strange: bool, command: Mapping[str, str]) -> None:
+    """Print the facts for people; `demo`: nothing was asked for, `strange`: the model cannot know such a picture."""
     from rich.text import Text
 
     screen = console()
@@ -97,7 +97,7 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
     if video := facts.get("video"):
         head.add_row("[dim]video", Text(f"{video['file']} ({len(video['frames'])} of {video['total']} frames)"))
     else:
-        head.add_row("[dim]picture", Text(", ".join(facts["images"])))
+        head.add_row("[dim]picture", Text(_pictures(facts["images"], demo)))
     head.add_row("[dim]question", Text(facts["question"]))
     head.add_row("[dim]model", Text(model))
     head.add_row("[dim]recipe", Text(f"{facts['recipe']} ({facts['fingerprint']})"))
@@ -112,11 +112,15 @@ def show(facts: Mapping[str, Any], *, demo: bool, command: Mapping[str, str]) ->
         screen.print()
         screen.print(_stages(facts["stages"]))
     screen.print()
-    screen.print(_verdict(facts), soft_wrap=True)
-    runs = facts["timed_runs"]
+    screen.print(_verdict(facts))
     if facts["plot"]:
         screen.print(f"picture of the kept tokens: {facts['plot']}", soft_wrap=True, markup=False)
-    screen.print(f"[dim]next:[/] {_hint(facts, demo, command)}", soft_wrap=True)
+    screen.print(f"[dim]next:[/] {_hint(facts, demo, strange, command)}")
+
+
+def _pictures(paths: Sequence[str], demo: bool) -> str:
+    """The files as given; that of the demonstration lies deep inside the package and goes by its name."""
+    return f"{Path(paths[0]).name}, a sample of the package" if demo else ", ".join(paths)
 
 
 def _answers(facts: Mapping[str, Any]) -> RenderableType:
@@ -168,7 +172,9 @@ def _verdict(facts: Mapping[str, Any]) -> str:
     return f"{saved}, {final} of {total} left at the end\n{told}; {method}"
 
 
-def _hint(facts: Mapping[str, Any], demo: bool, command: Mapping[str, str]) -> str:
+def _hint(facts: Mapping[str, Any], demo: bool, strange: bool, command: Mapping[str, str]) -> str:
+    if strange:
+        return "the same with --model and a LLaVA or Qwen-VL folder or hub id: its answers will mean something"
     if facts["answer"] != facts["untouched_answer"]:
         picture = "" if facts["plot"] else "--save-plot kept.png shows what was kept; "
         other = "pyramiddrop" if command["recipe"] != "pyramiddrop" else "fastv"

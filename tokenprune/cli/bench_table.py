@@ -22,12 +22,10 @@ def show(result: Bench) -> None:
     kernel = f"{result.attention}{', compiled' if result.compiled else ''}"
     screen.print(
         Text.assemble((result.recipe, "bold"), budget, " on ", (result.model, "bold"), f": {size} parameters"),
-        soft_wrap=True,
     )
     screen.print(
         f"{result.device}, {result.dtype}, {kernel}; {result.tokens} vision and {result.text} other tokens, "
         f"{result.new_tokens} generated",
-        soft_wrap=True,
     )
     decodes, counted = result.new_tokens > 1, result.rows[0].peak is not None
     for batch in dict.fromkeys(row.batch for row in result.rows):

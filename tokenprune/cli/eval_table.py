@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tokenprune.cli.terminal import console, table
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
     from tokenprune.study.evaluate import ConditionRow, Estimate, Evaluation
@@ -64,9 +64,11 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
     """Print the evaluation for people; `pairs` adds the differences, `difficulty` accuracy by difficulty."""
     screen = console()
     pictures = len({case.picture_id for case in result.cases})
-    screen.print(f"{model}: {len(result.cases)} questions about {pictures} pictures", highlight=False, markup=False)
+    screen.print(
+        f"{model}: {len(result.cases)} questions about {pictures} {_pictures(pictures)}", highlight=False, markup=False
+    )
     screen.print()
-    screen.print(_overall(result))
+    screen.print(_overall(result, screen))
     if len(result.tasks) > 1:
         for tasks in _side_by_side(result, screen.width):
             screen.print()
@@ -80,21 +82,27 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
         screen.print(_pairs(result))
     screen.print()
     for line in _notes(result, pairs=pairs and bool(result.pairs)):
-        screen.print(f"[dim]{line}", soft_wrap=True)
+        screen.print(f"[dim]{line}")
 
 
-def _overall(result: Evaluation) -> RenderableType:
+def _overall(result: Evaluation, screen: Console) -> RenderableType:
+    """Right answers and cost; where it is narrow, intervals of differences stand below them, in every row."""
+    beside = _overall_with(result, "  ")
+    return beside if screen.measure(beside).maximum <= screen.width else _overall_with(result, "\n")
+
+
+def _overall_with(result: Evaluation, between: str) -> RenderableType:
     against = [] if result.measure == "agreement" else [">vs untouched"]  # the untouched model always agrees
     made = table("", ">tokens", ">final", ">FLOPs", f">{_right(result)}", ">95 %", *against, ">method")
     made.columns[0].no_wrap = True
-    if against:
-        made.columns[-2].no_wrap = False  # two numbers: where it is narrow, one below the other
     budget = ""
     for row in result.rows:
         if row.budget != budget:
             budget = row.budget
             made.add_row(f"[dim]{budget}")
-        change = "" if row.label == "untouched" else f"{100 * row.change.value:+.1f}  {_range(row.change, '+.1f')}"
+        change = (
+            "" if row.label == "untouched" else f"{100 * row.change.value:+.1f}{between}{_range(row.change, '+.1f')}"
+        )
         method = f"{1000 * row.seconds:.1f} ms" if row.seconds else ""
         right = f"{100 * row.overall.value:.1f}"
         cells = (f"{row.average:.1f}", f"{row.final:.1f}", f"{row.flops_share:.0%}", right)
@@ -176,7 +184,9 @@ def _notes(result: Evaluation, *, pairs: bool) -> list[str]:
     elif weak:
         lines.append(f"* nothing is ranked: the untouched model is right in less than {100 * GATE:.0f} % of every task")
     if (pictures := len({case.picture_id for case in result.cases})) < FEW:
-        lines.append(f"only {pictures} pictures: with fewer than {FEW} the intervals are too narrow; take more")
+        lines.append(
+            f"only {pictures} {_pictures(pictures)}: with fewer than {FEW} the intervals are too narrow; take more"
+        )
     if SMALLER in labels:
         lines.append(f"{SMALLER}: scaled down to as many tokens' worth of pixels before the model sees it")
         if any(row.label == SMALLER and row.flops_share > 0.999 for row in result.rows):
@@ -207,6 +217,10 @@ def _name(row: ConditionRow) -> Text:
 def _range(estimate: Estimate, form: str) -> str:
     low, high = (f"{100 * end:{form}}" for end in estimate.ends)
     return f"{low}…{high}" if "+" in form else f"{low}–{high}"  # beside a minus, a dash confuses
+
+
+def _pictures(count: int) -> str:
+    return "picture" if count == 1 else "pictures"
 
 
 def _yes(value: bool) -> str:

@@ -94,6 +94,7 @@ def reading(stage: StageAudit, what: str) -> list[str]:
 
 def show(facts: Mapping[str, Any]) -> None:
     """Print the facts for people."""
+    from rich.padding import Padding
     from rich.text import Text
 
     screen = console()
@@ -109,7 +110,7 @@ def show(facts: Mapping[str, Any]) -> None:
         screen.print(Text(_where(stage), style="bold"))
         screen.print(_axes(stage))
         for line in _statistics(stage):
-            screen.print(f"[dim]  {line}", soft_wrap=True)
+            screen.print(Padding(Text(line, style="dim"), (0, 0, 0, 2)))
     screen.print()
     for criterion in facts["attention"]:
         _print_heads(criterion)
@@ -117,8 +118,8 @@ def show(facts: Mapping[str, Any]) -> None:
         screen.print(_targets(facts["stages"], facts["accuracy"]))
         screen.print()
     for sentence in facts["reading"]:
-        screen.print(Text(sentence), soft_wrap=True)
-    screen.print(f"[dim]{_caution(facts)}", soft_wrap=True)
+        screen.print(Text(sentence))
+    screen.print(f"[dim]{_caution(facts)}")
     if facts["plot"]:
         screen.print(f"heat maps: {facts['plot']}", soft_wrap=True, markup=False)
 
@@ -177,9 +178,7 @@ def _print_heads(criterion: Mapping[str, Any]) -> None:
 
     screen = console()
     used = f"{', '.join(criterion['stages'])}: {criterion['raters']}, {criterion['scorer']}"
-    screen.print(
-        Text(f"score and raster index in each layer of the untouched model, as scored by {used}"), soft_wrap=True
-    )
+    screen.print(Text(f"score and raster index in each layer of the untouched model, as scored by {used}"))
     made = table(">layer", ">Spearman's rho", ">lowest head", ">highest head")
     for layer, (mean, heads) in enumerate(zip(criterion["layers"], criterion["heads"], strict=True)):
         known = [head for head in heads if head is not None]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 NAME = "fit"
 EXAMPLES = (
-    "  tokenprune fit text-conditioned --output runs/mine             on scenes, for the embedded model",
+    "  tokenprune fit text-conditioned --output runs/mine      the embedded model",
     "  tokenprune fit text-conditioned --model my-llava/ --data photos/ \\",
     "                 --questions questions.txt --output runs/photos",
     "  tokenprune run --recipe runs/mine/text-conditioned.yaml        what it gives",

@@ -40,7 +40,8 @@ EXAMPLES = (
     "  tokenprune flops sparsevlm-v1.5 --variant 64 --text 118",
     "  tokenprune flops fastv --keep 0.25 --model qwen2.5-vl-7b --grid 48x64",
     "  tokenprune flops pyramiddrop --flops 0.5 --text 118",
-    "  tokenprune flops feather --model llava-next-7b --new-tokens 128 --save-plot layers.png",
+    "  tokenprune flops feather --model llava-next-7b --new-tokens 128 \\",
+    "                   --save-plot layers.png",
     "  tokenprune flops fastv --keep 0.25 --verify",
 )
 

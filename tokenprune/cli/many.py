@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenprune.cli.strangers import strange_pictures
 from tokenprune.cli.terminal import check_folder, console, counter, note, print_json, progress, table
+from tokenprune.cli.verdicts import speed
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
@@ -166,13 +167,19 @@ def _facts(
         "measured": None,
     }
     if measured:
+        import numpy as np
+
+        from tokenprune.study.statistics import over_pictures
+
         own, untouched = (sum(getattr(each, name) for each in measured) for name in ("seconds", "untouched_seconds"))
+        ratio = over_pictures(np.asarray([(each.untouched_seconds, each.seconds) for each in measured]), _ratio)
         questions, same = (sum(getattr(each, name) for each in measured) for name in ("answers", "same"))
         facts["measured"] = {
             "questions": questions,
+            "batches": len(measured),
             "seconds": own,
             "untouched_seconds": untouched,
-            "speedup": untouched / own,
+            "speedup": ratio.to_dict(),
             "same_answers": same,
             "seconds_saved": seconds * (untouched / own - 1),
         }
@@ -188,7 +195,10 @@ def _show(facts: Mapping[str, Any], lines: Sequence[Line], file: AnswersFile) ->
     head.add_row("[dim]model", Text(f"{facts['model']} ({facts['dtype']}, {facts['device']}, {facts['attention']})"))
     head.add_row("[dim]recipe", Text(f"{facts['recipe']} ({facts['fingerprint']})"))
     before = f", {facts['answered_before']} of them before" if facts["answered_before"] else ""
-    head.add_row("[dim]answers", f"{len(file.answers)} about {facts['pictures']} pictures{before}")
+    head.add_row(
+        "[dim]answers",
+        f"{len(file.answers)} about {facts['pictures']} picture{'' if facts['pictures'] == 1 else 's'}{before}",
+    )
     tokens = f"{facts['vision_tokens']:,} → {facts['average']:,.0f} in a layer on average"
     head.add_row("[dim]vision tokens", f"{tokens}, [bold]{facts['saved']:.0%} saved[/]")
     if facts["answered_now"]:
@@ -198,11 +208,23 @@ def _show(facts: Mapping[str, Any], lines: Sequence[Line], file: AnswersFile) ->
 
 
 def _time(facts: Mapping[str, Any]) -> str:
+    """How long it took, and whether that was less than with all tokens: no more than its interval says."""
+    from tokenprune.study.statistics import FEWEST
+
     told, both = f"{facts['seconds']:.1f} s for {facts['answered_now']} answers", facts["measured"]
     if both is None:
         return told
-    speed = both["speedup"]
+    found = both["speedup"]
     asked = f"of {both['questions']} asked both ways, {both['same_answers']} got the same answer"
-    if speed < 1.02:
-        return f"{told}, no time gained\n{asked}"
-    return f"{told}, about [bold]{both['seconds_saved']:.1f} s saved[/] ({speed:.2f}×)\n{asked}"
+    if found["low"] is None:
+        batches = f"{both['batches']} batch{'' if both['batches'] == 1 else 'es'}"
+        few = f"{found['value']:.2f}× as fast in {batches}, too few to tell that from noise"
+        return f"{told}\n{few}; --measure {FEWEST} tells\n{asked}"
+    if found["low"] > 1:
+        told = f"{told}, about [bold]{both['seconds_saved']:.1f} s saved[/]"
+    return f"{told}\n{speed('answers', found['value'], found['low'], found['high'], 'by batch')}\n{asked}"
+
+
+def _ratio(seconds: Any) -> Any:
+    """How many times as long all tokens took: of columns of both sides' seconds."""
+    return seconds[..., 0] / seconds[..., 1]

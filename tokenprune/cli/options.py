@@ -62,7 +62,10 @@ MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="'embedded', a folder, or a hub id.", metavar="NAME")]
 DtypeOption = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Of the weights; float32 on a CPU, else the checkpoint's own, when left out."),
+    typer.Option(
+        help="Of the weights: float32, bfloat16 or float16. Left out: float32 on a CPU, else the checkpoint's own.",
+        metavar="TYPE",
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps; a GPU if there is one when left out.", metavar="NAME")

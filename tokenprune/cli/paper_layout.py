@@ -26,13 +26,13 @@ COLUMNS = (
 def show(made: PaperTable) -> None:
     """Print the table, as many tasks side by side as the terminal takes."""
     screen = console()
-    screen.print(f"{made.model}: {_counted(made)}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"{made.model}: {_counted(made)}", highlight=False, markup=False)
     for number, tasks in enumerate(_side_by_side(made, screen.width)):
         screen.print()
         screen.print(_part(made, tasks, first=number == 0))
     screen.print()
     for line in notes(made):
-        screen.print(f"[dim]{line}", soft_wrap=True)
+        screen.print(f"[dim]{line}")
 
 
 def _counted(made: PaperTable) -> str:

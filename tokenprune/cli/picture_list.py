@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 import os
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 LISTS = (".jsonl", ".ndjson")
 FIELDS = ("image", "question")
+MOST = 20
+"""Problems that are told one by one."""
 
 
 def read_lines(sources: Sequence[str], question: str | None) -> list[Line]:
@@ -33,6 +36,8 @@ def read_lines(sources: Sequence[str], question: str | None) -> list[Line]:
     """
     from tokenprune.study.many import Line
 
+    if question is None and not any(_is_list(source) for source in sources):
+        raise InputError("--images needs --question TEXT: what to ask about each picture")
     lines: list[Line] = []
     problems: list[str] = []
     looked: dict[Path, tuple[str, tuple[int, int]]] = {}
@@ -57,10 +62,17 @@ def read_lines(sources: Sequence[str], question: str | None) -> list[Line]:
         given = {name: value for name, value in row.items() if name not in (*FIELDS, "path", "shown")}
         lines.append(Line(path, image, *looked[path], asked, given))
     if problems:
-        raise InputError("\n".join(problems))
+        more = [f"error: and {len(problems) - MOST:,} more like these"] if len(problems) > MOST else []
+        raise InputError("\n".join([*problems[:MOST], *more]))
     if not lines:
         raise InputError(f"--images: no pictures in {', '.join(sources)}")
+    if question is not None and not any(line.question == question.strip() for line in lines):
+        raise InputError("--question is asked of no picture: each line has a question of its own; leave it out")
     return lines
+
+
+def _is_list(source: str) -> bool:
+    return Path(source).suffix.lower() in LISTS
 
 
 def _look(path: Path) -> tuple[str, tuple[int, int]]:
@@ -73,7 +85,7 @@ def _look(path: Path) -> tuple[str, tuple[int, int]]:
 def _rows(sources: Iterable[str]) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
     """Where each question stands, with what is known of it, or with what is wrong there."""
     for source in dict.fromkeys(sources):
-        if Path(source).suffix.lower() in LISTS:
+        if _is_list(source):
             yield from _listed(Path(source))
             continue
         for path in _pictures(source):
@@ -114,7 +126,7 @@ def _listed(file: Path) -> Iterator[tuple[str, Mapping[str, Any] | str]]:
         if not isinstance(row, dict):
             yield where, f"expected an object in braces, got {line.strip()[:40]}"
         elif not isinstance(row.get("image"), str) or not row["image"].strip():
-            yield where, "no image; expected the path of a picture"
+            yield where, f"no image{_misspelt('image', row)}; expected the path of a picture"
         else:
             yield where, {**row, "path": file.parent / row["image"], "shown": row["image"]}
 
@@ -124,4 +136,12 @@ def _wrong(row: Mapping[str, Any], question: str | None) -> str:
     own = row.get("question")
     if own is not None and (not isinstance(own, str) or not own.strip()):
         return f"question: expected text, got {own!r}"
-    return "no question, and no --question for all of them" if own is None and question is None else ""
+    if own is None and question is None:
+        return f"no question{_misspelt('question', row)}, and no --question for all of them"
+    return ""
+
+
+def _misspelt(field: str, row: Mapping[str, Any]) -> str:
+    """Which name of a line may have been meant for `field`: others are handed on, so none of them is wrong."""
+    near = difflib.get_close_matches(field, row, n=1, cutoff=0.6)
+    return f" (is it {near[0]!r}?)" if near and near[0] != field else ""

@@ -41,12 +41,14 @@ if TYPE_CHECKING:
 NAME = "run"
 EXAMPLES = (
     "  tokenprune run",
-    "  tokenprune run photo.jpg 'What is on the table?' --model llava-hf/llava-1.5-7b-hf",
+    "  tokenprune run photo.jpg 'What is on the table?' \\",
+    "                 --model llava-hf/llava-1.5-7b-hf",
     "  tokenprune run --recipe fastv --keep 0.25 --save-plot kept.png",
     "  tokenprune run --recipe my.yaml --set stages.0.recycler=drop --json",
-    "  tokenprune run --video clip.mp4 'What happens?' --frames 16 --model my-llava-onevision",
-    "  tokenprune run --images photos --question 'What is this?' --model my-llava \\",
-    "                 --output answers.jsonl --workers 2",
+    "  tokenprune run --video clip.mp4 'What happens?' --frames 16 \\",
+    "                 --model my-llava-onevision",
+    "  tokenprune run --images photos --question 'What is this?' \\",
+    "                 --model my-llava --output answers.jsonl --workers 2",
 )
 BATCH = 8
 MEASURED = 2
@@ -234,7 +236,7 @@ def command(
     if json_:
         print_json(facts)
     else:
-        show(facts, demo=demo, command={"recipe": recipe, "model": model})
+        show(facts, demo=demo, strange=bool(strange), command={"recipe": recipe, "model": model})
 
 
 def _drawn(chat: Chat, pictures: list[Image], clip: Clip | None, report: Report, title: str) -> Figure:

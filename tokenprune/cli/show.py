@@ -38,7 +38,7 @@ NAME = "show"
 EXAMPLES = (
     "  tokenprune show sparsevlm-v1.5 --variant 64",
     "  tokenprune show fastv --keep 0.25 --tokens 1024 --layers 28",
-    "  tokenprune show sparsevlm --set stages.0.scheduler.scale=0.8 --yaml > mine.yaml",
+    "  tokenprune show fastv --set stages.0.scorer.rope=false --yaml > mine.yaml",
 )
 
 
@@ -188,7 +188,7 @@ def _show(recipe: Recipe, facts: dict[str, Any], *, asked: str, more: str) -> No
     from rich.text import Text
 
     screen = console()
-    screen.print(Text.assemble((recipe.name, "bold"), f"  {recipe.summary or ''}"), soft_wrap=True)
+    screen.print(Text.assemble((recipe.name, "bold"), f"  {recipe.summary or ''}"))
     head = table("", "")
     head.show_header = False
     about = {

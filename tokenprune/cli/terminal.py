@@ -15,6 +15,7 @@ from tokenprune.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -35,19 +36,25 @@ def table(*headers: str) -> Table:
     return made
 
 
+def _tell(text: Text) -> None:
+    """On stderr: wrapped at words where a terminal shows it, one line where a program reads it."""
+    screen = console(stderr=True)
+    screen.print(text, soft_wrap=not screen.is_terminal)
+
+
 def complain(message: str) -> None:
     """Tell on stderr what is wrong. Recipe reports bring their own ``file:line:column: error:``."""
     from rich.text import Text
 
     head = "" if ": error: " in message else "error: "
-    console(stderr=True).print(Text.assemble((head, "bold red"), message), soft_wrap=True)
+    _tell(Text.assemble((head, "bold red"), message))
 
 
 def note(message: str) -> None:
     """Tell on stderr what the user may want to know."""
     from rich.text import Text
 
-    console(stderr=True).print(Text.assemble(("note: ", "yellow"), message), soft_wrap=True)
+    _tell(Text.assemble(("note: ", "yellow"), message))
 
 
 @contextmanager

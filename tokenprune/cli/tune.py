@@ -44,8 +44,9 @@ EXAMPLES = (
     "  tokenprune tune fastv --average 0.25 --output runs/fastv \\",
     "                  --choose stages.0.scorer=attention,norm,question \\",
     "                  --choose stages.0.sampler=top_k,max_min,determinant \\",
-    "                  --choose 'stages.0.place={before_layer: 1/16},{before_layer: 1/8}'",
-    "  tokenprune tune --space my-space.yaml --flops 0.5 --trials 100 --output runs/mine",
+    "                  --choose 'stages.0.place={before_layer: 1/16},after_vision'",
+    "  tokenprune tune --space my-space.yaml --flops 0.5 --trials 100 \\",
+    "                  --output runs/mine",
     "  tokenprune tune --average 0.25 --agree --model ./my-llava --images photos \\",
     "                  --questions questions.jsonl --output runs/photos",
 )

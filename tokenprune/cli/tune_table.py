@@ -28,7 +28,7 @@ def show(result: Tuned, *, model: str, file: Path) -> None:
     """Print the search and its report; last the winner's file, and what it gains."""
     screen = console()
     tried = f"{len(result.candidates)} recipes tried ({result.method})"
-    screen.print(f"{model}, {result.budget}: {tried}", highlight=False, markup=False, soft_wrap=True)
+    screen.print(f"{model}, {result.budget}: {tried}", highlight=False, markup=False)
     screen.print()
     screen.print(f"[dim]chosen on {_asked(result.chosen_on)}")
     screen.print(_tried(result))
@@ -37,9 +37,9 @@ def show(result: Tuned, *, model: str, file: Path) -> None:
     screen.print(_report(result))
     screen.print()
     for line in _notes(result):
-        screen.print(f"[dim]{line}", soft_wrap=True)
+        screen.print(f"[dim]{line}")
     screen.print(f"winner: {file}", markup=False, highlight=False, soft_wrap=True)
-    screen.print(_last(result), markup=False, highlight=False, soft_wrap=True)
+    screen.print(_last(result), markup=False, highlight=False)
 
 
 def _tried(result: Tuned) -> RenderableType:

@@ -58,9 +58,7 @@ def show(facts: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     screen = console()
-    screen.print(
-        Text(f"{facts['question']}   ({facts['model']}, {facts['recipe']} {facts['fingerprint']})"), soft_wrap=True
-    )
+    screen.print(Text(f"{facts['question']}   ({facts['model']}, {facts['recipe']} {facts['fingerprint']})"))
     screen.print()
     made = table("pass", ">tokens a layer", ">prefill", ">first token", "answer")
     for each in facts["passes"]:
@@ -81,7 +79,7 @@ def show(facts: Mapping[str, Any]) -> None:
     )
     screen.print(made)
     screen.print()
-    screen.print(f"[bold]the {facts['answered_by']} pass answered[/]{_saved(facts['saved'])}", soft_wrap=True)
+    screen.print(f"[bold]the {facts['answered_by']} pass answered[/]{_saved(facts['saved'])}")
 
 
 def _count(multiply_adds: int | None) -> str:

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from tokenprune.study.evaluate import ConditionRow, Evaluation
 
 
-def speed(what: str, value: float, low: float | None, high: float | None) -> str:
+def speed(what: str, value: float, low: float | None, high: float | None, paired: str = "by round") -> str:
     """Whether `what` came sooner: `value` times as fast, between `low` and `high`, which few rounds do not have."""
     if low is None or high is None:
         return f"{what} {value:.2f}× as fast, in too few runs to tell that from noise"
     if low <= 1 <= high:
         return f"{what}: no difference beyond this run's noise ({low:.2f}–{high:.2f}× as fast)"
     slower = "" if low > 1 else ", which is slower"
-    return f"{what} {value:.2f}× as fast{slower} (95 %: {low:.2f}–{high:.2f}, paired by round)"
+    return f"{what} {value:.2f}× as fast{slower} (95 %: {low:.2f}–{high:.2f}, paired {paired})"
 
 
 def benched(result: Bench) -> list[str]:
@@ -49,7 +49,8 @@ def evaluated(result: Evaluation) -> list[str]:
         if not (budget and recipes):  # without a budget costs differ, and nothing is the best
             continue
         best = recipes[0]
-        line = f"best at {budget}: {best.label}, {100 * best.overall.value:.1f} % {word}"
+        head = f"best of {len(recipes)} recipes at {budget}" if len(recipes) > 1 else str(budget)
+        line = f"{head}: {best.label}, {100 * best.overall.value:.1f} % {word}"
         if result.measure == "accuracy":
             line += f" (untouched {100 * untouched.overall.value:.1f} %)"
         lines.append(line + _against(result, best, baselines))
@@ -64,10 +65,14 @@ def _parted(rows: list[ConditionRow]) -> tuple[list[ConditionRow], list[Conditio
 
 def _against(result: Evaluation, best: ConditionRow, baselines: list[ConditionRow]) -> str:
     """The paired difference from the best baseline, where there is one."""
+    from tokenprune.study.statistics import FEWEST
+
     for pair in result.pairs if baselines else ():
         names = (pair.first, pair.second)
         if pair.budget != best.budget or set(names) != {best.label, baselines[0].label}:
             continue
+        if len({case.picture_id for case in result.cases}) < FEWEST:
+            return f"; too few pictures to tell it apart from {baselines[0].label}"
         low, high = pair.change.ends
         sign = 1 if names[0] == best.label else -1
         ends = sorted((100 * sign * low, 100 * sign * high))

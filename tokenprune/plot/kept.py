@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from tokenprune.core.grids import Grid
 
 
+WIDE = 2.0
+"""Width over height of a picture from which it counts as wide."""
+LETTER = 0.068
+"""Inches of a letter of a panel's caption: panels of tall pictures are as wide as what stands above them."""
+
+
 class StageLike(Protocol):
     """What a picture needs of one stage of a report."""
 
@@ -64,7 +70,7 @@ def plot_kept(
         report: report of a run, `tokenprune.attach(...).report`.
         row: which sample of the batch.
         title: text above the panels, wrapped to their width.
-        panel: height of a panel in inches.
+        panel: height of a panel in inches; panels of one picture wider than `WIDE` stand below each other, and are lower.
         most: lines of panels; of more images or time steps than that, an even choice is drawn.
 
     Raises:
@@ -78,15 +84,22 @@ def plot_kept(
     frames = frames_of(report.grids[row], len(pictures))
     if len(frames) > most:
         frames = [frames[number * len(frames) // most] for number in range(most)]
-    columns = 1 + len(report.stages)
-    aspect = float(np.clip(np.median([pictures[f.image].width / pictures[f.image].height for f in frames]), 0.5, 2.0))
-    width, bottom = columns * (panel * aspect + 0.12), 0.34
+    notes = [_count(rows_of(stage.kept, row), rows_of(stage.merged, row), report.total[row]) for stage in report.stages]
+    aspect = float(np.median([pictures[frame.image].width / pictures[frame.image].height for frame in frames]))
+    stacked = len(frames) == 1 and aspect > WIDE  # beside each other they would be too small to see anything on
+    high, wide = (
+        (panel * WIDE / aspect, panel * WIDE) if stacked else (panel, panel * float(np.clip(aspect, 0.5, WIDE)))
+    )
+    wide = max(wide, LETTER * max(map(len, notes), default=0))
+    panels = 1 + len(report.stages)
+    lines, columns = (panels, 1) if stacked else (len(frames), panels)
+    width, bottom = columns * (wide + 0.12), 0.34
     top = heading_height(title, width)
-    size = (width, len(frames) * (panel + 0.42) + top + bottom)
+    size = (width, lines * (high + 0.42) + top + bottom)
     figure = Figure(figsize=size, dpi=160, facecolor="white")
-    axes = figure.subplots(len(frames), columns, squeeze=False)
+    axes = figure.subplots(lines, columns, squeeze=False).reshape(len(frames), panels)
     figure.subplots_adjust(
-        left=0.012, right=0.988, bottom=bottom / size[1], top=1 - (top + 0.4) / size[1], wspace=0.05, hspace=0.16
+        left=0.012, right=0.988, bottom=bottom / size[1], top=1 - (top + 0.4) / size[1], wspace=0.05, hspace=0.46 / high
     )
     several = len(frames) > 1
     for line, frame in enumerate(frames):
@@ -98,7 +111,7 @@ def plot_kept(
             kept, merged = rows_of(stage.kept, row), rows_of(stage.merged, row)
             cells = frame.mask(kept)
             draw(axes[line, column], picture, frame, kept=cells, merged=frame.mask(merged))
-            note = [_count(kept, merged, report.total[row])] if line == 0 else []
+            note = [notes[column - 1]] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
             caption(axes[line, column], "" if line else place_name(stage.place, stage.layer), " · ".join(note))
     heading(figure, title)
@@ -133,6 +146,7 @@ def draw(
         merged: cells of merged tokens' anchors.
     """
     axes.set_axis_off()
+    axes.set_anchor("NW")  # below its caption, also where the panel is wider than the picture
     height, width = frame.height, frame.width
     shape = picture.shape[0] / picture.shape[1]
     extent = (0.0, float(width), float(height), 0.0)
