@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from tokenprune.core.frames import frames_of
@@ -181,3 +182,28 @@ def test_save_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.Mo
 def test_plot_needs_neither_pyplot_nor_matplotlib_to_import() -> None:
     code = "import sys, tokenprune.plot.kept; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 600), (96, 96), (600, 60)])
+def test_pictures_of_any_shape_show_whole_captions_and_use_their_room(width: int, height: int) -> None:
+    report = SimpleNamespace(
+        stages=[
+            SimpleNamespace(place="before_layer: 2", layer=2, kept=torch.arange(16)[None], merged=torch.zeros(1, 2))
+        ]
+        * 3,
+        grids=(((1, 4, 4),),),
+        total=(16,),
+    )
+    figure = plot_kept(picture(width, height), report)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    room = figure.bbox
+    for axes in figure.axes:
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.texts]
+        assert all(room.x0 <= box.x0 and box.x1 <= room.x1 for box in boxes)
+        drawn = axes.get_window_extent(canvas.get_renderer())
+        assert abs(drawn.width / drawn.height - width / height) < 0.02 * width / height
+    wide = max(axes.get_window_extent().width for axes in figure.axes)
+    assert wide > (0.9 * room.width if width > height else 0)
+    tops = {round(axes.get_window_extent().y1) for axes in figure.axes}
+    assert len(tops) == (4 if width > height else 1), "wide pictures stand below each other"

@@ -10,12 +10,13 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tokenprune.cli.many import Work, device_of
+from tokenprune.cli.many import Work, _facts, _time, device_of
 from tokenprune.cli.picture_list import read_lines
 from tokenprune.errors import InputError
 from tokenprune.study.many import Alone, AnswersFile, Line, Measured, Pool, in_batches
@@ -149,7 +150,7 @@ def test_lists_are_checked_before_anything_runs(
         ("--images DIR --question x --output DIR/a.json", "--output: expected a name that ends in .jsonl, got a.json"),
         (
             "--images DIR --output DIR/a.jsonl",
-            "error: --images needs --question TEXT: what to ask about each picture\n",
+            "error: --images needs --question TEXT: what to ask about each",
         ),
         ("--images DIR/none --question x --output DIR/a.jsonl", "--images: no such folder, file or pattern: DIR/none"),
         ("--images DIR/below --question x --output DIR/a.jsonl", "--images: no pictures in DIR/below"),

@@ -70,7 +70,7 @@ def plot_kept(
         report: report of a run, `tokenprune.attach(...).report`.
         row: which sample of the batch.
         title: text above the panels, wrapped to their width.
-        panel: height of a panel in inches; panels of one picture wider than `WIDE` stand below each other, and are lower.
+        panel: height of a panel in inches; those of one wide picture (`WIDE`) stand below each other, and are lower.
         most: lines of panels; of more images or time steps than that, an even choice is drawn.
 
     Raises:
@@ -87,10 +87,8 @@ def plot_kept(
     notes = [_count(rows_of(stage.kept, row), rows_of(stage.merged, row), report.total[row]) for stage in report.stages]
     aspect = float(np.median([pictures[frame.image].width / pictures[frame.image].height for frame in frames]))
     stacked = len(frames) == 1 and aspect > WIDE  # beside each other they would be too small to see anything on
-    high, wide = (
-        (panel * WIDE / aspect, panel * WIDE) if stacked else (panel, panel * float(np.clip(aspect, 0.5, WIDE)))
-    )
-    wide = max(wide, LETTER * max(map(len, notes), default=0))
+    high = panel * WIDE / aspect if stacked else panel
+    wide = max(panel * float(np.clip(aspect, 0.5, WIDE)), LETTER * max(map(len, notes), default=0))
     panels = 1 + len(report.stages)
     lines, columns = (panels, 1) if stacked else (len(frames), panels)
     width, bottom = columns * (wide + 0.12), 0.34
@@ -114,6 +112,9 @@ def plot_kept(
             note = [notes[column - 1]] if line == 0 else []
             note += [f"{cells.sum()} of {cells.size} here"] * several
             caption(axes[line, column], "" if line else place_name(stage.place, stage.layer), " · ".join(note))
+    if stacked or wide > panel * aspect:
+        for each in axes.flat:  # below its caption, where the panel is wider than the picture
+            each.set_anchor("NW")
     heading(figure, title)
     legend(figure, size, any(rows_of(stage.merged, row) for stage in report.stages))
     return figure
@@ -146,7 +147,6 @@ def draw(
         merged: cells of merged tokens' anchors.
     """
     axes.set_axis_off()
-    axes.set_anchor("NW")  # below its caption, also where the panel is wider than the picture
     height, width = frame.height, frame.width
     shape = picture.shape[0] / picture.shape[1]
     extent = (0.0, float(width), float(height), 0.0)
