@@ -6,6 +6,7 @@ python benchmarks/evidence/page.py
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenprune.study.evaluate import difference
 HERE = Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 METHODS = HERE.parent / "methods"
+PLAN = HERE / "plan.md"
 EQUAL = {"average": ("scenes.json", (0.5, 0.25)), "flops": ("flops.json", (0.65, 0.5))}
 BESIDE = ("smaller-image", "random", "uniform", "last", "era", "diverse-merge")
 AGAINST = ("uniform", "diverse-merge")
@@ -60,13 +62,19 @@ def models(found: list[dict[str, Any]]) -> str:
 
 
 def verdicts(seeds: list[dict[str, Any]]) -> str:
-    """Every prediction, and whether it holds on each seed."""
-    judged = [verdict.findings(each) for each in seeds]
+    """Every prediction, whether it holds on each seed, and the rule that says so, in the plan's words."""
+    judged, rules = [verdict.findings(each) for each in seeds], planned()
     body = [
-        [name, text, *(WORDS[findings[name][1].holds] for findings in judged)]
+        [name, text, *(WORDS[findings[name][1].holds] for findings in judged), rules[name]]
         for name, (text, _) in verdict.RULES.items()
     ]
-    return table(["", "prediction", *(each["name"] for each in seeds)], body)
+    return table(["", "prediction", *(each["name"] for each in seeds), "holds if"], body)
+
+
+def planned() -> dict[str, str]:
+    """The rule of each prediction: the last column of the plan's tables, so that no word differs from it."""
+    rows = re.findall(r"^\| (\w+) \|.* \| (.+) \|$", PLAN.read_text(encoding="utf-8"), re.MULTILINE)
+    return dict(rows)
 
 
 def numbers(found: list[dict[str, Any]]) -> str:
