@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import tokenprune as tp
+from tokenprune.cli import audit, bench, check, doctor, evaluate, fit, flops, ls, new, run, schema, table, tune
+from tokenprune.cli import show as show_recipe
 from tokenprune.cli.bench_table import show
 from tokenprune.cli.verdicts import evaluated, speed
 from tokenprune.study.bench import Bench, SideRow
@@ -59,6 +62,7 @@ def test_the_best_recipe_stands_beside_the_best_baseline() -> None:
     assert "80.0 % the same; +20.0" in same
 
 
+MODULES = (audit, bench, check, doctor, evaluate, fit, flops, ls, new, run, schema, show_recipe, table, tune)
 NUMBERS = re.compile(r"\d+(\.\d+)? ?([GMTk]|ms|%|×|MiB)\b")
 
 
@@ -88,6 +92,33 @@ def test_no_word_and_no_number_breaks_at_80_columns(
         assert any(found[0] in line for line in narrow.splitlines()), found[0]
 
 
+def test_sentences_are_wrapped_between_words(
+    cli: Callable[..., Any], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal breaks what is too long wherever its last column is."""
+    asked = ("run", picture, "how many rings are there ?", "--max-new-tokens", 1)
+    scenes = ("--scenes", 2, "--task", "colour", "--seeds", 1)
+    for command in (
+        asked,
+        ("eval", "fastv", "--keep", 0.5, *scenes),
+        ("audit", "fastv", "--keep", 0.25, "--scenes", 2),
+    ):
+        monkeypatch.setenv("COLUMNS", "80")
+        told = cli(*command).out.splitlines()
+        assert max(map(len, told)) <= 80
+    assert len(cli("run", picture).err.splitlines()) == 1, "a mistake is one line for whoever reads it by a program"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.NAME)
+def test_examples_can_be_pasted(module: Any, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns help shows each line of an example whole, and no choice or flag of an option in two pieces."""
+    monkeypatch.setenv("COLUMNS", "80")
+    told = cli(module.NAME, "--help").out
+    shown = [line.strip() for line in told.splitlines()]
+    assert all(line.strip() in shown for line in module.EXAMPLES)
+    assert "float16>" not in told and "…" not in told.partition("Examples:")[0]
+
+
 def test_the_tables_of_bench_fit_long_names_and_intervals(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,8 +146,8 @@ def test_commands_end_with_what_they_were_run_for(cli: Callable[..., Any], monke
     last = r"multiply-adds up to the first token: [\d.]+% of the untouched model's; with the answer: [\d.]+%$"
     assert re.search(last, told)
     assert "--variant 64" in cli("show", "sparsevlm-v1.5", "--variant", "64").out.splitlines()[-1]
-    bench = cli("bench", "fastv", "--batch", 1, "--rounds", 1, "--new-tokens", 1, "--no-baselines").out
+    timed = cli("bench", "fastv", "--batch", 1, "--rounds", 1, "--new-tokens", 1, "--no-baselines").out
     last = (
         r"batch of 1: prefill [\d.]+× as fast, in too few runs to tell that from noise; its multiply-adds allow \S+×$"
     )
-    assert re.search(last, " ".join(bench.split()))
+    assert re.search(last, " ".join(timed.split()))

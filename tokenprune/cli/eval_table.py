@@ -88,7 +88,9 @@ def show(result: Evaluation, *, model: str, pairs: bool = True, difficulty: bool
 def _overall(result: Evaluation, screen: Console) -> RenderableType:
     """Right answers and cost; where it is narrow, intervals of differences stand below them, in every row."""
     beside = _overall_with(result, "  ")
-    return beside if screen.measure(beside).maximum <= screen.width else _overall_with(result, "\n")
+    unbound = screen.options.update(max_width=10 * screen.width)  # else a measure is never above the screen's
+    fits = screen.measure(beside, options=unbound).maximum <= screen.width
+    return beside if fits else _overall_with(result, "\n")
 
 
 def _overall_with(result: Evaluation, between: str) -> RenderableType:

@@ -46,7 +46,9 @@ FlopsOption = Annotated[
 Sets = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="Change the recipe first: stages.0.scorer.rope=false. Repeatable.", metavar="PATH=VALUE"
+        "--set",
+        help="Change a key of the recipe first (stages.0.scorer); `tokenprune show` prints them. Repeatable.",
+        metavar="PATH=VALUE",
     ),
 ]
 Plugins = Annotated[

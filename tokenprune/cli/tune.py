@@ -70,7 +70,7 @@ def command(
     choose: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to choose among: stages.0.sampler=top_k,max_min. Repeatable.", metavar="PATH=VALUE,VALUE"
+            help="Values of a key (stages.0.scorer) to choose among. Repeatable.", metavar="PATH=VALUE,VALUE"
         ),
     ] = None,
     space: Annotated[
