@@ -69,9 +69,7 @@ def command(
     ] = None,
     choose: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Values of a key (stages.0.scorer) to choose among. Repeatable.", metavar="PATH=VALUE,VALUE"
-        ),
+        typer.Option(help="Values of a key (stages.0.scorer) to choose among. Repeatable.", metavar="PATH=VALUE,VALUE"),
     ] = None,
     space: Annotated[
         Path | None, typer.Option(help="YAML file with a recipe and its choices instead.", metavar="FILE")
