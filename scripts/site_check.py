@@ -2,8 +2,8 @@
 
 Needs the extra ``docs``, `playwright` and a Chromium (``playwright install chromium``, or ``--browser PATH`` of an
 installed one); CI does without. A page fails that is wider than its window, that breaks an identifier in a table over
-two lines, whose commands run out of sight, or one of whose figures is missing; so does a search that finds nothing for
-one of `SOUGHT`.
+two lines, whose commands run out of sight, or one of whose figures is missing or too small to read; so does a search
+that finds nothing for one of `SOUGHT`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ FAULTS = """() => {
   for (const code of document.querySelectorAll('article .language-bash pre code'))
     if (window.innerWidth < 600 && code.scrollWidth > code.clientWidth + 1)
       found.push(`runs out of sight: ${code.textContent.trim().split('\\n')[0]}`);
-  for (const figure of document.querySelectorAll('article img'))
+  for (const figure of document.querySelectorAll('article img')) {
     if (!figure.naturalWidth) found.push(`no picture: ${figure.src}`);
+    if (figure.clientWidth < Math.min(figure.naturalWidth, 600)) found.push(`too small to read: ${figure.src}`);
+  }
   return found;
 }"""
 
