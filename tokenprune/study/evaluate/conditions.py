@@ -70,7 +70,7 @@ def make_conditions(
     """
     if draws < 1:
         raise InputError(f"seeds: expected at least 1, got {draws}")
-    given = [_read(recipe, sets) for recipe in recipes]
+    given = [_read(recipe, sets, next(iter(budgets), None)) for recipe in recipes]
     made = [UNTOUCHED]
     for budget in budgets or (None,):
         for label, recipe in given:
@@ -89,15 +89,18 @@ def make_conditions(
     return made
 
 
-def _read(source: Recipe | str, sets: Sequence[str]) -> tuple[str, Recipe]:
-    """How tables call a recipe, and the recipe with the overrides applied."""
+def _read(source: Recipe | str, sets: Sequence[str], budget: Budget | None) -> tuple[str, Recipe]:
+    """How tables call a recipe, and the recipe with the overrides applied.
+
+    `budget` is any of those that follow: a recipe may leave its counts to one, and is not valid without.
+    """
     label, variant = (source.name if isinstance(source, Recipe) else source), None
     if isinstance(source, str):
         name, colon, last = source.rpartition(":")
         if colon and name and "/" not in last and "\\" not in last:
             source, variant = name, last
     try:
-        recipe = load_recipe(source, variant=variant, sets=sets)
+        recipe = load_recipe(source, variant=variant, sets=sets, **_value(budget))
     except InvalidRecipeError as error:  # overrides go to several recipes: say which one they do not fit
         told = (replace(each, path=f"{label} --set") if each.path == "--set" else each for each in error.problems)
         raise InvalidRecipeError(told) from None
@@ -106,7 +109,6 @@ def _read(source: Recipe | str, sets: Sequence[str]) -> tuple[str, Recipe]:
 
 def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, baseline: bool) -> list[Condition]:
     """The recipe at the budget, once for each run of its parts that differs by chance alone (`Part.draws`)."""
-    value: dict[str, Any] = {} if budget is None else {budget.kind: budget.value}
     drawn = {
         f"stages.{number}.{role}.{part.draws.setting}": part.draws.most
         for number, stage in enumerate(recipe.stages)
@@ -119,9 +121,14 @@ def _draws(label: str, recipe: Recipe, budget: Budget | None, draws: int, *, bas
     made = []
     for run in range(runs):
         sets = [f"{path}={run if values is None else run % values}" for path, values in drawn.items()]
-        one = load_recipe(recipe, sets=sets if runs > 1 else (), **value)
+        one = load_recipe(recipe, sets=sets if runs > 1 else (), **_value(budget))
         made.append(Condition(label, recipe=one, budget=budget, seed=run, baseline=baseline))
     return made
+
+
+def _value(budget: Budget | None) -> dict[str, Any]:
+    """The budget as an argument of `load_recipe`."""
+    return {} if budget is None else {budget.kind: budget.value}
 
 
 def shrink(picture: Image, share: float) -> tuple[Image, float]:
