@@ -354,7 +354,7 @@ def test_tables_at_80_columns_break_no_word(cli: Callable[..., Any], monkeypatch
 def test_a_recipe_may_leave_its_counts_to_the_budget(cli: Callable[..., Any], tmp_path: Path) -> None:
     """As the tutorial docs/your-own-sampler.md writes one: without a scheduler."""
     file = tmp_path / "mine.yaml"
-    file.write_text("name: mine\nstages:\n  - place: after_vision\n    scorer: norm\n    sampler: top_k\n")
+    file.write_text("version: 1\nname: mine\nstages:\n  - place: after_vision\n    scorer: norm\n    sampler: top_k\n")
     facts = told(cli("eval", file, *SMALL, "--average", "0.25", "0.5", "--no-baselines", "--json"))
     assert [row["final"] for row in facts["rows"]] == [144, 36, 72]
     assert "'solved' needs a budget" in cli("eval", file, *SMALL).err
