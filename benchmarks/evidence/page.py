@@ -62,13 +62,18 @@ def models(found: list[dict[str, Any]]) -> str:
 
 
 def verdicts(seeds: list[dict[str, Any]]) -> str:
-    """Every prediction, whether it holds on each seed, and the rule that says so, in the plan's words."""
+    """Every prediction, whether it holds on each seed and by how much, and the rule that says so, in the plan's words."""
     judged, rules = [verdict.findings(each) for each in seeds], planned()
     body = [
-        [name, text, *(WORDS[findings[name][1].holds] for findings in judged), rules[name]]
+        [name, text, *(effect(findings[name][1]) for findings in judged), rules[name]]
         for name, (text, _) in verdict.RULES.items()
     ]
     return table(["", "prediction", *(each["name"] for each in seeds), "holds if"], body)
+
+
+def effect(finding: verdict.Finding) -> str:
+    """Whether a prediction holds, over its numbers; their intervals stand in the table of numbers."""
+    return f"{WORDS[finding.holds]}<br>{re.sub(r' \[[^]]*\]', '', finding.numbers)}"
 
 
 def planned() -> dict[str, str]:
