@@ -62,7 +62,7 @@ def models(found: list[dict[str, Any]]) -> str:
 
 
 def verdicts(seeds: list[dict[str, Any]]) -> str:
-    """Every prediction, whether it holds on each seed and by how much, and the rule that says so, in the plan's words."""
+    """Every prediction, whether it holds on each seed, by how much, and the rule that says so, in the plan's words."""
     judged, rules = [verdict.findings(each) for each in seeds], planned()
     body = [
         [name, text, *(effect(findings[name][1]) for findings in judged), rules[name]]
@@ -73,7 +73,8 @@ def verdicts(seeds: list[dict[str, Any]]) -> str:
 
 def effect(finding: verdict.Finding) -> str:
     """Whether a prediction holds, over its numbers; their intervals stand in the table of numbers."""
-    return f"{WORDS[finding.holds]}<br>{re.sub(r' \[[^]]*\]', '', finding.numbers)}"
+    numbers = re.sub(r" \[[^]]*\]", "", finding.numbers)
+    return f"{WORDS[finding.holds]}<br>{numbers}"
 
 
 def planned() -> dict[str, str]:
