@@ -32,7 +32,7 @@ from tokenprune.study.evaluate import (
     evaluate,
     make_conditions,
     normal,
-    sweep,
+    respondent,
 )
 from tokenprune.study.evaluate.conditions import share_of, shrink
 from tokenprune.study.statistics import Estimate, proportion
@@ -202,7 +202,7 @@ def test_killed_run_goes_on_and_loses_nothing(
             raise KeyboardInterrupt
         return asking.ask(*args, **kwargs)
 
-    monkeypatch.setattr(sweep, "ask", counted)
+    monkeypatch.setattr(respondent, "ask", counted)
     with pytest.raises(KeyboardInterrupt):
         evaluate(*embedded, cases, small(), batch_size=5, output=tmp_path)
     file = tmp_path / "results.jsonl"

@@ -199,7 +199,7 @@ def test_all_bad_lines_are_told_at_once(cli: Callable[..., Any], album: Path, tm
 def test_what_only_the_processor_knows_is_told_before_a_model_is_asked(
     packed: str, cli: Callable[..., Any], album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenprune.study.evaluate.sweep.ask", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("tokenprune.study.evaluate.respondent.ask", lambda *_, **__: pytest.fail("asked"))
     good = {"image": "a.png", "question": "is there a red circle ?", "answer": "yes"}
     marked = [{**good, "question": f"what is {token} ?"} for token in ("<image>", "</s>", "<pad>")]
     file = questions(tmp_path, good, marked[0], "", *marked[1:])
@@ -217,7 +217,7 @@ def test_what_only_the_processor_knows_is_told_before_a_model_is_asked(
 def test_pictures_that_the_processor_refuses_are_told_by_line(
     cli: Callable[..., Any], album: Path, tmp_path: Path, qwen_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tokenprune.study.evaluate.sweep.ask", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("tokenprune.study.evaluate.respondent.ask", lambda *_, **__: pytest.fail("asked"))
     for name in ("long.png", "longer.png"):
         Image.new("L", (1200, 4)).save(album / name)
     rows = [{"image": name, "question": "where is the cat", "answer": "left"} for name in ("a.png", "long.png")]

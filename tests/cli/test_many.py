@@ -16,14 +16,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tokenprune.cli.many import Work, _facts, _time, device_of
+from tokenprune.cli.many import Work, _facts, _time
 from tokenprune.cli.picture_list import read_lines
+from tokenprune.cli.workers import Loading, device_of
 from tokenprune.errors import InputError
-from tokenprune.study.many import Alone, AnswersFile, Line, Measured, Pool, in_batches
-from tokenprune.study.many.pool import share_processor
+from tokenprune.study.many import AnswersFile, Line, Measured, in_batches
+from tokenprune.study.workers import Alone, Processes
+from tokenprune.study.workers.processes import share_processor
 
 QUESTION = "is there a red ring ?"
-WORK = Work("embedded", None, None, "sdpa", "fastv", {"keep": 0.25}, (), 8)
+LOADING = Loading("embedded", None, None, "sdpa")
+WORK = Work(LOADING, "fastv", {"keep": 0.25}, 8)
 
 
 def asked(album: Path, output: Path, *more: object) -> tuple[object, ...]:
@@ -192,7 +195,7 @@ def test_a_worker_that_is_killed_loses_nothing(workers: int, album: Path) -> Non
     lines = read_lines([str(album)], QUESTION)
     batches = [([line], False) for line in lines]
     alone = dict(Alone(WORK).answers(batches))
-    with Pool(WORK, workers) as pool:
+    with Processes(WORK, workers) as pool:
         found, killed = {}, False
         for number, done in pool.answers(batches):
             found[number] = done
@@ -208,8 +211,8 @@ def test_a_worker_that_is_killed_loses_nothing(workers: int, album: Path) -> Non
 
 @pytest.mark.slow
 def test_workers_that_cannot_start_say_why() -> None:
-    work = replace(WORK, model="nowhere")
-    with pytest.raises(InputError, match="no such model folder: nowhere"), Pool(work, 1):
+    work = replace(WORK, loading=replace(LOADING, model="nowhere"))
+    with pytest.raises(InputError, match="no such model folder: nowhere"), Processes(work, 1):
         pass
 
 

@@ -12,8 +12,8 @@ from tokenprune.cli.terminal import note
 from tokenprune.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from tokenprune.families.chat import Chat
-    from tokenprune.study.evaluate import Case
+    from tokenprune.study.evaluate import Case, Request, Response
+    from tokenprune.study.workers import Workers
 
 SCENES = 100
 """Generated pictures where nobody says how many."""
@@ -39,9 +39,23 @@ def check_asked(scenes: int | None, images: Path | None, questions: Path | None)
 
 
 def asked_cases(
-    scenes: int | None, task: list[str] | None, images: Path | None, questions: Path | None, *, agree: bool
+    scenes: int | None,
+    task: list[str] | None,
+    images: Path | None,
+    questions: Path | None,
+    *,
+    agree: bool,
+    anywhere: bool = False,
 ) -> list[Case]:
-    """The cases that these options ask for; with `agree`, answers may be left out.
+    """The cases that these options ask for.
+
+    Args:
+        scenes: how many generated pictures; None with files, or for the default.
+        task: kinds of questions; None for all.
+        images: folder of one's own pictures.
+        questions: file of one's own questions.
+        agree: answers may be left out.
+        anywhere: pictures are opened elsewhere, too, by whole paths.
 
     Raises:
         InputError: no such task, or the file or a picture cannot be read.
@@ -53,7 +67,7 @@ def asked_cases(
         return scene_cases(SCENES if scenes is None else scenes, tasks=task or TASKS)
     from tokenprune.cli.question_file import read_cases
 
-    cases = read_cases(questions, images, answers=not agree)
+    cases = read_cases(questions, images.resolve() if anywhere else images, answers=not agree)
     known = sorted({case.task for case in cases})
     for name in task or []:
         if name not in known:
@@ -61,9 +75,11 @@ def asked_cases(
     return [case for case in cases if not task or case.task in task]
 
 
-def note_unknown(chat: Chat, cases: Sequence[Case]) -> None:
+def note_unknown(workers: Workers[Request, Response], cases: Sequence[Case]) -> None:
     """Tell which words of the questions the model's vocabulary does not hold."""
-    unknown = dict.fromkeys(word for case in cases for word in chat.unknown_words(case.question))
-    if unknown:
+    from tokenprune.study.evaluate import UnknownWords
+
+    ((_, unknown),) = workers.answers([UnknownWords([case.question for case in cases])])
+    if isinstance(unknown, list) and unknown:
         words = ", ".join(map(repr, list(unknown)[:8])) + (" …" if len(unknown) > 8 else "")
         note(f"the model's vocabulary does not hold these words of the questions: {words}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,11 +32,11 @@ from tokenprune.cli.options import (
     share,
 )
 from tokenprune.cli.terminal import check_folder, check_plot, console, counter, note, print_json, progress, write_text
+from tokenprune.cli.workers import Loading, RayOption, WorkersOption, respondents
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
     from tokenprune.budget import Budget, BudgetKind
-    from tokenprune.families.chat import Chat
     from tokenprune.study.evaluate import Evaluation
 
 NAME = "eval"
@@ -117,6 +118,8 @@ def command(
             "and its scenes.",
         ),
     ] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps results; the same command goes on where it stopped.", metavar="DIR"),
@@ -155,32 +158,32 @@ def command(
         from tokenprune.study.evaluate.conditions import make_conditions
 
         conditions = make_conditions(names, budgets, draws=seeds, baselines=baselines, sets=sets or ())
-        cases = asked_cases(scenes, task, images, questions, agree=agree)
+        cases = asked_cases(scenes, task, images, questions, agree=agree, anywhere=ray is not None)
     if difficulty and not any(case.difficulty for case in cases):
         raise InputError("--difficulty: none of these questions says how difficult it is")
-    with progress(f"loading {model}"):
-        from tokenprune.answers import load
-        from tokenprune.study.evaluate import evaluate
-
-        chat = load(model, dtype=dtype, device=device, attention=attention)
-    if not budgets:
-        note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
-    if questions is not None:
-        note_unknown(chat, cases)
     if packed is None:
         packed = model == "embedded" and questions is None
-    with counter("asking, in batches") as count:
-        result = evaluate(
-            chat.model,
-            chat.processor,
-            cases,
-            conditions,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            packed=packed,
-            output=output,
-            on_batch=lambda _, batches: count(1, batches),
-        )
+    with ExitStack() as stack:
+        with progress(f"loading {model}"):
+            from tokenprune.study.evaluate import evaluate_on
+
+            loading = Loading(model, dtype, device, attention, tuple(plugin or ()))
+            pool = stack.enter_context(respondents(loading, workers, ray))
+        if not budgets:
+            note("no --keep, --average, --final or --flops: recipes run at their own costs, and without baselines")
+        if questions is not None:
+            note_unknown(pool, cases)
+        with counter("asking, in batches") as count:
+            result = evaluate_on(
+                pool,
+                cases,
+                conditions,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                packed=packed,
+                output=output,
+                on_batch=lambda _, batches: count(1, batches),
+            )
     if agree:
         from tokenprune.study.evaluate import agreement
 
@@ -193,7 +196,7 @@ def command(
         _draw(result, save_plot, flops=cost == "flops", title=f"{model} · {len(cases)} questions")
     if json_:
         asked = "generated scenes" if questions is None else str(questions)
-        _print_json(result, chat, asked=asked, packed=packed)
+        _print_json(result, pool.facts, asked=asked, packed=packed)
     else:
         from tokenprune.cli.eval_table import show
         from tokenprune.cli.verdicts import evaluated
@@ -237,14 +240,9 @@ def _draw(result: Evaluation, path: Path, *, flops: bool, title: str) -> None:
         save(plot_accuracy(result, flops=flops, title=title), path)
 
 
-def _print_json(result: Evaluation, chat: Chat, *, asked: str, packed: bool) -> None:
+def _print_json(result: Evaluation, facts: Mapping[str, Any], *, asked: str, packed: bool) -> None:
     """The results and all that they depend on: model, dtype, device, questions, way of asking, versions."""
     from tokenprune.cli.answer import versions
 
-    where = {
-        "model": chat.name,
-        "dtype": str(chat.model.dtype).removeprefix("torch."),
-        "device": str(chat.model.device),
-    }
     told = {"asked": asked, "packed": packed, **result.to_dict(), "samples": result.samples()}
-    print_json({**where, **told, "versions": versions()})
+    print_json({**facts, **told, "versions": versions()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,59 +11,36 @@ from typing import TYPE_CHECKING, Any
 from tokenprune.cli.strangers import strange_pictures
 from tokenprune.cli.terminal import check_folder, console, counter, note, print_json, progress, table
 from tokenprune.cli.verdicts import speed
+from tokenprune.cli.workers import Loading, whole, workers_of
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from tokenprune.families.load import Kernel
     from tokenprune.recipe import Recipe
-    from tokenprune.study.many import Alone, Answerer, AnswersFile, Line, Measured, OnRay, Pool
+    from tokenprune.study.many import Answerer, AnswersFile, Batch, Done, Line, Measured
+    from tokenprune.study.workers import Workers
 
 
 @dataclass(frozen=True)
 class Work:
     """What one process loads and runs, as plain data: it travels to other processes."""
 
-    model: str
-    dtype: str | None
-    device: str | None
-    attention: Kernel
+    loading: Loading
     recipe: str
     recipe_settings: Mapping[str, Any]
     """Other arguments of `load_recipe`."""
-    plugins: Sequence[Path]
     max_new_tokens: int
 
     def anywhere(self) -> Work:
-        """The same with whole paths: workers elsewhere do not start in this folder."""
-        model, recipe = (
-            str(Path(name).resolve()) if Path(name).exists() else name for name in (self.model, self.recipe)
-        )
-        return replace(self, model=model, recipe=recipe, plugins=tuple(path.resolve() for path in self.plugins))
+        """As `Loading.anywhere`."""
+        return replace(self, loading=self.loading.anywhere(), recipe=whole(self.recipe))
 
     def __call__(self, number: int, count: int) -> Answerer:
         """The answerer of worker `number` of `count`."""
-        from tokenprune.answers import load
         from tokenprune.recipe import load_recipe
-        from tokenprune.registry import trying
         from tokenprune.study.many import Answerer
 
-        # The command itself has the plug-ins already, and a name can be given once.
-        with trying(self.plugins if count > 1 else ()):
-            recipe = load_recipe(self.recipe, **self.recipe_settings)
-            device = device_of(self.device, number, _gpus())
-            chat = load(self.model, dtype=self.dtype, device=device, attention=self.attention)
-            return Answerer(chat, recipe, self.max_new_tokens)
-
-
-def device_of(device: str | None, number: int, gpus: int) -> str | None:
-    """The device of worker `number`: where several GPUs are meant, the workers take them in turn."""
-    return f"cuda:{number % gpus}" if gpus > 1 and number > 0 and device in (None, "cuda") else device
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+        chat = self.loading(number, count)
+        return Answerer(chat, load_recipe(self.recipe, **self.recipe_settings), self.max_new_tokens)
 
 
 def ask_many(
@@ -92,23 +70,23 @@ def ask_many(
         raise InputError(f"--output: expected a name that ends in .jsonl, got {output.name}")
     with progress("reading the pictures"):
         lines = read_lines(sources, question)
-    if strange := strange_pictures(work.model, [line.path for line in lines], [line.size for line in lines]):
+    model = work.loading.model
+    if strange := strange_pictures(model, [line.path for line in lines], [line.size for line in lines]):
         note(strange)
-    with progress(f"loading {work.model}"):
-        from tokenprune.study.many import AnswersFile, in_batches
+    with ExitStack() as stack:
+        with progress(f"loading {model}"):
+            from tokenprune.study.many import AnswersFile, in_batches
 
-        pool = _pool(work, workers, ray)
-        pool.__enter__()
-    try:
+            if ray is not None:
+                work, lines = work.anywhere(), [replace(line, path=line.path.resolve()) for line in lines]
+            pool = stack.enter_context(workers_of(work, workers, ray))
         file = AnswersFile(output, lines, pool.run)
         batches = [batch for batch in in_batches(lines, batch_size) if any(lines[i] not in file for i in batch)]
         found = len(file.answers)
         seconds, measured = _ask(pool, file, [[lines[i] for i in batch] for batch in batches], measure, len(lines))
-    finally:
-        pool.__exit__(None, None, None)
     file.finish()
     facts = _facts(file, lines, found, seconds, measured)
-    facts = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "model": work.model, **pool.facts, **facts}
+    facts = {"recipe": recipe.name, "fingerprint": recipe.fingerprint, "model": model, **pool.facts, **facts}
     if json:
         from tokenprune.cli.answer import versions
 
@@ -119,17 +97,8 @@ def ask_many(
         raise InputError(f"{facts['refused']} of {len(lines)} were refused; {output} says why in their lines: error")
 
 
-def _pool(work: Work, workers: int | None, ray: str | None) -> Alone | Pool | OnRay:
-    """This process, several, or a cluster."""
-    from tokenprune.study.many import Alone, OnRay, Pool
-
-    if ray is not None:
-        return OnRay(work.anywhere(), ray, workers)
-    return Alone(work) if workers in (None, 1) else Pool(work, workers)
-
-
 def _ask(
-    pool: Alone | Pool | OnRay, file: AnswersFile, batches: list[list[Line]], measure: int, total: int
+    pool: Workers[Batch, Done], file: AnswersFile, batches: list[list[Line]], measure: int, total: int
 ) -> tuple[float, list[Measured]]:
     """Answer the batches into the file; seconds of all of them, and those that were asked both ways."""
     # Spread over the list: its beginning holds the smallest pictures.

@@ -168,9 +168,11 @@ def command(
         raise InputError(f"{option}: {resolved.name} may ask twice; ask about pictures, in one prompt")
     if images is not None:
         from tokenprune.cli.many import Work, ask_many
+        from tokenprune.cli.workers import Loading
 
         settings = {"variant": variant, "sets": tuple(sets or ()), **budgets}
-        work = Work(model, dtype, device, attention, recipe, settings, tuple(plugin or ()), max_new_tokens)
+        loading = Loading(model, dtype, device, attention, tuple(plugin or ()))
+        work = Work(loading, recipe, settings, max_new_tokens)
         ask_many(
             [*images, *map(str, paths)],
             question,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,10 +34,10 @@ from tokenprune.cli.options import (
     share,
 )
 from tokenprune.cli.terminal import Count, counter, note, print_json, progress
+from tokenprune.cli.workers import Loading, RayOption, WorkersOption, respondents
 from tokenprune.errors import InputError
 
 if TYPE_CHECKING:
-    from tokenprune.families.chat import Chat
     from tokenprune.study.tune import Space, Tuned
 
 NAME = "tune"
@@ -101,6 +103,8 @@ def command(
         bool | None,
         typer.Option("--packed/--no-packed", help="As for `tokenprune eval`: same answers, sooner."),
     ] = None,
+    workers: WorkersOption = None,
+    ray: RayOption = None,
     json_: Json = False,
 ) -> None:
     """Find the recipe that answers most questions right at a budget, for a model and questions of yours.
@@ -120,40 +124,40 @@ def command(
     check_asked(scenes, images, questions)
     with progress("reading recipes and questions"):
         searched = _space(recipe, choose, space, sets)
-        cases = asked_cases(scenes, task, images, questions, agree=agree)
+        cases = asked_cases(scenes, task, images, questions, agree=agree, anywhere=ray is not None)
     _check_output(output)
-    with progress(f"loading {model}"):
-        from tokenprune.answers import load
-        from tokenprune.study.tune import tune
-
-        chat = load(model, dtype=dtype, device=device, attention=attention)
-    if questions is not None:
-        note_unknown(chat, cases)
     if packed is None:
         packed = model == "embedded" and questions is None
-    with counter("trying recipes, then reporting") as count:
-        bar = _Bar(count)
-        result = tune(
-            chat.model,
-            chat.processor,
-            cases,
-            searched,
-            average=tokens,
-            flops=multiply_adds,
-            trials=trials,
-            seed=seed,
-            agree=agree,
-            draws=seeds,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            packed=packed,
-            output=output,
-            on_trial=bar.tried,
-            on_batch=bar.reported,
-        )
+    with ExitStack() as stack:
+        with progress(f"loading {model}"):
+            from tokenprune.study.tune import tune_on
+
+            loading = Loading(model, dtype, device, attention, tuple(plugin or ()))
+            pool = stack.enter_context(respondents(loading, workers, ray))
+        if questions is not None:
+            note_unknown(pool, cases)
+        with counter("trying recipes, then reporting") as count:
+            bar = _Bar(count)
+            result = tune_on(
+                pool,
+                cases,
+                searched,
+                average=tokens,
+                flops=multiply_adds,
+                trials=trials,
+                seed=seed,
+                agree=agree,
+                draws=seeds,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                packed=packed,
+                output=output,
+                on_trial=bar.tried,
+                on_batch=bar.reported,
+            )
     _write(result, output, model)
     if json_:
-        _print_json(result, chat, output, asked="generated scenes" if questions is None else str(questions))
+        _print_json(result, pool.facts, output, asked="generated scenes" if questions is None else str(questions))
     else:
         from tokenprune.cli.tune_table import show
 
@@ -217,14 +221,9 @@ def _write(result: Tuned, folder: Path, model: str) -> None:
         save(plot_pareto(result, title=title), folder / PLOT_FILE)
 
 
-def _print_json(result: Tuned, chat: Chat, folder: Path, *, asked: str) -> None:
+def _print_json(result: Tuned, facts: Mapping[str, Any], folder: Path, *, asked: str) -> None:
     """The search, the report, and all that they depend on: model, dtype, device, questions, versions."""
     from tokenprune.cli.answer import versions
 
-    where = {
-        "model": chat.name,
-        "dtype": str(chat.model.dtype).removeprefix("torch."),
-        "device": str(chat.model.device),
-    }
     made = {"winner_file": str(folder / WINNER_FILE), "plot": str(folder / PLOT_FILE)}
-    print_json({**where, "asked": asked, **made, **result.to_dict(), "versions": versions()})
+    print_json({**facts, "asked": asked, **made, **result.to_dict(), "versions": versions()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING
@@ -16,6 +16,8 @@ from tokenprune.scenes.world.questions import is_right, questions
 from tokenprune.study.cases import Box, Case
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
 
@@ -57,12 +59,7 @@ def _training(number: int) -> Scene:
 def _cases(name: str, scene: Scene, tasks: Iterable[str]) -> list[Case]:
     picture_id = f"{name} {sha256(scene.image.tobytes()).hexdigest()[:12]}"
 
-    @cache
-    def picture() -> Image:
-        from PIL import Image
-
-        return Image.fromarray(scene.image)
-
+    picture = partial(_picture, scene.image)
     wanted = set(tasks)
     return [
         Case(
@@ -79,6 +76,13 @@ def _cases(name: str, scene: Scene, tasks: Iterable[str]) -> list[Case]:
         for question in scene.questions
         if question.task in wanted
     ]
+
+
+def _picture(pixels: NDArray[np.uint8]) -> Image:
+    """Of the module, with the pixels as its argument: cases travel to other processes."""
+    from PIL import Image
+
+    return Image.fromarray(pixels)
 
 
 def _target(question: Question) -> Box | None:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from tokenprune.engine.attach import attach
-from tokenprune.errors import BudgetError, InputError, TokenPruneError
+from tokenprune.errors import InputError
 from tokenprune.families.chat import Chat
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate.askers import Asker, GenerateAsker
-from tokenprune.study.evaluate.asking import ask, model_key
+from tokenprune.study.evaluate.askers import GenerateAsker
 from tokenprune.study.evaluate.conditions import UNTOUCHED, Condition, share_of
-from tokenprune.study.evaluate.cost import Meter
 from tokenprune.study.evaluate.journal import Batch, Journal
 from tokenprune.study.evaluate.packing import PackedAsker
+from tokenprune.study.evaluate.respondent import Ask, Check, Request, Respondent, Response
 from tokenprune.study.evaluate.results import Evaluation, Outcome
+from tokenprune.study.workers import Alone, Workers
 
 
 def evaluate(
@@ -56,45 +55,87 @@ def evaluate(
         InputError: no cases, a case twice, a question or a picture that the processor refuses (all of them told, each
             with its place), or an output folder that cannot be used.
     """
+    respondent = Respondent(Chat("", model, processor))
+    return evaluate_on(
+        Alone(lambda *_: respondent),
+        cases,
+        conditions,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        packed=packed,
+        output=output,
+        on_batch=on_batch,
+    )
+
+
+def evaluate_on(
+    workers: Workers[Request, Response],
+    cases: Sequence[Case],
+    conditions: Sequence[Condition],
+    *,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    packed: bool = False,
+    output: Path | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """As `evaluate`, with batches shared out to workers that have the model: the same result, however many they are.
+
+    Args:
+        workers: entered; each a `Respondent` on the same model.
+        cases: see `evaluate`; the other arguments too. Pictures are opened where the workers run.
+
+    Raises:
+        TokenPruneError: as `evaluate`.
+    """
     _check_cases(cases, batch_size)
     conditions = [UNTOUCHED, *(c for c in conditions if c.kind != "untouched")]
-    _check_fit(model, conditions)
-    chat, meter = Chat("", model, processor), Meter(model)
-    _check_processor(chat, cases)
-    asker: Asker = PackedAsker(chat) if packed else GenerateAsker(chat)
-    batches = list(asker.batches(cases, batch_size))
+    list(workers.answers([Check(cases, conditions, packed)]))
+    batches = list((PackedAsker if packed else GenerateAsker).batches(cases, batch_size))
     journal = Journal(output)
-    run_key = f"{model_key(chat)} {max_new_tokens}"
-    done, everything = 0, len(batches) * len(conditions)
-    totals: list[list[int]] = []
-    outcomes: list[Outcome] = []
-    for condition in conditions:
-        results: dict[int, tuple[Batch, int]] = {}
-        shares = _shares(condition, cases, outcomes)
-        for number, order in enumerate(batches):
-            chosen = [cases[i] for i in order]
-            key = _key(run_key, condition, chosen)
-            batch = journal.get(key)
-            if batch is None:
-                known = totals[number] if condition.kind != "untouched" else None
-                batch = ask(
-                    asker,
-                    chosen,
-                    condition,
-                    meter=meter,
-                    totals=known,
+    found: dict[tuple[int, int], Batch] = {}
+    outcomes: dict[int, Outcome] = {}
+    # Smaller images come last: how small they are, others' outcomes tell.
+    for last in (False, True):
+        now = [index for index, each in enumerate(conditions) if (each.kind == "smaller-image") == last]
+        asked: dict[str, tuple[Ask, list[tuple[int, int]]]] = {}
+        for index in now:
+            shares = _shares(conditions[index], cases, [outcomes[each] for each in sorted(outcomes)])
+            for number, order in enumerate(batches):
+                request = Ask(
+                    conditions[index],
+                    [cases[i] for i in order],
+                    totals=found[0, number].total if last else None,
                     shares=None if shares is None else [shares[i] for i in order],
+                    packed=packed,
                     max_new_tokens=max_new_tokens,
                 )
-                journal.add(key, condition.label, batch)
-            if condition.kind == "untouched":
-                totals.append(batch.total)
-            results |= {index: (batch, place) for place, index in enumerate(order)}
-            done += 1
-            if on_batch is not None:
-                on_batch(done, everything)
-        outcomes.append(_outcome(condition, cases, results))
-    return Evaluation(list(cases), outcomes)
+                asked.setdefault(_key(workers.run, request), (request, []))[1].append((index, number))
+        for key, batch in _answers(workers, journal, {key: request for key, (request, _) in asked.items()}):
+            for place in asked[key][1]:
+                found[place] = batch
+                if on_batch is not None:
+                    on_batch(len(found), len(batches) * len(conditions))
+        for index in now:
+            outcomes[index] = _outcome(
+                conditions[index], cases, batches, [found[index, n] for n in range(len(batches))]
+            )
+    return Evaluation(list(cases), [outcomes[index] for index in range(len(conditions))])
+
+
+def _answers(
+    workers: Workers[Request, Response], journal: Journal, asked: Mapping[str, Ask]
+) -> Iterator[tuple[str, Batch]]:
+    """(key, batch) for each request: first those that were done before, then the others as they are done."""
+    left = [key for key in asked if journal.get(key) is None]
+    for key in asked:
+        batch = journal.get(key)
+        if batch is not None:
+            yield key, batch
+    for number, made in workers.answers([asked[key] for key in left]):
+        assert isinstance(made, Batch)
+        journal.add(left[number], asked[left[number]].condition.label, made)
+        yield left[number], made
 
 
 def _shares(condition: Condition, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[float] | None:
@@ -127,49 +168,20 @@ def _check_cases(cases: Sequence[Case], batch_size: int) -> None:
         seen.add(case.key)
 
 
-def _check_processor(chat: Chat, cases: Sequence[Case]) -> None:
-    """Make every prompt, and show the processor a picture of each size: what it refuses ends nothing half-way."""
-    problems: list[str] = []
-    pictures: set[str] = set()
-    taken: set[tuple[int, int]] = set()
-    for case in cases:
-        try:
-            prompt = chat.prompt(case.question, 1)
-            if case.picture_id in pictures:
-                continue
-            pictures.add(case.picture_id)
-            picture = case.picture()
-            if picture.size not in taken:
-                chat.process([[picture]], [prompt])
-                taken.add(picture.size)
-        except InputError as error:
-            problems.append(f"{case.where or case.picture_id}: error: {error}")
-    if problems:
-        raise InputError("\n".join(problems))
-
-
-def _check_fit(model: Any, conditions: Sequence[Condition]) -> None:
-    """Put every recipe on the model and take it off again."""
-    problems: dict[str, type[TokenPruneError]] = {}
-    for condition in conditions:
-        if condition.recipe is None:
-            continue
-        try:
-            attach(model, condition.recipe).detach()
-        except TokenPruneError as error:
-            problems.setdefault(f"{condition.label}: {str(error).removeprefix(f'{condition.label}: ')}", type(error))
-    if problems:
-        kind = BudgetError if set(problems.values()) == {BudgetError} else InputError
-        raise kind("\n".join(problems))
-
-
-def _key(run_key: str, condition: Condition, cases: Sequence[Case]) -> str:
-    words = [run_key, condition.fingerprint, *(case.key for case in cases)]
+def _key(run: str, asked: Ask) -> str:
+    words = [f"{run} {asked.max_new_tokens}", asked.condition.fingerprint, *(case.key for case in asked.cases)]
     return sha256(" ".join(words).encode()).hexdigest()[:16]
 
 
-def _outcome(condition: Condition, cases: Sequence[Case], results: dict[int, tuple[Batch, int]]) -> Outcome:
-    found = [results[index] for index in range(len(cases))]
+def _outcome(
+    condition: Condition, cases: Sequence[Case], batches: Sequence[Sequence[int]], results: Sequence[Batch]
+) -> Outcome:
+    of = {
+        index: (batch, place)
+        for batch, order in zip(results, batches, strict=True)
+        for place, index in enumerate(order)
+    }
+    found = [of[index] for index in range(len(cases))]
     answers = [batch.answers[place] for batch, place in found]
     return Outcome(
         condition,
@@ -179,5 +191,5 @@ def _outcome(condition: Condition, cases: Sequence[Case], results: dict[int, tup
         average=[batch.average[place] for batch, place in found],
         final=[batch.final[place] for batch, place in found],
         flops=[batch.flops[place] for batch, place in found],
-        seconds=sum(batch.seconds for batch in {id(batch): batch for batch, _ in found}.values()),
+        seconds=sum(batch.seconds for batch in results),
     )

@@ -13,11 +13,12 @@ from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
 from tokenprune.study.bench.clock import wait
 from tokenprune.study.evaluate.asking import model_key
+from tokenprune.study.many.batches import digest
 
 if TYPE_CHECKING:
     from tokenprune.families.chat import Chat
     from tokenprune.recipe import Recipe
-    from tokenprune.study.many.batches import Line
+    from tokenprune.study.many.batches import Batch, Line
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,14 @@ class Answerer:
             "attention": chat.model.config._attn_implementation,
         }
 
-    def __call__(self, lines: Sequence[Line], measure: bool) -> Done:
-        """Answers to a batch.
+    def __call__(self, batch: Batch) -> Done:
+        """Answers to a batch; where the processor refuses a picture or a question, the others are asked one by one.
 
-        Args:
-            lines: the batch. Where the processor refuses a picture or a question, the others are asked one by one.
-            measure: ask it with all vision tokens, too.
+        Raises:
+            InputError: a picture is not the file that the question was written about.
         """
+        lines, measure = batch
+        check_same(lines)
         start = time.perf_counter()
         pictures = [[open_picture(line.path, "--images")] for line in lines]
         try:
@@ -80,7 +82,7 @@ class Answerer:
         except InputError as error:
             if len(lines) == 1:
                 return Done([{"error": str(error)}], 0.0)
-            alone = [self([line], False) for line in lines]
+            alone = [self(([line], False)) for line in lines]
             return Done([told for each in alone for told in each.told], sum(each.seconds for each in alone))
         prepared = time.perf_counter() - start
         if measure:
@@ -108,3 +110,15 @@ class Answerer:
         answers = [self.chat.text(row) for row in self.chat.generate(inputs, most)]
         wait(self.chat.model.device)
         return answers
+
+
+def check_same(lines: Sequence[Line]) -> None:
+    """Raise `InputError` unless the pictures are still, and here, the files that the questions were written about."""
+    for line in lines:
+        try:
+            same = digest(line.path) == line.digest
+        except OSError as error:
+            told = f"{line.path} cannot be read by a worker ({error.strerror})"
+            raise InputError(f"{told}; are the pictures on a disk that all machines share?") from None
+        if not same:
+            raise InputError(f"{line.path} is another file where a worker runs, or has changed since")

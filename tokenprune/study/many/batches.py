@@ -30,6 +30,10 @@ class Line:
         return sha256("\0".join((self.image, self.digest, self.question)).encode()).hexdigest()[:16]
 
 
+Batch = tuple[Sequence[Line], bool]
+"""Questions, and whether they are also asked with all vision tokens."""
+
+
 def digest(picture: Path) -> str:
     """Sixteen hexadecimal digits for a picture's file."""
     return sha256(picture.read_bytes()).hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenprune.study.tune.result import Candidate, Skipped, Tuned
-from tokenprune.study.tune.search import tune
+from tokenprune.study.tune.search import tune, tune_on
 from tokenprune.study.tune.space import Choice, Space, default_space, make_space, read_choices, read_space
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "read_choices",
     "read_space",
     "tune",
+    "tune_on",
 ]

@@ -10,13 +10,24 @@ from typing import Any
 
 from tokenprune.budget import Budget, BudgetKind
 from tokenprune.errors import BudgetError, InputError, RecipeError, TokenPruneError, UnsupportedModelError
+from tokenprune.families.chat import Chat
 from tokenprune.recipe import Recipe
 from tokenprune.study.cases import Case
-from tokenprune.study.evaluate import Condition, Evaluation, agreement, evaluate, make_conditions
+from tokenprune.study.evaluate import (
+    Condition,
+    Evaluation,
+    Request,
+    Respondent,
+    Response,
+    agreement,
+    evaluate_on,
+    make_conditions,
+)
 from tokenprune.study.tune.halves import halves
 from tokenprune.study.tune.proposals import propose
 from tokenprune.study.tune.result import GIVEN, WINNER, Candidate, Skipped, Tuned
 from tokenprune.study.tune.space import Space, default_space
+from tokenprune.study.workers import Alone, Workers
 
 ASKS = 50
 """Combinations looked at for each one that can run; a space with fewer that can is given up."""
@@ -69,6 +80,56 @@ def tune(
         BudgetError: not exactly one budget, or one out of range.
         TokenPruneError: whatever `evaluate` raises of the cases.
     """
+    respondent = Respondent(Chat("", model, processor))
+    return tune_on(
+        Alone(lambda *_: respondent),
+        cases,
+        space,
+        average=average,
+        flops=flops,
+        trials=trials,
+        seed=seed,
+        agree=agree,
+        draws=draws,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        packed=packed,
+        output=output,
+        on_trial=on_trial,
+        on_batch=on_batch,
+    )
+
+
+def tune_on(
+    workers: Workers[Request, Response],
+    cases: Sequence[Case],
+    space: Space | None = None,
+    *,
+    average: float | None = None,
+    flops: float | None = None,
+    trials: int = 40,
+    seed: int = 0,
+    agree: bool = False,
+    draws: int = 5,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    packed: bool = False,
+    output: Path | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> Tuned:
+    """As `tune`, on workers that have the model: the same result, however many they are.
+
+    The batches of one recipe are shared out, not the recipes: which one is tried next, the answers to those before it
+    tell.
+
+    Args:
+        workers: entered; see `evaluate_on`.
+        cases: see `tune`; the other arguments too.
+
+    Raises:
+        TokenPruneError: as `tune`.
+    """
     budget = _budget(average, flops)
     if trials < 1:
         raise InputError(f"trials: expected at least 1, got {trials}")
@@ -77,9 +138,8 @@ def tune(
     with nullcontext(output) if output is not None else TemporaryDirectory() as folder:
 
         def asked(conditions: Sequence[Condition], of: Sequence[Case], **more: Any) -> Evaluation:
-            result = evaluate(
-                model,
-                processor,
+            result = evaluate_on(
+                workers,
                 of,
                 conditions,
                 batch_size=batch_size,
@@ -92,7 +152,7 @@ def tune(
 
         def runs(recipe: Recipe) -> None:
             """Raise unless it fits the model: one question, of which nothing is kept."""
-            evaluate(model, processor, choosing[:1], _alone(recipe, budget), max_new_tokens=1, packed=packed)
+            evaluate_on(workers, choosing[:1], _alone(recipe, budget), max_new_tokens=1, packed=packed)
 
         asked([], choosing)  # what is wrong with the questions is told before any recipe is blamed for it
         search = _Search(space, budget, runs, lambda recipe: asked(_alone(recipe, budget), choosing))
