@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 from families import build
+from kinds import fixed, recipe
 
+import tokenprune as tp
 from tokenprune.budget import Budget
 from tokenprune.cli.main import call
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.chat import Chat
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
-from tokenprune.study.evaluate import Case, Outcome, evaluate, make_conditions
+from tokenprune.study.evaluate import Case, Condition, Outcome, evaluate, make_conditions
 from tokenprune.study.evaluate.packing import PackedAsker
 
 
@@ -46,6 +48,19 @@ def test_a_recipe_whose_questions_cannot_share_caches_is_asked_by_generate(embed
     expected = told(evaluate(*embedded, cases, conditions).outcomes)
     assert expected[1][1] != expected[0][1] and max(len(answer.split()) for answer in expected[1][1]) > 1
     assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
+
+
+def test_pictures_apart_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
+    """A batch of several pictures, each in a prompt of its own: counts are each picture's, packed or not."""
+    stages = [
+        {"place": "after_vision", "scorer": "norm", "scheduler": fixed(0.3), "recycler": "nearest"},
+        {"place": "after_vision", "sampler": "uniform", "scheduler": fixed(20)},
+    ]
+    made = tp.load_recipe({**recipe("apart", *stages), "pictures": "apart"})
+    cases, conditions = scene_cases(3, tasks=["colour", "shape", "counting"]), [Condition("apart", recipe=made)]
+    expected = evaluate(*embedded, cases, conditions).outcomes
+    assert told(evaluate(*embedded, cases, conditions, packed=True).outcomes) == told(expected)
+    assert expected[1].final == [20] * len(cases) and expected[1].answers != expected[0].answers
 
 
 def test_batches_keep_pictures_whole() -> None:

@@ -84,9 +84,15 @@ def main() -> int:
             code, found = scored(folder, sys.executable, arguments=arguments, batch=batch)
             print(f"batch {batch}: exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}")
             good = good and code == 0 and abs(found - expected) < 1e-9
-        code, found = scored(folder, sys.executable, arguments="pretrained=embedded,recipe=fastv,keep=7.5", batch=2)
-        print(f"a budget out of range: exit code {code}, {'no score' if found < 0 else found}")
-        good = good and code != 0 and found < 0
+        ranks = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+        code, found = scored(folder, *ranks, arguments=arguments, batch=4)
+        print(f"two processes: exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}")
+        good = good and code == 0 and abs(found - expected) < 1e-9
+        for launch in ((sys.executable,), ranks):
+            code, found = scored(folder, *launch, arguments="pretrained=embedded,recipe=fastv,keep=7.5", batch=2)
+            told = f"a budget out of range, {'two processes' if launch == ranks else 'one'}"
+            print(f"{told}: exit code {code}, {'no score' if found < 0 else found}")
+            good = good and code != 0 and found < 0
     return 0 if good else 1
 
 

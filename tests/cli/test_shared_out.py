@@ -9,7 +9,6 @@ import pickle
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -151,25 +150,43 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_command_with_workers_that_are_killed(command: str, tmp_path: Path, cli: Callable[..., Any]) -> None:
     one = cli(*COMMANDS[command], "--output", tmp_path / "one")
-    stop = threading.Event()
+    results, done, kills = tmp_path / "many" / "results.jsonl", threading.Event(), []
 
     def kill() -> None:
-        """One worker every few seconds: while it loads, while it answers."""
-        while not stop.wait(6):
-            for worker in multiprocessing.active_children()[:1]:
-                os.kill(worker.pid or 0, signal.SIGKILL)
-                time.sleep(0.1)
+        """All workers, once they have answered something: one of them at least is at work."""
+        while not kills and not done.wait(0.02):
+            if results.exists() and results.stat().st_size:
+                kills.extend(worker.pid for worker in multiprocessing.active_children())
+                for worker in kills:
+                    os.kill(worker, signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
         many = cli(*COMMANDS[command], "--output", tmp_path / "many", "--workers", 2)
     finally:
-        stop.set()
+        done.set()
         thread.join()
+    assert len(kills) == 2
     assert (many.status, many.err) == (0, "")
     assert without_times(json.loads(many.out)) == without_times(json.loads(one.out))
     assert not multiprocessing.active_children()
+
+
+PART = """import tokenprune as tp
+
+
+class LeftScorer(tp.Scorer):
+    multiply_adds = tp.no_products
+    reads = tp.Needs(grid=True)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.check()
+
+    def forward(self, tokens, raters=None):
+        return -tokens.cell[..., 2].float()
+"""
 
 
 @pytest.mark.slow
@@ -177,12 +194,10 @@ def test_workers_know_the_parts_of_plug_ins_and_say_what_they_cannot_load(
     tmp_path: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "left.py").write_text(
-        "import tokenprune as tp\n\n\nclass LeftScorer(tp.Scorer):\n    multiply_adds = tp.no_products\n"
-        "    reads = tp.Needs(grid=True)\n\n    def forward(self, tokens, signals):\n"
-        "        return -tokens.cell[..., 2].float()\n"
+    (tmp_path / "left.py").write_text(PART)
+    (tmp_path / "mine.yaml").write_text(
+        "version: 1\nbudget: {keep: 0.5}\nstages:\n  - {place: after_vision, scorer: left}\n"
     )
-    (tmp_path / "mine.yaml").write_text("version: 1\nstages:\n  - {place: after_vision, scorer: left}\n")
     asked = ("eval", "mine.yaml", "--keep", 0.5, *SMALL, "--no-baselines", "--plugin", "left.py")
     one, many = cli(*asked), cli(*asked, "--workers", 2)
     assert (many.status, many.err) == (0, "")

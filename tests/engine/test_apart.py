@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from families import Row, build, inputs, row_inputs, sizes, vision_mask
 from kinds import fixed, recipe, stage
+from PIL import Image
 from pruned import TOLERANCE, entering, run_both
 from strategies import collate, sample
 from torch import Tensor
@@ -20,6 +22,7 @@ from tokenprune.errors import BudgetError, RecipeError
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.base import Scorer
 from tokenprune.parts.work import no_products
+from tokenprune.plot.kept import plot_kept
 from tokenprune.stage import Stage
 
 FAMILIES = ("llava", "llava_onevision", "qwen2_5_vl", "qwen3_vl")
@@ -121,6 +124,23 @@ def test_one_picture_is_the_same_either_way_and_several_are_not() -> None:
         assert (kept[0] == kept[1]) is same
     assert tp.load_recipe(made).fingerprint != tp.load_recipe({**made, "pictures": "together"}).fingerprint
     assert tp.build(made, depth=2).fingerprint != tp.build({**made, "pictures": "together"}, depth=2).fingerprint
+
+
+@torch.inference_mode()
+def test_a_picture_kept_whole_beside_pruned_ones_has_no_scores_and_is_drawn_whole() -> None:
+    model: Any = build("qwen2_5_vl", layers=2)
+    batch = inputs("qwen2_5_vl", model, rows=[Row(images=((8, 8), (8, 12)))])
+    with tp.attach(model, apart(after(fixed(18), scorer="norm"))) as attached:
+        model(**batch)
+    report = attached.report
+    (made,) = report.stages
+    assert made.scores is not None and made.scores[0].isnan().tolist() == [True] * 16 + [False] * 24
+    assert made.kept[0, :16].tolist() == list(range(16)) and made.sizes == (16 + 18,)
+    assert "in 2 pictures: 16 18" in str(report)
+    json.dumps(report.to_dict(), allow_nan=False)
+    figure = plot_kept([Image.new("RGB", (40, 40)), Image.new("RGB", (60, 40))], report)
+    titles = [text.get_text() for axes in figure.axes for text in axes.texts] + [a.get_title() for a in figure.axes]
+    assert any("16 of 16 here" in text for text in titles) and any("18 of 24 here" in text for text in titles)
 
 
 class Looking(Scorer):

@@ -36,7 +36,8 @@ class StageReport:
     sizes: tuple[int, ...]
     """Vision tokens of each sample after the stage, kept and merged."""
     scores: Tensor | None
-    """``[B, N]`` scores of the tokens that came in; None when nothing had to be scored."""
+    """``[B, N]`` scores of the tokens that came in; None when nothing had to be scored. Under ``pictures: apart``, NaN
+    for pictures that are kept whole beside others that are not: nobody scored them."""
     scored: Tensor
     """``[B, N]`` original indices of the tokens that came in, -1 where padded."""
     watch: Stopwatch | None
