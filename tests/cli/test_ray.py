@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tokenprune.cli.picture_list import read_lines
 from tokenprune.cli.workers import Loading
 from tokenprune.errors import InputError
 from tokenprune.study.workers import Alone, OnRay
-from tokenprune.study.workers.on_ray import _Actor
+from tokenprune.study.workers.on_ray import _Actor, _knock
 
 QUESTION = "is there a red ring ?"
 LOADING = Loading("embedded", None, None, "sdpa")
@@ -63,6 +64,17 @@ def test_mistakes(album: Path, cli: Callable[..., Any], monkeypatch: pytest.Monk
         OnRay(WORK, "local", 1)
     ran = cli("eval", "fastv", "--scenes", 1, "--ray", "local")
     assert ran.status == 2 and "--ray needs Ray" in ran.err
+
+
+def test_nobody_at_an_address_is_told_at_once() -> None:
+    """Ray itself would try for minutes."""
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "ray://localhost:1"):
+        with pytest.raises(ConnectionRefusedError):
+            _knock(address)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        _knock(f"ray://127.0.0.1:{there.getsockname()[1]}")
+    for address in ("auto", "local"):
+        _knock(address)
 
 
 @pytest.fixture(scope="module", params=["local", "two machines"])

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tokenprune.errors import InputError
 from tokenprune.study.paper import paper_table, read_runs
 
 QUESTIONS = 40
@@ -157,9 +158,98 @@ def test_our_own_results_and_their_pictures(tmp_path: Path, cli: Callable[..., A
         assert row.average == own["average"] / own["total"] and row.flops_share == own["flops_share"]
     scores = runs_of_colour(file)
     assert len(set(scores.pictures.values())) == 3 == len(set(told["samples"]["picture"]))
+    of = [number for number, task in enumerate(told["samples"]["task"]) if task == "colour"]
+    assert list(scores.pictures.values()) == [told["samples"]["picture"][number] for number in of]
+    assert list(scores.each.values()) == [told["samples"]["scores"][0][number] for number in of]
     del told["samples"]  # a file of version 0.1
     file.write_text(json.dumps(told))
     assert all(row.mean is None or row.mean.low is None for row in paper_table(read_runs([file])).rows)
+
+
+def test_what_a_file_of_lmms_eval_says(tmp_path: Path) -> None:
+    """Metrics, repeats, models of other classes, scores that are no numbers: each as the file has it."""
+    lmms(tmp_path, "none", ",keep=0.5", {"gqa": [1.0, 0.0]})
+    (file,) = tmp_path.glob("*_results.json")
+    told = json.loads(file.read_text())
+    (run,) = read_runs([file])
+    assert (run.untouched, run.budget) == (True, "")  # nothing is dropped, whatever the budget
+    assert [score.metric for score in run.tasks["gqa"]] == ["exact_match", "f1"]
+    told["results"]["gqa"] |= {"odd,none": float("nan")}
+    told["group_subtasks"] = {"all": ["gqa"]}  # a group without a score of its own hides nothing
+    told["config"] = {"model": "llava_hf", "model_args": {"model": "a", "keep": 0.25}}
+    told["higher_is_better"] = {"gqa": {"f1": False}}
+    file.write_text(json.dumps(told))
+    lines = [{"doc_id": number, "input": "?", "target": "x"} for number in (0, 0, 1)]  # one question was asked twice
+    samples = next(tmp_path.glob("*_samples_gqa.jsonl"))
+
+    def scored(*scores: object) -> Any:
+        samples.write_text(
+            "".join(json.dumps({**one, "exact_match": s}) + "\n" for one, s in zip(lines, scores, strict=True))
+        )
+        (run,) = read_runs([tmp_path])
+        return run
+
+    run = scored(True, False, 0.5)
+    assert (run.model, run.method, run.budget, run.untouched) == ("a", "llava_hf", "keep: 0.25", False)
+    first, second = run.tasks["gqa"]
+    assert (first.higher_is_better, second.higher_is_better) == (True, False)
+    assert sorted(first.each.values()) == [0.5, 0.5]  # alike in words, not the same question
+    for odd in ("yes", None, {"a": 1}):
+        assert scored(True, False, odd).tasks["gqa"][0].each is None
+    (tmp_path / "odd.json").write_text("no results, and nobody named it")
+    assert len(read_runs([tmp_path])) == 1
+
+
+def test_intervals_are_of_95_per_cent_and_tasks_are_drawn_apart(tmp_path: Path) -> None:
+    scores = draws(5, 0.6)
+    share = float(np.mean(scores))
+    lmms(tmp_path / "a", "none", "", {name: [1.0] * QUESTIONS for name in ("gqa", "pope")})
+    lmms(tmp_path / "b", "fastv", "", {"gqa": scores, "pope": scores})
+    row = paper_table(read_runs([tmp_path])).rows[1]
+    spread = (share * (1 - share) / QUESTIONS) ** 0.5
+
+    def width(estimate: Any) -> float:
+        return float(estimate.high - estimate.low)
+
+    assert width(row.tasks["gqa"].relative) == pytest.approx(2 * 1.96 * spread, rel=0.12)
+    # Two tasks of the same scores are no copies of each other: their mean is known better by the root of two.
+    assert width(row.mean) == pytest.approx(2 * 1.96 * spread / 2**0.5, rel=0.12)
+
+
+def test_hardly_any_right_answer_and_scores_of_which_less_is_better(tmp_path: Path) -> None:
+    lmms(tmp_path / "a", "none", "", {"gqa": [1.0] + [0.0] * (QUESTIONS - 1), "pope": draws(1, 0.8)})
+    lmms(tmp_path / "b", "fastv", "", {"gqa": [1.0] * 2 + [0.0] * (QUESTIONS - 2), "pope": draws(2, 0.8)})
+    for file in tmp_path.glob("*/*_results.json"):
+        told = json.loads(file.read_text())
+        told["higher_is_better"]["pope"]["exact_match"] = False
+        file.write_text(json.dumps(told))
+    row = paper_table(read_runs([tmp_path])).rows[1]
+    rare = row.tasks["gqa"].relative
+    assert rare is not None and rare.value == 2.0 and rare.low is not None and rare.high is not None
+    assert np.isfinite([rare.low, rare.high]).all()
+    assert row.tasks["pope"].relative is None and row.mean is None
+
+
+def test_budgets_stand_together_and_questions_must_be_the_same(tmp_path: Path) -> None:
+    scores = {"gqa": draws(0, 0.9)}
+    lmms(tmp_path / "a", "none", "", scores)
+    for number, (recipe, share) in enumerate([("fastv", 0.5), ("fastv", 0.25), ("feather", 0.5)]):
+        lmms(tmp_path / f"b{number}", recipe, f",average={share}", scores)
+    made = paper_table(read_runs([tmp_path]))
+    assert [(row.method, row.budget[-4:]) for row in made.rows[1:]] == [
+        ("fastv", " 0.5"),
+        ("feather", " 0.5"),
+        ("fastv", "0.25"),
+    ]
+    with pytest.raises(InputError, match="several of the untouched model"):
+        paper_table(read_runs([tmp_path / "b0", tmp_path / "b1"]), untouched="fastv")
+    lmms(tmp_path / "fewer", "vtw", "", {"gqa": draws(0, 0.9)[:-1]}, samples=False)
+    lmms(tmp_path / "other", "vtw", "", scores)
+    file = next((tmp_path / "other").glob("*_samples_gqa.jsonl"))
+    file.write_text(file.read_text().replace("question 7", "question seven"))
+    for name in ("fewer", "other"):
+        with pytest.raises(InputError, match="gqa: other questions than the untouched model was asked"):
+            paper_table(read_runs([tmp_path / "a", tmp_path / name]))
 
 
 def runs_of_colour(file: Path) -> Any:
@@ -174,7 +264,8 @@ def wrong(folder: Path) -> dict[str, tuple[tuple[object, ...], str]]:
         "empty": ((folder / "empty",), "no results in it"),
         "other": ((folder / "other.json",), "neither results of lmms-eval nor of `tokenprune eval --json`"),
         "text": ((folder / "text.json",), "no JSON"),
-        "broken": ((folder / "broken.json",), "not as lmms-eval writes it"),
+        "broken": ((folder / "broken.json",), "not as lmms-eval writes it: KeyError 'model'"),
+        "list": ((folder / "list.json",), "not as lmms-eval writes it: AttributeError"),
         "untouched": ((folder / "fastv",), "no results of the untouched model: run with recipe=none"),
         "name": ((folder / "fastv", "--untouched", "fastw"), "(did you mean 'fastv'?)"),
         "models": ((folder / "none", folder / "second"), "results of 2 models: folder, other"),
@@ -193,6 +284,8 @@ def test_mistakes_are_told_in_a_line(mistake: str, runs: Path, cli: Callable[...
     (runs / "other.json").write_text("{}")
     (runs / "text.json").write_text("text")
     (runs / "broken.json").write_text('{"results": {"a": 1}, "configs": 0, "higher_is_better": 0, "config": {}}')
+    told = {"results": {"a": 1}, "configs": 0, "higher_is_better": {}, "config": {"model": "x"}}
+    (runs / "list.json").write_text(json.dumps(told))
     lmms(runs / "second", "fastv", "", {"gqa": draws(0, 0.9)}, model="other")
     lmms(runs / "fewer", "fastv", "", {"gqa": draws(0, 0.9)[:-1]})
     lmms(runs / "renamed", "fastv", "", {"gqa": draws(0, 0.9)}, metric="acc")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,8 +45,9 @@ class OnRay(Pool[Given, Got]):
     def _open(self) -> None:
         ray, more = self._ray, {"include_dashboard": False} if self._address == "local" else {}
         try:
+            _knock(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", **more)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"--ray {self._address}: no cluster: {' '.join(str(error).split())}") from None
         there = ray.cluster_resources()
         needs = {"num_gpus": 1} if there.get("GPU") else {"num_cpus": 1}
@@ -85,6 +87,13 @@ class OnRay(Pool[Given, Got]):
     def _close(self) -> None:
         self._links.clear()
         self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise `OSError` where nobody listens at ``HOST:PORT``: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 class _Actor:
