@@ -81,6 +81,7 @@ def conditions() -> list[dict[str, Any]]:
     for model in MODELS:
         # Two and three pictures of several sizes in each prompt.
         apart = [recipe("norm", 0.5), recipe("random", 0.5), {**recipe("norm", 0.5), "stages": [DIVPRUNE]}]
+        apart.append({**recipe("two-stages", 0.7), "stages": [*recipe("norm", 0.7)["stages"], DIVPRUNE]})
         made += [{"model": model, "recipe": {**one, "pictures": "apart"}, "several": True} for one in apart]
     made.append({"model": "llava", "recipe": {**recipe("norm", 36, "renumber"), "pictures": "apart"}, "several": True})
     return made

@@ -35,6 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no recipe": ({}, ONE, 'expected "tokenprune"'),
     "several pictures": ({"recipe": RENUMBER}, {}, '"pictures": "apart"'),
     "a shared KV store": ({"recipe": RENUMBER}, {**ONE, "kv_transfer_config": "example"}, "a shared KV store"),
+    "a shared EC store": ({"recipe": RENUMBER}, {**ONE, "ec_transfer_config": "example"}, "encoded pictures"),
     "no hook": ({"recipe": recipe("norm", 36)}, ONE, "--video-pruning-rate 1e-18"),
     "no CPU worker": (
         {"recipe": recipe("norm", 36)},
@@ -56,13 +57,19 @@ def start(given: dict[str, Any], more: dict[str, Any], folder: Path | None = Non
         video: whether to ask about one.
     """
     from vllm import LLM
-    from vllm.config import KVTransferConfig
+    from vllm.config import ECTransferConfig, KVTransferConfig
 
     from tokenprune.scenes import embedded_path
 
     more = dict(more)
     if "kv_transfer_config" in more:
         more["kv_transfer_config"] = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
+    if "ec_transfer_config" in more:
+        more["ec_transfer_config"] = ECTransferConfig(
+            ec_connector="ECExampleConnector",
+            ec_role="ec_producer",
+            ec_connector_extra_config={"shared_storage_path": "/"},
+        )
     overrides = {"architectures": ["TokenpruneQwen2_5_VL" if folder else "TokenpruneLlava"], "tokenprune": given}
     overrides |= ROPE if "video_pruning_rate" in more and folder is None else {}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tokenprune.cli.paper_layout import notes
 from tokenprune.errors import InputError
 from tokenprune.study.paper import paper_table, read_runs
 
@@ -102,7 +104,8 @@ def test_text_markdown_and_csv_tell_the_same(runs: Path, cli: Callable[..., Any]
         if row["relative"]:
             told = f"{100 * float(row['relative']):.1f} {100 * float(row['relative_low']):.0f}–"
             assert told in plain.out and told in marked
-    assert "not of equal cost" not in plain.out
+    assert "not of equal cost" not in plain.out and "no interval" not in plain.out
+    assert lines[0] == f"folder: 3 methods, 2 tasks, {2 * QUESTIONS} questions"
 
 
 def test_many_tasks_stand_below_each_other(tmp_path: Path, cli: Callable[..., Any]) -> None:
@@ -111,7 +114,22 @@ def test_many_tasks_stand_below_each_other(tmp_path: Path, cli: Callable[..., An
     lmms(tmp_path / "b", "sparsevlm-v1.5", ",keep=0.25", {name: draws(1, 0.5) for name in names})
     out = cli("table", tmp_path).out
     assert out.count("sparsevlm-v1.5") >= 2 and all(name in out for name in names)
+    assert all(len(line.rstrip()) <= 80 for line in out.split("score:")[0].splitlines()[1:])
     assert "not of equal cost: only budgets average and flops count all layers" in out
+
+
+def test_sums_bars_and_equal_multiply_adds(runs: Path, cli: Callable[..., Any]) -> None:
+    lmms(runs / "none", "none", "", {"mme|all": [1500.0, 40.0]}, date="20270101_000000")
+    lmms(runs / "fastv", "fastv", ",average=0.5", {"mme|all": [1400.0, 40.0]}, date="20270101_000000")
+    lmms(runs / "again", "fastv", ",average=0.25", {"gqa": draws(2, 0.6)})
+    out = cli("table", runs, "--markdown").out
+    assert "| mme\\|all |" in out and "| 770.0 |" in out and "| 720.0<br>93.5 " in out
+    assert cli("table", runs).out.startswith("folder: 3 methods, 3 tasks, ")
+    made = paper_table(read_runs([runs / "none", runs / "feather"]))
+    assert not [line for line in notes(made) if "equal cost" in line]
+    for kind, told in (("flops", False), ("final", True)):
+        other = replace(made, rows=[made.rows[0], replace(made.rows[1], budget=f"{kind}: 0.5")])
+        assert bool([line for line in notes(other) if "not of equal cost" in line]) is told
 
 
 def test_scores_that_are_no_means_have_no_interval(runs: Path, cli: Callable[..., Any]) -> None:
@@ -272,6 +290,7 @@ def wrong(folder: Path) -> dict[str, tuple[tuple[object, ...], str]]:
         "metric": ((folder / "none", "--metric", "gqa=exact_matc"), "(did you mean 'exact_match'?)"),
         "task": ((folder / "none", "--metric", "gqb=f1"), "no results of task 'gqb' (did you mean 'gqa'?)"),
         "pair": ((folder / "none", "--metric", "f1"), "expected TASK=NAME"),
+        "no task": ((folder / "none", "--metric", "=f1"), "expected TASK=NAME"),
         "both": ((folder / "none", "--markdown", "--json"), "give one of them"),
         "questions": ((folder / "none", folder / "fewer"), "gqa: other questions than the untouched model was asked"),
         "named": ((folder / "none", folder / "renamed"), "has the metric acc, the untouched model's exact_match"),

@@ -20,6 +20,7 @@ def server(
     mrope: bool,
     hook: bool,
     shared: Any = None,
+    encoded: Any = None,
     embeds: bool = False,
     device: str = "cuda",
     worker: str = "auto",
@@ -32,6 +33,7 @@ def server(
     )
     return SimpleNamespace(
         kv_transfer_config=shared,
+        ec_transfer_config=encoded,
         model_config=SimpleNamespace(uses_mrope=mrope, multimodal_config=multimodal),
         device_config=SimpleNamespace(device_type=device),
         parallel_config=SimpleNamespace(worker_cls=worker),
@@ -60,6 +62,7 @@ def test_the_recipe_comes_from_the_command_line() -> None:
     ("positions", "started", "reason"),
     [
         ("original", server(mrope=True, hook=True, shared=object()), "a shared KV store"),
+        ("original", server(mrope=True, hook=True, encoded=object()), "a shared store of encoded pictures"),
         ("original", server(mrope=False, hook=True), "--video-pruning-rate 1e-18"),
         ("original", server(mrope=True, hook=False), "--video-pruning-rate 1e-18"),
         ("original", server(mrope=True, hook=True, pictures=999), '"pictures": "apart"'),

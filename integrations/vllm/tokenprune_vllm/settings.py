@@ -42,14 +42,19 @@ def check_server(vllm_config: Any, reducer: PictureReducer, *, renumbers: bool) 
         renumbers: whether the architecture can number survivors through.
 
     Raises:
-        RecipeError: a shared KV store, whose keys do not hold the recipe; prompts of several pictures, where the recipe
-            takes them together; positions that the runner will not give; or embeddings of pictures from clients, which
-            bring none.
+        RecipeError: a store of KV blocks or of encoded pictures that servers share, whose keys do not hold the recipe;
+            prompts of several pictures, where the recipe takes them together; positions that the runner will not give;
+            or embeddings of pictures from clients, which bring none.
     """
     if getattr(vllm_config, "kv_transfer_config", None) is not None:
         raise RecipeError(
             "tokenprune: the keys of a shared KV store hold token ids and picture hashes, not the recipe: servers of "
             "two recipes would exchange wrong blocks; start without kv_transfer_config"
+        )
+    if getattr(vllm_config, "ec_transfer_config", None) is not None:
+        raise RecipeError(
+            "tokenprune: the keys of a shared store of encoded pictures hold picture hashes, not the recipe: servers "
+            "of two recipes would exchange wrong pictures; start without ec_transfer_config"
         )
     settings = vllm_config.model_config.multimodal_config
     if not reducer.alone and settings.get_limit_per_prompt("image") != 1:
