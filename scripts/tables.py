@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
 ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
 LOAD = ROOT / "benchmarks" / "serving" / "load.json"
+WORKERS = LOAD.with_name("workers.json")
 PUBLISHED = ROOT / "scripts" / "published.yaml"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
 """What own costs are told for: a decoder, vision tokens, and the share of them that recipes keep."""
@@ -262,6 +263,17 @@ def load() -> str:
     return "\n".join(lines) + "\n"
 
 
+def workers() -> str:
+    """A row for each command, one process and others: seconds by the clock, the median over rounds."""
+    told = json.loads(WORKERS.read_text(encoding="utf-8"))["commands"]
+    ways = list(dict.fromkeys(way for each in told.values() for way in each["runs"]))
+    lines = [f"| command | {' | '.join(ways)} |", "|---|" + "---:|" * len(ways)]
+    for name, each in told.items():
+        seconds = (f"{median(run['command'] for run in each['runs'][way]):.1f} s" for way in ways)
+        lines.append(f"| `{'run --images' if name == 'run' else name}` | {' | '.join(seconds)} |")
+    return "\n".join(lines) + "\n"
+
+
 def deciding(stage: StageSpec) -> str:
     """The parts of a stage that are not the plainest of their role."""
     plain = {"constant", "top_k", "drop", "solved", "fixed", "pyramid", "table"}
@@ -284,7 +296,7 @@ def small_share(share: float) -> str:
 PAGES = {
     ROOT / "docs" / "recipes.md": {"table": table, "sections": sections},
     ROOT / "docs" / "write-a-recipe.md": {"keys": keys},
-    ROOT / "docs" / "serving.md": {"load": load},
+    ROOT / "docs" / "serving.md": {"load": load, "workers": workers},
     ROOT / "docs" / "methods.md": {
         "methods": methods,
         "learned": learned,

@@ -1,9 +1,10 @@
-"""What several processes and Ray cost on one machine: 150 questions by `tokenprune run --images`.
+"""What several processes and Ray cost on one machine: `run --images`, `eval` and `tune` in one process and in two.
 
-    python benchmarks/serving/workers.py [--rounds 1]
+    python benchmarks/serving/workers.py [--rounds 1] [--commands run eval tune] [--ways "one process" ...]
 
-Needs the extra `ray`. The ways take turns. Writes workers.json beside this file: seconds by the clock of the whole
-command, seconds of asking alone, and whether all files have the same bytes.
+Needs the extra `ray`. The ways take turns. Writes workers.json beside this file, which keeps commands and ways that are
+not asked for: seconds by the clock of each whole command, and whether all ways gave the same result: for `run` the
+bytes of its file, for the others all that they print but times and names of files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +30,7 @@ WAYS = {
     "Ray, two workers": ["--ray", "local", "--workers", "2"],
 }
 QUESTIONS, SCENES, BATCH = 150, 16, 16
+BATCHES = ["--batch-size", str(BATCH), "--json"]
 
 
 def album(folder: Path) -> Path:
@@ -43,33 +46,72 @@ def album(folder: Path) -> Path:
     return questions
 
 
-def asked(questions: Path, output: Path, way: list[str]) -> dict[str, Any]:
-    """One run: seconds of the command, and what it says of itself."""
-    command = [sys.executable, "-m", "tokenprune.cli", "run", "--images", str(questions), "--output", str(output)]
-    command += ["--recipe", "uniform", "--keep", "36", "--batch-size", str(BATCH), "--measure", "0", "--json", *way]
+def run(folder: Path, output: Path) -> list[str]:
+    """150 questions about 16 pictures."""
+    files = ["--images", str(folder / "questions.jsonl"), "--output", f"{output}.jsonl"]
+    return ["run", *files, "--recipe", "uniform", "--keep", "36", "--measure", "0", *BATCHES]
+
+
+def evaluated(folder: Path, output: Path) -> list[str]:
+    """16 scenes under seven conditions; in `run`'s prompts, so that the work is that of a model without packing."""
+    return ["eval", "fastv", "--keep", "36", "--scenes", str(SCENES), "--seeds", "1", "--no-packed", *BATCHES]
+
+
+def tuned(folder: Path, output: Path) -> list[str]:
+    """Eight recipes on 8 scenes, the report on 8 others."""
+    choices = ["--choose", "stages.0.scorer=norm,attention", "--choose", "stages.0.sampler=top_k,max_min,uniform"]
+    size = ["--average", "0.4", "--scenes", str(SCENES), "--seeds", "1", "--no-packed"]
+    return ["tune", "fastv", *choices, *size, "--output", str(output), *BATCHES]
+
+
+COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {"run": run, "eval": evaluated, "tune": tuned}
+
+
+def asked(command: list[str], output: Path) -> tuple[dict[str, Any], Any]:
+    """Seconds of the command, and what it made, without times."""
     start = time.perf_counter()
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tokenprune.cli", *command], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     told = json.loads(done.stdout)
-    return {"command": time.perf_counter() - start, "asking": told["seconds"], "answers": told["answered_now"]}
+    if command[0] == "run":
+        return {"command": seconds, "asking": told["seconds"]}, Path(f"{output}.jsonl").read_text()
+    return {"command": seconds}, without_times(told)
+
+
+def without_times(told: Any) -> Any:
+    """Results without what no two runs share."""
+    if isinstance(told, dict):
+        return {k: without_times(v) for k, v in told.items() if "seconds" not in k and k not in ("plot", "winner_file")}
+    return [without_times(each) for each in told] if isinstance(told, list) else told
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
-    rounds = parser.parse_args().rounds
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    with TemporaryDirectory() as made:
-        folder = Path(made)
-        questions, files = album(folder), set[bytes]()
-        for number in range(rounds):
-            for way, options in WAYS.items():
-                output = folder / f"{number}-{len(options)}.jsonl"
-                runs[way].append(asked(questions, output, options))
-                files.add(output.read_bytes())
-                print(f"{way}: {runs[way][-1]}", flush=True)
-    told = {"machine": {"device": platform.machine(), "cores": os.cpu_count()}, "same_bytes": len(files) == 1}
-    OUT.write_text(json.dumps({**told, "runs": runs}, indent=1) + "\n")
-    print(f"same bytes: {len(files) == 1}")
+    parser.add_argument("--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    given = parser.parse_args()
+    told: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
+    told["machine"] = {"device": platform.machine(), "cores": os.cpu_count()}
+    for name in given.commands:
+        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in given.ways}
+        results = []
+        with TemporaryDirectory() as made:
+            album(Path(made))
+            for number in range(given.rounds):
+                for way in given.ways:
+                    output = Path(made) / f"{number} {way}"
+                    command = [*COMMANDS[name](Path(made), output), *WAYS[way]]
+                    seconds, result = asked(command, output)
+                    runs[way].append(seconds)
+                    results.append(result)
+                    print(f"{name}, {way}: {seconds}", flush=True)
+        same = all(result == results[0] for result in results)
+        print(f"{name}: same result {same}")
+        told.setdefault("commands", {})[name] = {"same": same, "runs": runs}
+        OUT.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":

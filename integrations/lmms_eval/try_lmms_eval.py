@@ -46,12 +46,27 @@ def messages(doc, kwargs=None):
 """
 
 
-def scored(folder: Path, *launch: str, arguments: str, batch: int) -> tuple[int, float]:
-    """Exit code and exact match of a run of lmms-eval."""
-    out = folder / f"out-{batch}-{len(launch)}"
-    command = [*launch, "-m", "lmms_eval", "eval", "--model", "tokenprune", "--model_args", arguments]
-    command += ["--tasks", "tokenprune_scenes", "--include_path", str(folder / "tasks")]
-    command += ["--batch_size", str(batch), "--output_path", str(out)]
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+LAUNCH = {"one process": ["python"], "two processes": ["torchrun", "--nproc-per-node", "2"]}
+"""How the page begins its commands."""
+
+
+def page_command(begins: list[str]) -> list[str]:
+    """The command of the page that begins so, this environment's."""
+    lines = [line.split() for line in PAGE.read_text(encoding="utf-8").splitlines()]
+    (told,) = [line for line in lines if line[: len(begins)] == begins and "TASK" in line]
+    names = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    return [*names[told[0]], *told[1:]]
+
+
+def scored(folder: Path, launch: str, *, arguments: str, batch: int) -> tuple[int, float]:
+    """Exit code and exact match of a run of lmms-eval, by the page's command with these values in it."""
+    out = folder / f"out-{batch}-{launch[:3]}"
+    command = page_command(LAUNCH[launch])
+    values = {"--model_args": arguments, "--tasks": "tokenprune_scenes", "--batch_size": str(batch)}
+    for option, value in values.items():
+        command[command.index(option) + 1] = value
+    command += ["--include_path", str(folder / "tasks"), "--output_path", str(out)]
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     done = subprocess.run(command, env=quiet, capture_output=True, text=True)
     results = sorted(out.rglob("*results.json"))
@@ -80,18 +95,14 @@ def main() -> int:
         (folder / "tasks" / "utils.py").write_text(UTILS)
         good = True
         arguments = f"pretrained=embedded,recipe={RECIPE},keep={KEEP}"
-        for batch in (1, 4):
-            code, found = scored(folder, sys.executable, arguments=arguments, batch=batch)
-            print(f"batch {batch}: exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}")
+        for launch, batch in (("one process", 1), ("one process", 4), ("two processes", 4)):
+            code, found = scored(folder, launch, arguments=arguments, batch=batch)
+            told = f"exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}"
+            print(f"{launch}, batch {batch}: {told}", flush=True)
             good = good and code == 0 and abs(found - expected) < 1e-9
-        ranks = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
-        code, found = scored(folder, *ranks, arguments=arguments, batch=4)
-        print(f"two processes: exact match {found:.4f}, our own {expected:.4f} of {len(cases)}, exit code {code}")
-        good = good and code == 0 and abs(found - expected) < 1e-9
-        for launch in ((sys.executable,), ranks):
-            code, found = scored(folder, *launch, arguments="pretrained=embedded,recipe=fastv,keep=7.5", batch=2)
-            told = f"a budget out of range, {'two processes' if launch == ranks else 'one'}"
-            print(f"{told}: exit code {code}, {'no score' if found < 0 else found}")
+        for launch in LAUNCH:
+            code, found = scored(folder, launch, arguments="pretrained=embedded,recipe=fastv,keep=7.5", batch=2)
+            print(f"{launch}, a budget out of range: exit code {code}, {'no score' if found < 0 else found}")
             good = good and code != 0 and found < 0
     return 0 if good else 1
 

@@ -2,14 +2,16 @@
 
 python try_table.py [FOLDER]     # needs lmms-eval 0.7.3 and this package; exit code 1 if anything fails
 
-Each task is a kind of question about the same scenes. lmms-eval runs once for each method; `tokenprune table` makes the
-table, and its scores are held against those that lmms-eval printed.
+The commands are the page's, word for word but for the model, the tasks, and where those are. Each task is a kind of
+question about the same scenes; the scores of the table are held against those that lmms-eval printed.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +22,9 @@ from try_lmms_eval import TASK, UTILS
 
 import tokenprune as tp
 
-SCENES, AVERAGE, TOKENS, BATCH = 12, 0.5, 8, 12
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+SCENES, TOKENS = 6, 8
 TASKS = ("colour", "counting", "relation")
-METHODS = ("none", "random", "feather")
 
 
 def make_tasks(folder: Path) -> list[str]:
@@ -43,37 +45,39 @@ def make_tasks(folder: Path) -> list[str]:
     return [f"scenes_{task}" for task in TASKS]
 
 
-def run(*command: str) -> str:
-    """Output of a command that must succeed."""
-    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COLUMNS": "80"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}")
-    return done.stdout
+def page_commands(tasks: list[str], folder: Path) -> str:
+    """What the page says, with the embedded model, these tasks, and this Python."""
+    blocks = re.findall(r"^```text\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (told,) = [block for block in blocks if "tokenprune table" in block]
+    for old, new in {
+        "pretrained=FOLDER": "pretrained=embedded",
+        "--tasks pope,gqa": f"--tasks {','.join(tasks)} --include_path {folder / 'tasks'}",
+        "python -m": f"{sys.executable} -m",
+        "tokenprune table": f"{sys.executable} -m tokenprune.cli table",
+    }.items():
+        assert old in told, f"the page does not say {old!r} any more"
+        told = told.replace(old, new)
+    return told
 
 
 def made_in(folder: Path) -> int:
     tasks = make_tasks(folder)
-    for method in METHODS:
-        budget = "" if method == "none" else f",average={AVERAGE}"
-        run(
-            *(sys.executable, "-m", "lmms_eval", "eval", "--model", "tokenprune"),
-            *("--model_args", f"pretrained=embedded,recipe={method}{budget}", "--tasks", ",".join(tasks)),
-            *("--include_path", str(folder / "tasks"), "--batch_size", str(BATCH), "--log_samples"),
-            *("--output_path", str(folder / "out" / method)),
-        )
-    command = (sys.executable, "-m", "tokenprune.cli", "table", str(folder / "out"))
-    print(run(*command))
-    told = json.loads(run(*command, "--json"))
-    rows = {row["method"]: row["tasks"] for row in told["rows"]}
-    good = len(rows) == len(METHODS)
-    for method in METHODS:
-        (path,) = (folder / "out" / method).rglob("*_results.json")
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "COLUMNS": "80"}
+    command = ["bash", "-e", "-c", page_commands(tasks, folder)]
+    done = subprocess.run(command, env=quiet, cwd=folder, capture_output=True, text=True)
+    print(done.stdout[-3000:])
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    scores = {(row["method"], row["task"]): float(row["score"]) for row in rows if row["score"]}
+    runs = [path for path in (folder / "runs").iterdir() if path.is_dir()]
+    good = len(scores) == len(runs) * len(tasks) and (folder / "table.md").read_text().count("|---|") > 0
+    for run in runs:
+        (path,) = run.rglob("*_results.json")
         printed = json.loads(path.read_text())["results"]
         for task in tasks:
             score = next(value for key, value in printed[task].items() if key.startswith("exact_match,"))
-            found = rows["untouched" if method == "none" else method][task]["score"]
-            good = good and abs(found - score) < 1e-9
+            good = good and abs(scores[run.name, task] - score) < 1e-9
     print("scores are those that lmms-eval printed" if good else "scores differ from those of lmms-eval")
     return 0 if good else 1
 

@@ -1,6 +1,8 @@
 """Does `serve.py` answer HTTP clients as `tp.attach` does in one process? Several in flight, whole and streamed.
 
-python try_serve.py          # the embedded model, `random` at 36 of 144 tokens; exit code 1 if an answer differs
+python try_serve.py          # exit code 1 if an answer differs
+
+The server is started by the command of docs/serving.md, with the embedded model and another port in it.
 """
 
 from __future__ import annotations
@@ -8,21 +10,45 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import subprocess
 import sys
-import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import uvicorn
-from serve import app, folder_of
+from serve import folder_of
 
 import tokenprune as tp
 from tokenprune.families.chat import Chat
 
-RECIPE, KEEP, TOKENS, TOGETHER, PORT = "random", 0.25, 12, 6, 8127
+ROOT = Path(__file__).parents[2]
+TOKENS, TOGETHER, PORT, WAIT = 12, 6, 8127, 300
+
+
+def command() -> tuple[list[str], str, float]:
+    """What the page starts the server with, and the recipe and share in it."""
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    ((script, recipe, keep),) = re.findall(r"^python (\S+/serve\.py) MODEL (\S+) (\S+) 8000$", page, re.MULTILINE)
+    return [sys.executable, script, "embedded", recipe, keep, str(PORT)], recipe, float(keep)
+
+
+def starts(server: subprocess.Popen[bytes]) -> bool:
+    """Wait until it answers; False where it ends before, or takes too long."""
+    end = time.monotonic() + WAIT
+    while server.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=5).close()
+            return True
+        except urllib.error.HTTPError:
+            return True
+        except OSError:
+            time.sleep(0.2)
+    return False
 
 
 def asked(case: Any, *, stream: bool) -> str:
@@ -57,29 +83,28 @@ def alone(chat: Chat, case: Any) -> str:
 
 
 def main() -> int:
+    line, recipe, keep = command()
     cases = tp.scene_cases(3)
     chat = Chat("embedded", *tp.load("embedded"))
     untouched = [alone(chat, case) for case in cases]
-    with tp.attach(chat.model, RECIPE, keep=KEEP):
+    with tp.attach(chat.model, recipe, keep=keep):
         expected = [alone(chat, case) for case in cases]
     print(
         f"without the recipe {sum(a == b for a, b in zip(untouched, expected, strict=True))}/{len(cases)} are the same"
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app(RECIPE, KEEP, force_model=folder_of("embedded"), dtype="float32", device="cpu"),
-            host="127.0.0.1",
-            port=PORT,
-            log_level="warning",
-        )
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.1)
-        if not thread.is_alive():
+    server = subprocess.Popen(line, cwd=ROOT)
+    try:
+        if not starts(server):
             print("the server did not start")
             return 1
+        return 0 if compared(cases, expected) else 1
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def compared(cases: list[Any], expected: list[str]) -> bool:
+    """Whether all answers of the server are the expected ones, whole and streamed."""
     good = True
     for stream in (False, True):
         with ThreadPoolExecutor(TOGETHER) as pool:
@@ -87,9 +112,7 @@ def main() -> int:
         same = sum(a == b for a, b in zip(got, expected, strict=True))
         good = good and same == len(cases)
         print(f"{'streamed' if stream else 'whole':9} {TOGETHER} in flight: same answers {same}/{len(cases)}", got[:3])
-    server.should_exit = True
-    thread.join(10)
-    return 0 if good else 1
+    return good
 
 
 if __name__ == "__main__":
