@@ -32,6 +32,12 @@ TOTAL, GRID, DEPTH = 576, (1, 24, 24), 32
 ANSWERS = ROOT / "benchmarks" / "methods"
 TIMES = ROOT / "benchmarks" / "performance" / "methods.json"
 LOAD = ROOT / "benchmarks" / "serving" / "load.json"
+WORK = {
+    "run": "`run --images`, 150 questions",
+    "eval": "`eval`, 16 scenes",
+    "tune": "`tune`, 16 scenes",
+    "longer": "`eval`, 100 scenes",
+}
 WORKERS = LOAD.with_name("workers.json")
 PUBLISHED = ROOT / "scripts" / "published.yaml"
 MODEL, MANY, SHARE = "llava-1.5-7b", 2880, 0.25
@@ -269,8 +275,9 @@ def workers() -> str:
     ways = list(dict.fromkeys(way for each in told.values() for way in each["runs"]))
     lines = [f"| command | {' | '.join(ways)} |", "|---|" + "---:|" * len(ways)]
     for name, each in told.items():
-        seconds = (f"{median(run['command'] for run in each['runs'][way]):.1f} s" for way in ways)
-        lines.append(f"| `{'run --images' if name == 'run' else name}` | {' | '.join(seconds)} |")
+        runs = [[run["command"] for run in each["runs"].get(way, [])] for way in ways]
+        seconds = (f"{median(times):.1f} s" if times else "–" for times in runs)
+        lines.append(f"| {WORK[name]} | {' | '.join(seconds)} |")
     return "\n".join(lines) + "\n"
 
 

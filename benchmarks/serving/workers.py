@@ -1,6 +1,6 @@
 """What several processes and Ray cost on one machine: `run --images`, `eval` and `tune` in one process and in two.
 
-    python benchmarks/serving/workers.py [--rounds 1] [--commands run eval tune] [--ways "one process" ...]
+    python benchmarks/serving/workers.py [--rounds 1] [--commands run eval tune longer] [--ways "one process" ...]
 
 Needs the extra `ray`. The ways take turns. Writes workers.json beside this file, which keeps commands and ways that are
 not asked for: seconds by the clock of each whole command, and whether all ways gave the same result: for `run` the
@@ -64,7 +64,19 @@ def tuned(folder: Path, output: Path) -> list[str]:
     return ["tune", "fastv", *choices, *size, "--output", str(output), *BATCHES]
 
 
-COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {"run": run, "eval": evaluated, "tune": tuned}
+def longer(folder: Path, output: Path) -> list[str]:
+    """The same on 100 scenes, for what is left of the price of loading."""
+    command = evaluated(folder, output)
+    command[command.index("--scenes") + 1] = "100"
+    return command
+
+
+COMMANDS: dict[str, Callable[[Path, Path], list[str]]] = {
+    "run": run,
+    "eval": evaluated,
+    "tune": tuned,
+    "longer": longer,
+}
 
 
 def asked(command: list[str], output: Path) -> tuple[dict[str, Any], Any]:

@@ -6,6 +6,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,11 @@ from tokenprune.cli.many import Work
 from tokenprune.cli.picture_list import read_lines
 from tokenprune.cli.workers import Loading
 from tokenprune.errors import InputError
-from tokenprune.study.workers import Alone, OnRay
+from tokenprune.study.workers import Alone, OnRay, on_ray
 from tokenprune.study.workers.on_ray import _Actor, _knock
 
 QUESTION = "is there a red ring ?"
 LOADING = Loading("embedded", None, None, "sdpa")
-NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
-"""A machine of a cluster: all of them are this one, and tests reach no other."""
 WORK = Work(LOADING, "fastv", {"keep": 0.25}, 8)
 
 
@@ -86,40 +85,44 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "local":
         yield "local"
         return
+    with two_nodes() as (cluster, _):
+        yield cluster.address
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Any, Any]]:
+    """A cluster of two nodes on this machine, a core each, and its second node."""
     from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args=NODE)
-    made.add_node(**NODE)
-    yield made.address
-    made.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        # Its address is this machine's own in the network, which tests may not reach: conftest.py.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(on_ray, "_knock", lambda address: address == cluster.address or _knock(address))
+            yield cluster, cluster.add_node(num_cpus=1)
+    finally:
+        cluster.shutdown()
 
 
 @pytest.mark.slow
 def test_a_worker_and_a_machine_that_are_lost_lose_nothing(album: Path) -> None:
     ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
     lines = read_lines([str(album)], QUESTION)
     batches = [([line], False) for line in lines]
     alone = {number: done.told for number, done in Alone(WORK).answers(batches)}
-    cluster = Cluster(initialize_head=True, head_node_args=NODE)
-    other = cluster.add_node(**NODE)
-    try:
-        with OnRay(WORK, cluster.address, 2) as pool:
-            found = {}
-            for number, done in pool.answers(batches):
-                if not found:
-                    ray.kill(pool._links[0].actor)  # type: ignore[attr-defined]
-                found[number] = done.told
-            assert found == alone
-            found = {}
-            for number, done in pool.answers(batches):
-                if not found:
-                    cluster.remove_node(other)  # the worker in its place waits for a machine; the other one goes on
-                found[number] = done.told
-            assert found == alone
-    finally:
-        cluster.shutdown()
+    with two_nodes() as (cluster, other), OnRay(WORK, cluster.address, 2) as pool:
+        found = {}
+        for number, done in pool.answers(batches):
+            if not found:
+                ray.kill(pool._links[0].actor)  # type: ignore[attr-defined]
+            found[number] = done.told
+        assert found == alone
+        found = {}
+        for number, done in pool.answers(batches):
+            if not found:
+                cluster.remove_node(other)  # the worker in its place waits for a machine; the other one goes on
+            found[number] = done.told
+        assert found == alone
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import StringIO
@@ -115,6 +116,7 @@ def test_many_tasks_stand_below_each_other(tmp_path: Path, cli: Callable[..., An
     out = cli("table", tmp_path).out
     assert out.count("sparsevlm-v1.5") >= 2 and all(name in out for name in names)
     assert all(len(line.rstrip()) <= 80 for line in out.split("score:")[0].splitlines()[1:])
+    assert len(re.findall(r"\d\.\d \d+–\d+", out)) == len(names) + 1  # no column is squeezed
     assert "not of equal cost: only budgets average and flops count all layers" in out
 
 

@@ -75,6 +75,7 @@ class OnRay(Pool[Given, Got]):
         try:
             kind, content = self._ray.get(said)
         except errors.RayActorError as error:
+            self._ray.kill(line.actor)  # one that is only out of reach would keep its core
             return [(line, "gone", f"the last so: {' '.join(str(error).split())[:200]}")]
         except errors.RayTaskError as error:  # outside of `started` and `answered`: what was sent cannot be read there
             told = str(error).strip().splitlines()[-1]
