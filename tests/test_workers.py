@@ -28,6 +28,7 @@ class Staged(Pool[str, str]):
         self.sent: list[tuple[int, str]] = []
         """(worker, request) in the order in which they were given out."""
         self.closed = 0
+        self.latest_first = False
 
     def _open(self) -> None:
         self.closed = 0
@@ -44,7 +45,7 @@ class Staged(Pool[str, str]):
         self.speaking.append((link, kind, content if kind in ("gone", "failed") else (number, content)))
 
     def _messages(self) -> list[tuple[Link, str, Any]]:
-        return [self.speaking.popleft()]
+        return [self.speaking.pop() if self.latest_first else self.speaking.popleft()]
 
     def _close(self) -> None:
         self.closed += 1
@@ -102,8 +103,9 @@ def test_a_worker_that_dies_idle_is_replaced_without_blame() -> None:
     with Staged(echo, 2) as pool:
         list(pool.answers("ab"))
         for _ in range(2 * TRIES):
-            pool.speaking.appendleft((pool._links[0], "gone", "killed"))
-            assert sorted(pool.answers("abcd")) == list(enumerate("ABCD"))
+            list(pool.answers("xyxy"))  # both are ready
+            pool.speaking.appendleft((pool._links[-1], "gone", "killed"))
+            assert list(pool.answers("a")) == [(0, "A")]  # the first link's
         assert len(pool._links) == 2
 
 
@@ -124,6 +126,17 @@ def test_the_first_refusal_in_order_is_told_once_all_before_it_are_answered() ->
         assert not {request for _, request in pool.sent} & set("gh")
         # They go on, and what those behind the refusal still say is no answer to anything else.
         assert sorted(pool.answers("klmnop")) == list(enumerate("KLMNOP"))
+
+
+def test_of_several_refusals_the_first_in_order_is_told_whoever_speaks_first() -> None:
+    def answer(number: int, request: str) -> tuple[str, Any]:
+        return ("refused", BudgetError(f"no {request}")) if request in "bcd" else echo(number, request)
+
+    with Staged(answer, 4) as pool:
+        list(pool.answers("xxxx"))  # all are ready
+        pool.latest_first = True
+        with pytest.raises(BudgetError, match="no b"):
+            list(pool.answers("abcd"))
 
 
 def test_what_was_given_up_answers_nothing_else() -> None:

@@ -31,7 +31,14 @@ def test_a_worker_answers_as_one_process_and_only_about_the_same_files(album: Pa
     alone = Alone(WORK)
     ((_, expected),) = alone.answers([(lines, False)])
     actor = _Actor()
-    assert actor.start(WORK, 1) == ("ready", (alone.run, alone.facts))
+    counts: list[tuple[int, int]] = []
+
+    def make(number: int, count: int) -> Any:
+        counts.append((number, count))
+        return WORK(number, count)
+
+    assert actor.start(make, 1) == ("ready", (alone.run, alone.facts))
+    assert counts == [(0, 2)]  # one of several, even alone: plug-ins are not known there yet
 
     def refused(asked: list[Any]) -> str:
         kind, (number, error) = actor.answer(3, (asked, False))

@@ -117,6 +117,7 @@ def test_many_tasks_stand_below_each_other(tmp_path: Path, cli: Callable[..., An
     assert out.count("sparsevlm-v1.5") >= 2 and all(name in out for name in names)
     assert all(len(line.rstrip()) <= 80 for line in out.split("score:")[0].splitlines()[1:])
     assert len(re.findall(r"\d\.\d \d+–\d+", out)) == len(names) + 1  # no column is squeezed
+    assert out.count("score, relative %") == out.count("sparsevlm-v1.5")
     assert "not of equal cost: only budgets average and flops count all layers" in out
 
 
