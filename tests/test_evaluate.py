@@ -228,11 +228,12 @@ def test_all_that_it_takes_is_at_the_front_door(embedded: tuple[Any, Any]) -> No
 
 def test_results_of_another_model_or_question_are_not_taken(embedded: tuple[Any, Any], tmp_path: Path) -> None:
     cases = scene_cases(1, tasks=("ground",))
-    evaluate(*embedded, cases, [], output=tmp_path)
-    evaluate(*embedded, [replace(cases[0], question="is there a red circle ?")], [], output=tmp_path)
+    short: dict[str, Any] = {"output": tmp_path, "max_new_tokens": 4}
+    evaluate(*embedded, cases, [], **short)
+    evaluate(*embedded, [replace(cases[0], question="is there a red circle ?")], [], **short)
     changed, processor = load_embedded()
     changed.lm_head.weight.data.mul_(-1)
-    worse = evaluate(changed, processor, cases, [], output=tmp_path, max_new_tokens=4)
+    worse = evaluate(changed, processor, cases, [], **short)
     assert not worse.outcomes[0].right[0]
     lines = [json.loads(line)["key"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(set(lines)) == 3
