@@ -35,6 +35,14 @@ def test_the_command_reads_a_folder_of_pictures(cli: Callable[..., Any], tmp_pat
     rows.write_text('{"image": "0.png", "question": "what ?"}\n{"image": "9.png", "question": "what ?"}\n')
     told = cli(*arguments, "--questions", rows)
     assert told.status == 2 and "rows.jsonl:2: error: no picture 9.png" in told.err
+    rows.write_text('{"image": "0.png", "question": " "}\n{"image": "1.png", "question": "what ?"}\n')
+    told = cli(*arguments, "--questions", rows)
+    assert told.status == 2 and "rows.jsonl:1: error: the question is empty" in told.err
+    told = cli(*arguments, "--questions", tmp_path / "none.txt")
+    assert (told.status, told.err) == (
+        2,
+        f"error: --questions: cannot read {tmp_path / 'none.txt'}: No such file or directory\n",
+    )
 
 
 def test_a_learned_part_of_ones_own_is_fitted_and_used(cli: Callable[..., Any], tmp_path: Path) -> None:

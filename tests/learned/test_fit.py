@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +131,51 @@ def test_files_that_broke_are_told_by_name(embedded: tuple[Any, Any], cases: lis
     fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
     for name, left in (("checkpoint.pt", 5000), ("checkpoint.pt", 0), ("fit.json", 20)):
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:left])
-        with pytest.raises(InputError, match=rf"{name} is not what a fit leaves .*: choose another folder, or empty"):
+        with pytest.raises(InputError, match=rf"{name} is not what a fit leaves: choose another folder, or empty"):
             fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "fit.json"])
+def test_files_of_something_else_are_told_in_one_line_and_run_nothing(
+    name: str, embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path
+) -> None:
+    short = Plan(steps=1, batch=2)
+    fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+    saved = io.BytesIO()
+    torch.save({"step": 1}, saved)
+    ran = tmp_path / "ran"
+    for data in (b"[]", b"\xff", saved.getvalue(), pickle.dumps(_Touches(ran))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"{name} is not what a fit leaves") as told:
+            fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+        assert len(str(told.value).splitlines()) == 1
+        assert "weights_only" not in str(told.value), "no advice to open it without care"
+    assert not ran.exists()
+
+
+class _Touches:
+    """Makes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_one_fit_at_a_time_in_a_folder(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    short = Plan(steps=1, batch=2)
+
+    def again(done: int, total: int, loss: float) -> None:
+        with pytest.raises(InputError, match="another fit runs in it"):
+            fit(*embedded, "text-conditioned", cases, tmp_path, plan=short)
+        told.append(done)
+
+    told: list[int] = []
+    fit(*embedded, "text-conditioned", cases, tmp_path, plan=short, progress=again)
+    assert told
+    assert fit(*embedded, "text-conditioned", cases, tmp_path, plan=short).losses, "free when the first has ended"
 
 
 def test_what_cannot_be_fitted_is_told(embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 import tokenprune as tp
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.fitting.fresh import fresh_stages, without_weights
-from tokenprune.parts.learned import Host
+from tokenprune.parts.learned import HEAD, Host
 from tokenprune.parts.scorers.learned import TextConditionedScorer
 from tokenprune.recipe import list_learned_recipes, load_recipe
 from tokenprune.recipe.weights import digest
@@ -100,6 +101,21 @@ def test_files_of_something_else_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"\x08")
     with pytest.raises(RecipeError, match="is no readable safetensors file"):
         part.read(tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["[]", '{"settings": []}', '{"width": "8"}', '{"width": 0}', '{"heads": null}', '{"family": 1}'],
+)
+def test_heads_that_say_no_sense_are_refused_in_one_line(head: str, tmp_path: Path) -> None:
+    part = TextConditionedScorer(dim=4)
+    told = json.loads(head)
+    if isinstance(told, dict):
+        told = {"part": part.title, "settings": part._hyper(), "family": "llava", "width": 8, "heads": 0, **told}
+    save_file({"x": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={HEAD: json.dumps(told)})
+    with pytest.raises(RecipeError, match="was not written by tokenprune fit") as error:
+        part.read(tmp_path / "odd.safetensors")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: Path) -> None:

@@ -140,7 +140,8 @@ def _pairs(data: str, questions: Path | None, scenes: int) -> Sequence[Asked]:
     try:
         lines = [line.strip() for line in questions.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--questions: cannot read {questions}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--questions: cannot read {questions}: {reason}") from None
     if not lines:
         raise InputError(f"--questions: {questions} has no questions")
     if questions.suffix == ".jsonl":
@@ -159,6 +160,8 @@ def _row(folder: Path, file: Path, number: int, line: str) -> _Pair:
     except (ValueError, KeyError, TypeError):
         expected = '{"image": …, "question": …}'
         raise InputError(f"{file}:{number}: error: expected {expected}, got {line[:60]}") from None
+    if not question:
+        raise InputError(f"{file}:{number}: error: the question is empty")
     if not (folder / image).is_file():
         raise InputError(f"{file}:{number}: error: no picture {image} in {folder}")
     return _Pair(partial(open_picture, folder / image, "--data"), question, image)

@@ -32,6 +32,32 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+@contextmanager
+def only_one(folder: Path) -> Iterator[bool]:
+    """Whether nobody else is within such a block for `folder`, which exists; False is told at once.
+
+    The system gives the folder back when a process ends, however it ends: nothing lies about after a kill. Where it
+    cannot lock folders (Windows, some network disks) everybody is told True.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        free = True
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            free = False
+        except OSError:
+            pass
+        yield free
+    finally:
+        os.close(handle)
+
+
 def append_line(path: Path, line: str) -> None:
     """Write a line behind the others; it is on disk when this returns. `whole_lines` reads them.
 

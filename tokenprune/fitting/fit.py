@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from tokenprune.core.files import whole_file
+from tokenprune.core.files import only_one, whole_file
 from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
@@ -85,15 +85,16 @@ def fit(
 
     Raises:
         RecipeError: the recipe has no learned part.
-        InputError: too little data, or a folder that holds another fit.
+        InputError: too little data, or a folder that holds another fit, or in which one runs.
     """
     plan = plan or Plan()
     loaded = load_recipe(recipe)
     chat = Chat("", model, processor)
     run = _Run(chat, loaded, data, Path(folder), plan)
-    with _frozen(model):
+    with run.alone(), _frozen(model):
+        run.resume()
         run.train(progress)
-    return run.write()
+        return run.write()
 
 
 class _Run:
@@ -116,7 +117,16 @@ class _Run:
         self.looks: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
         bare = without_weights(recipe).fingerprint
-        self._resume({"plan": plan.to_dict(), "recipe": bare, "data": _digest(data), "host": str(host)})
+        self.about = {"plan": plan.to_dict(), "recipe": bare, "data": _digest(data), "host": str(host)}
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """The folder is there, and no other fit runs in it within the block: two would overwrite each other's files."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with only_one(self.folder) as free:
+            if not free:
+                raise InputError(f"{self.folder}: another fit runs in it; let it end, or choose another folder")
+            yield
 
     def train(self, progress: Progress | None) -> None:
         """Every step that is not done yet, a look at the held-out questions now and then, and a checkpoint with it."""
@@ -177,20 +187,21 @@ class _Run:
         with whole_file(self.folder / "checkpoint.pt") as file:
             torch.save(state, file)
 
-    def _resume(self, about: dict[str, Any]) -> None:
+    def resume(self) -> None:
         """Go on where an earlier call has stopped; refuse a folder of another fit."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         head, saved = self.folder / "fit.json", self.folder / "checkpoint.pt"
-        known = _read(head, lambda: json.loads(head.read_text())) if head.exists() else about
-        if known != about:
-            differ = ", ".join(key for key in about if known.get(key) != about[key])
+        known = _read(head, lambda: {**json.loads(head.read_text())}) if head.exists() else self.about
+        if known != self.about:
+            differ = ", ".join(key for key, value in self.about.items() if known.get(key) != value)
             raise InputError(f"{self.folder} holds another fit ({differ} differs): choose another folder, or empty it")
         if not head.exists():
             with whole_file(head) as file:
-                file.write((json.dumps(about, indent=1) + "\n").encode())
-        if not saved.exists():
-            return
-        state = _read(saved, lambda: torch.load(saved, map_location="cpu", weights_only=True))
+                file.write((json.dumps(self.about, indent=1) + "\n").encode())
+        if saved.exists():
+            _read(saved, lambda: self._take(torch.load(saved, map_location="cpu", weights_only=True)))
+
+    def _take(self, state: dict[str, Any]) -> None:
+        """What `_checkpoint` wrote."""
         self.step, self.losses, self.looks = state["step"], state["losses"], [tuple(look) for look in state["looks"]]
         self.learner.load_state_dict(state["learner"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -218,8 +229,9 @@ def _read(file: Path, read: Callable[[], Any]) -> Any:
     """
     try:
         return read()
-    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise InputError(f"{file} is not what a fit leaves ({error}): choose another folder, or empty it") from None
+    except (OSError, ValueError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError):
+        # Not torch's own words: they advise to open the file without care.
+        raise InputError(f"{file} is not what a fit leaves: choose another folder, or empty it") from None
 
 
 def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]:

@@ -147,9 +147,9 @@ class Learned(Part):
             raise RecipeError(f"{self.title}: {path} does not hold its parameters: {error}") from None
         return self
 
-    def _check_origin(self, told: dict[str, Any], path: Path) -> None:
+    def _check_origin(self, told: Any, path: Path) -> None:
         """Refuse a file of something else, by what its head says."""
-        if not {"part", "settings", *Host.__annotations__} <= told.keys():
+        if not _is_head(told):
             raise RecipeError(f"{self.title}: {path} was not written by tokenprune fit: it does not say what it is of")
         if told["part"] != self.title:
             raise RecipeError(f"{self.title}: {path} holds the weights of {told['part']}")
@@ -161,3 +161,11 @@ class Learned(Part):
 
     def _hyper(self) -> dict[str, Any]:
         return {key: value for key, value in self.settings().items() if key != "weights"}
+
+
+def _is_head(told: Any) -> bool:
+    """Whether that is what `to_bytes` writes, whatever its values."""
+    kinds = {"part": str, "settings": dict, "family": str, "width": int, "heads": int}
+    if not isinstance(told, dict) or any(not isinstance(told.get(key), kind) for key, kind in kinds.items()):
+        return False
+    return bool(told["width"] > 0 and told["heads"] >= 0)
