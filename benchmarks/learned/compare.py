@@ -13,18 +13,14 @@ Writes `compare.json` beside this file; a recipe that is not better is in it lik
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from fit import compared, conditions_of, corrected, untrained
+from fit import compared, conditions_of, corrected, untrained, write_results
 
 from tokenprune.budget import Budget
-from tokenprune.core.files import whole_file
 from tokenprune.recipe import list_learned_recipes, load_recipe, recipe_path
 from tokenprune.scenes import load_embedded
 from tokenprune.scenes.cases import scene_cases
@@ -154,13 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "scenes": options.scenes,
         "questions": len(asking.cases),
         "fingerprints": {name: load_recipe(name).fingerprint for name in (*names, *BESIDE)},
-        "machine": platform.machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "few": asking.few(names),
         "rows": rows,
     }
-    with whole_file(options.out) as file:
-        file.write((json.dumps(results, indent=1) + "\n").encode())
+    write_results(options.out, results)
     for row in rows:
         for other in row["versus"]:
             change = other["difference"]

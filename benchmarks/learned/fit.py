@@ -157,6 +157,19 @@ def measure(
     }
 
 
+def plain(options: argparse.Namespace) -> dict[str, Any]:
+    """Options as JSON takes them."""
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+
+
+def write_results(file: Path, results: dict[str, Any]) -> None:
+    """Write results as JSON, with the machine and the versions that they were made on."""
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    made = {**results, "machine": platform.machine(), "versions": versions}
+    with whole_file(file) as writing:
+        writing.write((json.dumps(made, indent=1) + "\n").encode())
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--recipes", nargs="+", choices=list_learned_recipes(), default=list(list_learned_recipes()))
@@ -187,17 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         for name in options.recipes:
             results.append(measure(model, processor, name, seed, options, cases))
-            about = {
-                "options": {
-                    key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()
-                },
-                "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-                "machine": platform.machine(),
-                "questions": len(cases),
-                "results": results,
-            }
-            with whole_file(options.out) as file:
-                file.write((json.dumps(about, indent=1) + "\n").encode())
+            about = {"options": plain(options), "questions": len(cases), "results": results}
+            write_results(options.out, about)
             for row in results[-1]["rows"]:
                 for other in row["versus"]:
                     change = other["difference"]

@@ -13,21 +13,17 @@ kept in `--runs`: the same command goes on where it was stopped. Writes `transfe
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from fit import compared, conditions_of, corrected, scores_of, untrained
+from fit import compared, conditions_of, corrected, plain, scores_of, untrained, write_results
 from torch import nn
 from torch.nn.functional import interpolate
 
 from tokenprune.budget import Budget
-from tokenprune.core.files import whole_file
 from tokenprune.fitting import Plan, fit
 from tokenprune.recipe import load_recipe
 from tokenprune.scenes import TASKS, load_embedded
@@ -147,20 +143,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = scene_cases(options.scenes)
     answers = options.runs / "answers"
     evaluation = evaluate(model, processor, cases, conditions(recipes, budget), packed=True, output=answers)
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     results = {
         "recipe": RECIPE,
-        "options": {key: value for key, value in told.items() if key not in ("runs", "out")},
+        "options": {key: value for key, value in plain(options).items() if key not in ("runs", "out")},
         "questions": len(cases),
-        "machine": platform.machine(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "on_tasks": on_tasks(evaluation, str(budget)),
         "on_sizes": on_sizes({label: recipes[label] for label in ("all", "untrained")}, budget, options),
     }
     parts = [*results["on_tasks"], *results["on_sizes"]]
     corrected([other for part in parts for row in part["rows"] for other in row["versus"]])
-    with whole_file(options.out) as file:
-        file.write((json.dumps(results, indent=1) + "\n").encode())
+    write_results(options.out, results)
     for part in parts:
         for row in part["rows"]:
             for other in row["versus"]:
