@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -28,6 +29,30 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # pytest -n: one process a core
     socket.socket.connect = _connect  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("in_turn")
+        if mark is not None and _turn(item) % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The places of a case's values in the lists of their parameters, summed: each value has its turn, and a case that
+    runs does so whatever else is collected."""
+    assert isinstance(item, pytest.Function)
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    first = [(name.split(",") if isinstance(name, str) else name)[0] for name in names]
+    return sum(item.callspec.indices[name] for name in first)
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made lives on: going through it again and again took a seventh of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000)
 
 
 def _connect(self: socket.socket, address: Any, _real: Any = socket.socket.connect) -> None:

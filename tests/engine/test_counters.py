@@ -41,6 +41,7 @@ def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
     return model, batch, told
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
@@ -66,6 +67,7 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
 OF_THE_TOWER = ["fastervlm", "hiprune", "vispruner", "vscan", "prumerge", "prumerge-plus", "topv", "scope", "holov"]
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_counts_the_same_where_the_tower_is_read(family: str) -> None:
     model, batch, told = prompt(family)
@@ -89,6 +91,7 @@ def test_keys_of_the_tower_are_counted_with_all_heads(family: str) -> None:
     assert ledger.reduced.prefill - counted == compared * model_shape(model).vision.width // 2
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("share", [0.75, 0.9])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:
@@ -184,6 +187,7 @@ EVEN: dict[str, Any] = {"sampler": "uniform", "scorer": "attention", "positions"
 ADAPTIVE: dict[str, Any] = {"raters": "all_text", "scorer": "norm", "scheduler": RANK, "recycler": "cluster"}
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("parts", [{"scorer": "attention"}, EVEN, ADAPTIVE])
 def test_a_trace_of_an_attached_model_gives_its_logits(family: str, parts: dict[str, Any]) -> None:

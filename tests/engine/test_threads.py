@@ -70,6 +70,7 @@ def prompts(family: str, model: Any) -> list[tuple[Any, dict[str, Any]]]:
     ]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_each_thread_gets_its_own_answers_and_report(family: str, kind: str) -> None:
