@@ -43,9 +43,11 @@ def _turn(item: pytest.Item) -> int:
     """The places of a case's values in the lists of their parameters, summed: each value has its turn, and a case that
     runs does so whatever else is collected."""
     assert isinstance(item, pytest.Function)
-    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
-    first = [(name.split(",") if isinstance(name, str) else name)[0] for name in names]
-    return sum(item.callspec.indices[name] for name in first)
+    number, turn = next(iter(item.callspec.indices.values())), 0  # of the case, in the product of all lists
+    for mark in reversed([*item.iter_markers("parametrize")]):
+        number, place = divmod(number, len(mark.args[1]))
+        turn += place
+    return turn
 
 
 def pytest_collection_finish() -> None:

@@ -55,7 +55,7 @@ def test_a_full_disk_behind_stdout_is_told_in_one_line(command: str) -> None:
     assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
 
 
-@pytest.mark.in_turn(3)
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize(
     ("code", "arguments", "told"),
     [

@@ -114,8 +114,8 @@ GROUPED = stage(
 @pytest.mark.parametrize(
     ("family", "cache"),
     [
-        ("llava", "static"),
         ("qwen2_5_vl", "dynamic"),
+        pytest.param("llava", "static", marks=pytest.mark.slow),
         pytest.param("llava", "dynamic", marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", "static", marks=pytest.mark.slow),
     ],
@@ -199,6 +199,7 @@ def each_is_a_graph(model: Any, batches: list[Any]) -> None:
             assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
 
 
+@pytest.mark.slow
 def test_padding_is_a_graph_and_no_recompile() -> None:
     """Without padding, positions are renumbered without looking for it. With masks of four dimensions nothing else
     tells the two prompts apart."""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, sizes, vision_mask
-from pairings import half
 
 import tokenprune as tp
 from tokenprune.cost.account import Ledger
@@ -168,7 +167,9 @@ def vision_outside(family: str, model: Any, batch: Any) -> Iterator[None]:
         del model.model.get_image_features
 
 
-@pytest.mark.parametrize(("family", "recipe"), half(FAMILIES, RECIPES))
+@pytest.mark.in_turn(4)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fvcore_counts_the_same_in_each_layer_of_an_attached_model(family: str, recipe: str | None) -> None:
     """In a trace of the whole model, stages included: fvcore counts them in the language model, beside its layers."""
     model, batch, told = prompt(family)

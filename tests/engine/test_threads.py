@@ -144,12 +144,9 @@ def test_what_one_thread_says_of_embeddings_holds_for_it_alone() -> None:
         assert attached.report.total == (25,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        pytest.param(fixed(0.4), marks=pytest.mark.slow, id="static"),
-        pytest.param({"type": "rank_ratio", "scale": 0.5, "energy": 0.9}, id="adaptive"),
-    ],
+    "scheduler", [fixed(0.4), {"type": "rank_ratio", "scale": 0.5, "energy": 0.9}], ids=["static", "adaptive"]
 )
 def test_a_compiled_model_answers_several_threads(scheduler: dict[str, Any]) -> None:
     model = build("llava", layers=2)
