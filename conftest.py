@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # pytest -n: one process a core
     socket.socket.connect = _connect  # type: ignore[method-assign]
+    gc.disable()  # until everything is imported, all of which stays
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
@@ -51,10 +52,10 @@ def _turn(item: pytest.Item) -> int:
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries have made lives on: going through it again and again took a seventh of the tests' time."""
-    gc.collect()
+    """What the libraries have made stays: going through it again and again took a seventh of the tests' time."""
     gc.freeze()
     gc.set_threshold(50_000)
+    gc.enable()
 
 
 def _connect(self: socket.socket, address: Any, _real: Any = socket.socket.connect) -> None:

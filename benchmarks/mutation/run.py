@@ -100,8 +100,8 @@ def _test(options: argparse.Namespace) -> None:
 
 
 def _collected() -> set[str]:
-    """Tests that run where nothing is said of markers; in a process of its own, so that this one imports no test. Blocks
-    of pages are none: they build on each other."""
+    """Tests that run where nothing is said of markers, without the blocks of pages, which build on each other; asked in
+    a process of its own, so that this one imports no test."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {line for line in told.splitlines() if line.startswith("tests/") and "::" in line}
