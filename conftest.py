@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -28,6 +29,33 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)  # pytest -n: one process a core
     socket.socket.connect = _connect  # type: ignore[method-assign]
+    gc.disable()  # until everything is imported, all of which stays
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest deselects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker("in_turn")
+        if mark is not None and _turn(item) % mark.args[0]:
+            item.add_marker(pytest.mark.slow)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The places of a case's values in the lists of their parameters, summed: each value has its turn, and a case that
+    runs does so whatever else is collected."""
+    assert isinstance(item, pytest.Function)
+    number, turn = next(iter(item.callspec.indices.values())), 0  # of the case, in the product of all lists
+    for mark in reversed([*item.iter_markers("parametrize")]):
+        number, place = divmod(number, len(mark.args[1]))
+        turn += place
+    return turn
+
+
+def pytest_collection_finish() -> None:
+    """What the libraries have made stays: going through it again and again took a seventh of the tests' time."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+    gc.enable()
 
 
 def _connect(self: socket.socket, address: Any, _real: Any = socket.socket.connect) -> None:

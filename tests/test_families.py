@@ -156,6 +156,7 @@ def test_every_size_has_its_own_token_count(family: str) -> None:
     model(**batch)
 
 
+@pytest.mark.in_turn(3)
 @everyone
 @sides
 def test_row_alone_equals_batch_row(family: str, side: Side) -> None:

@@ -46,6 +46,7 @@ def test_many_kills(kind: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("command", ["new", "ls --json"])
 def test_a_full_disk_behind_stdout_is_told_in_one_line(command: str) -> None:
@@ -54,6 +55,7 @@ def test_a_full_disk_behind_stdout_is_told_in_one_line(command: str) -> None:
     assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device\n")
 
 
+@pytest.mark.in_turn(4)
 @pytest.mark.parametrize(
     ("code", "arguments", "told"),
     [
@@ -73,6 +75,7 @@ def test_a_full_disk_is_told_in_one_line(code: str, arguments: str, told: str, t
     assert not {path.name for path in tmp_path.iterdir()} - {"o", "training.json", "training_log.jsonl"}
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that nobody may write to")
 @pytest.mark.parametrize(
     ("code", "arguments"),

@@ -113,6 +113,7 @@ def removed_logits(model: Any, sample: Batch, stages: Sequence[Stage]) -> tuple[
     return model.lm_head(text.norm(hidden))[0], columns
 
 
+@pytest.mark.in_turn(3)
 @families
 @sides
 @pytest.mark.parametrize("layers", [(None,), (0, 3), (2, 5), (1, 2, 7)])
@@ -221,6 +222,7 @@ def test_eager_equals_sdpa(family: str, side: Side) -> None:
                 assert difference(torch.stack(steps), torch.stack(eager_steps)) < TOLERANCE
 
 
+@pytest.mark.in_turn(3)
 @families
 @pytest.mark.parametrize(
     ("options", "cache"), [({}, {}), ({}, STATIC), ({}, NONE), (BEAMS, {}), (BEAMS, NONE), (DRAW, STATIC)]

@@ -233,6 +233,7 @@ STATIC = {
 }
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", STATIC)
 def test_static_stages_compile_to_one_graph_and_not_again_for_the_same_shape(name):
     from torch._dynamo.testing import CompileCounter

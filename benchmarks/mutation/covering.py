@@ -49,17 +49,17 @@ class Recorder:
 
 
 class Covering:
-    """The tests that run a line, from the files that `Recorder` wrote."""
+    """The tests that run a line, out of `among`, from the files that `Recorder` wrote."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], among: set[str]) -> None:
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
         for file in files:
             found = json.loads(file.read_text())
-            self.seconds |= found["seconds"]
+            self.seconds |= {test: took for test, took in found["seconds"].items() if test in among}
             for path, lines in found["lines"].items():
                 for line, tests in lines.items():
-                    self.lines[path][int(line)].update(test for test in tests if test)
+                    self.lines[path][int(line)].update(self.seconds.keys() & tests)
 
     def tests(self, path: str, line: int, seconds: float) -> list[str]:
         """Tests that run the line, the quick first, for about so many seconds; all where only imports run the file.
@@ -69,7 +69,7 @@ class Covering:
         """
         covering = self.lines[path].get(line) or {test for tests in self.lines[path].values() for test in tests}
         covering = covering or set(self.seconds)
-        quick = sorted(covering & self.seconds.keys(), key=lambda test: self.seconds[test])
+        quick = sorted(covering, key=lambda test: self.seconds[test])
         seen: dict[str, int] = defaultdict(int)
         ranked = []
         for test in quick:

@@ -79,6 +79,7 @@ def test_show_explains_every_argument_once(cli: Callable[..., Any]) -> None:
     assert "≈" not in cli("show", "sparsevlm", "--keep", "64").out
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", list_recipes())
 def test_show_works_for_every_recipe_and_its_yaml_passes_check(
     name: str, tmp_path: Path, cli: Callable[..., Any]
@@ -142,6 +143,7 @@ def test_new_recipe_passes_check(tmp_path: Path, cli: Callable[..., Any]) -> Non
     assert path.read_text().replace(str(path), "FILE").replace("my-first", "my-recipe") == cli("new").out
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", list_recipes())
 def test_new_from_a_recipe_keeps_its_comments_and_meaning(name: str, tmp_path: Path, cli: Callable[..., Any]) -> None:
     path = tmp_path / "mine.yaml"

@@ -48,6 +48,7 @@ def test_table_has_views_method_and_cache(cli: Callable[..., Any]) -> None:
     assert "≈" in unsure and "≈100.0%" not in unsure  # the vision tower is certain
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe(name: str, cli: Callable[..., Any]) -> None:
     ran = cli("flops", name, "--model", "qwen2.5-vl-7b", "--grid", "30x40")

@@ -77,6 +77,7 @@ def told(result: Evaluation) -> Any:
     return without_times(result.to_dict()), [(each.answers, each.flops, each.average) for each in result.outcomes]
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("budget", [Budget("keep", 0.5), Budget("flops", 0.8)], ids=str)
 def test_the_result_is_that_of_one_process(budget: Budget, packed: bool, tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def test_a_static_cache_is_reset_to_its_full_room() -> None:
         assert torch.equal(first, model(**batch, **{CACHE: cache}).logits)
 
 
+@pytest.mark.slow
 def test_a_compiled_recipe_gives_the_same() -> None:
     """The caches are cut behind the graph of the prefill, at their addresses; decode steps are a graph of their own."""
     model = build("llava", layers=4)

@@ -57,6 +57,7 @@ def prompts(family: str) -> list[Row]:
     return [Row(images=(first, second, third)), Row(images=(second,)), Row(images=(third, first), between=4)]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("made", RECIPES.values(), ids=RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.inference_mode()
@@ -88,6 +89,7 @@ def test_a_picture_keeps_what_an_engine_keeps_of_it(family: str, made: Any) -> N
         assert bool(there.all())
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", ["norm", "merged", "into survivors", "two stages"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_pruned_model_is_the_masked_one(family: str, name: str) -> None:

@@ -27,6 +27,7 @@ def bit_equal(first: tuple[torch.Tensor, ...], second: tuple[torch.Tensor, ...])
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"num_beams": 2}], ids=str)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -136,6 +137,7 @@ def test_attach_inside_inference_mode() -> None:
     assert answer.shape[0] == 2
 
 
+@pytest.mark.in_turn(5)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)

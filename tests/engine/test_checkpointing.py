@@ -36,6 +36,7 @@ def gradients(model: Any, batch: Batch, recipe: Any, **options: Any) -> tuple[Te
     return pixels.grad, [weight.grad.clone() for weight in model.get_decoder().layers[1].parameters()]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_are_those_without_checkpointing(family: str, reentrant: bool) -> None:

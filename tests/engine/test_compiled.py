@@ -57,11 +57,10 @@ ADAPTIVE = recipe(
 )
 RENUMBERED = recipe("renumbered", STATIC["stages"][1] | {"place": {"before_layer": 1}})
 UNIFORM = recipe("uniform", stage(1, fixed(0.5), sampler="uniform"))
-SOON = ("llava", "qwen3_vl")
-"""Families that differ most to a compiler; tracing is slow, so the others wait for ``-m slow``."""
 families = pytest.mark.parametrize(
-    "family", [family if family in SOON else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+    "family", [family if family == "llava" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 )
+"""Tracing is slow, so the others wait for ``-m slow``."""
 
 
 @pytest.fixture(autouse=True)
@@ -115,8 +114,8 @@ GROUPED = stage(
 @pytest.mark.parametrize(
     ("family", "cache"),
     [
-        ("llava", "static"),
         ("qwen2_5_vl", "dynamic"),
+        pytest.param("llava", "static", marks=pytest.mark.slow),
         pytest.param("llava", "dynamic", marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", "static", marks=pytest.mark.slow),
     ],
@@ -133,6 +132,7 @@ def test_groups_and_biases_are_in_the_graph(family: str, cache: str) -> None:
     assert torch.equal(sequences, expected[0]) and worst(logits, expected[1]) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_groups_of_what_an_earlier_stage_has_left_are_not_static() -> None:
     """Which tokens of a window are left is known on the device alone, so such a prefill is a graph a layer."""
     model = build("llava", layers=LAYERS)
@@ -199,6 +199,7 @@ def each_is_a_graph(model: Any, batches: list[Any]) -> None:
             assert attached.report.graphs == Graphs(compiled=1 + graphs, calls=2 * graphs)
 
 
+@pytest.mark.slow
 def test_padding_is_a_graph_and_no_recompile() -> None:
     """Without padding, positions are renumbered without looking for it. With masks of four dimensions nothing else
     tells the two prompts apart."""
@@ -210,6 +211,7 @@ def test_padding_is_a_graph_and_no_recompile() -> None:
     each_is_a_graph(model, batches)
 
 
+@pytest.mark.slow
 def test_what_else_the_host_knows_of_a_prompt_is_a_graph_and_no_recompile() -> None:
     """Prompts of one length: other text behind the picture, padding among it, position ids with a gap."""
     model = build("llava", layers=2)
@@ -258,6 +260,7 @@ def test_ways_to_generate(options: dict[str, Any]) -> None:
     assert torch.equal(got[0], expected[0]) and worst(got[1], expected[1]) < TOLERANCE
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["cache", "no cache"])
 def test_one_forward_and_its_gradient(options: dict[str, Any]) -> None:
     model = build("llava", layers=2)
@@ -272,6 +275,7 @@ def test_one_forward_and_its_gradient(options: dict[str, Any]) -> None:
         assert (got - expected).abs().max() < TOLERANCE
 
 
+@pytest.mark.slow
 def test_buffers_are_as_small_as_without_compile() -> None:
     model = build("llava", layers=LAYERS)
     batch = inputs("llava", model)
@@ -286,6 +290,7 @@ def test_buffers_are_as_small_as_without_compile() -> None:
     assert sizes[0][0] > sizes[0][1] > sizes[0][2]
 
 
+@pytest.mark.slow
 def test_the_default_backend() -> None:
     """Inductor, on as little as it takes, for it compiles for a minute or more."""
     if shutil.which("c++") is None and shutil.which("g++") is None:
@@ -341,6 +346,7 @@ def test_only_decode_steps_record_cuda_graphs(
         assert [first, *others] == [prefill, asked, prefill], "prefill, decode step, vision tower"
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("given", "static"), [({}, True), ({"use_cache": True}, True), ({"use_cache": False}, False)])
 def test_a_static_cache_is_made_where_nobody_asked_for_another(given: dict[str, Any], static: bool) -> None:
     model = build("llava", layers=2)
@@ -440,6 +446,7 @@ def test_options_that_torch_does_not_take_leave_the_model_alone(options: dict[st
     tp.attach(model, UNIFORM).detach()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(("tower", "graphs"), [("siglip_vision_model", 2), ("pixtral", 1)])
 def test_towers_of_other_types(tower: str, graphs: int) -> None:
     """Towers that are known to be one graph are compiled, others run as they are."""

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, Row, build, inputs, sizes, vision_mask
-from pairings import half
 
 import tokenprune as tp
 from tokenprune.cost.account import Ledger
@@ -41,6 +40,7 @@ def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
     return model, batch, told
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
@@ -66,6 +66,7 @@ def test_torch_counts_the_same(family: str, recipe: str | None) -> None:
 OF_THE_TOWER = ["fastervlm", "hiprune", "vispruner", "vscan", "prumerge", "prumerge-plus", "topv", "scope", "holov"]
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_torch_counts_the_same_where_the_tower_is_read(family: str) -> None:
     model, batch, told = prompt(family)
@@ -89,6 +90,7 @@ def test_keys_of_the_tower_are_counted_with_all_heads(family: str) -> None:
     assert ledger.reduced.prefill - counted == compared * model_shape(model).vision.width // 2
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("share", [0.75, 0.9])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_budget_of_flops_is_what_torch_counts(family: str, share: float) -> None:
@@ -165,7 +167,9 @@ def vision_outside(family: str, model: Any, batch: Any) -> Iterator[None]:
         del model.model.get_image_features
 
 
-@pytest.mark.parametrize(("family", "recipe"), half(FAMILIES, RECIPES))
+@pytest.mark.in_turn(4)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_fvcore_counts_the_same_in_each_layer_of_an_attached_model(family: str, recipe: str | None) -> None:
     """In a trace of the whole model, stages included: fvcore counts them in the language model, beside its layers."""
     model, batch, told = prompt(family)
@@ -184,6 +188,7 @@ EVEN: dict[str, Any] = {"sampler": "uniform", "scorer": "attention", "positions"
 ADAPTIVE: dict[str, Any] = {"raters": "all_text", "scorer": "norm", "scheduler": RANK, "recycler": "cluster"}
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("parts", [{"scorer": "attention"}, EVEN, ADAPTIVE])
 def test_a_trace_of_an_attached_model_gives_its_logits(family: str, parts: dict[str, Any]) -> None:

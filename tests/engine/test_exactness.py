@@ -20,6 +20,7 @@ from tokenprune.parts.raters.text import AboveMeanRaters
 ATTENTIONS = ("sdpa", "eager")
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -52,6 +53,7 @@ def test_padding_never_rates(family: str, kind: str) -> None:
     assert kept[0] == kept[1]
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("kind", ["attention", "adaptive"])
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -75,6 +77,7 @@ def test_a_second_turn_of_text_on_the_same_cache_equals_the_masked_reference(
     assert attached.report.prefills == 1
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_row_of_a_batch_equals_the_sample_alone(family: str, kind: str) -> None:

@@ -101,6 +101,7 @@ def test_the_next_prefill_uses_the_modules_that_are_there(family: str, change: C
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.get_decoder().modules())
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize(("change", "adaptive"), [(adapt, False), (exchange_layers, True)])
 def test_compiled_code_follows_too(change: Callable[[Any], None], adaptive: bool) -> None:
     asked = copy.deepcopy(ASKED)

@@ -31,6 +31,7 @@ def hooked(model: Any) -> set[int]:
     return found
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_layer_has_a_hook_while_it_decodes_without_a_mask(family: str, kind: str) -> None:
@@ -47,6 +48,7 @@ def test_no_layer_has_a_hook_while_it_decodes_without_a_mask(family: str, kind: 
     assert not hooked(model)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_are_those_with_hooks_that_stay(family: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

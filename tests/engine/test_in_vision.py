@@ -133,6 +133,7 @@ def test_a_merge_equals_the_masked_reference(family: str) -> None:
     assert results[0] < TOLERANCE < results[1] / 100
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", [*FAMILIES, *KINDS])
 @torch.no_grad()
 def test_generate_is_that_of_the_masked_reference(family: str) -> None:

@@ -76,6 +76,7 @@ class Acted:
         return hook
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", INSIDE)
 @torch.no_grad()

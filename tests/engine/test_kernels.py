@@ -9,7 +9,6 @@ import pytest
 import torch
 from families import CACHE, FAMILIES, build, inputs, next_turn
 from kinds import KINDS, fixed, recipe, stage
-from pairings import half
 from pruned import TOLERANCE, logits_of, worst
 from reference import generate_logits
 from transformers.utils import is_flash_attn_2_available, is_flash_attn_3_available
@@ -34,7 +33,9 @@ def uncompiled() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("family", "kind"), half(FAMILIES, KINDS))
+@pytest.mark.in_turn(4)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_flex_attention_equals_sdpa(family: str, kind: str, uncompiled: None) -> None:
     """A ragged batch, greedy, and a second turn of text on the same cache."""
     answers = []

@@ -86,6 +86,7 @@ def test_a_recurrent_layer_names_those_that_have_attention() -> None:
 OBLONG = [name for name, tiny in MODELS.items() if len(tiny.sizes) > 1 and name != "idefics2"]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", OBLONG)
 def test_grids_are_as_high_and_wide_as_the_pictures(family: str) -> None:
     model = build(family)

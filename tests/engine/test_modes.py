@@ -66,6 +66,7 @@ def in_turns(family: str, model: Any) -> tuple[list[dict[str, Any]], Tensor]:
     return calls, whole["input_ids"]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", MODELS)
 def test_a_second_picture_on_the_cache(family: str) -> None:
     """The second prefill prunes its own picture, and sees of the first what is left of it."""
@@ -169,6 +170,7 @@ SHAPES = list(product(["alone", "ragged", "even"], KINDS))
 IN_TURN = [(*one, family) for turn, one in enumerate(SHAPES) for family in FAMILIES[turn % 2 :: 2]]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("shape", "kind", "family"), IN_TURN)
 def test_flash_masks_on_cpu_equal_sdpa(shape: str, kind: str, family: str, flash: None) -> None:
     """A row alone and prompts of one length, without a mask; a ragged batch, with one; greedy, and a second turn of

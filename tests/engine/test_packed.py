@@ -85,6 +85,7 @@ def same(chat: Chat, cases: list[Case], recipe: Any) -> Report:
     return report
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", tp.list_recipes())
 def test_every_recipe(name: str, chat: Chat, cases: list[Case]) -> None:
     if name in INSIDE:
@@ -116,6 +117,7 @@ def test_any_places_and_counts(data: st.DataObject, chat: Chat, cases: list[Case
     same(chat, cases[start : start + 4], recipe("drawn", *stages))
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", ["none", *KINDS])
 def test_any_llava_with_text_before_the_picture(kind: str, attention: Any) -> None:

@@ -22,6 +22,7 @@ TWICE = recipe(
 )
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"cache_implementation": "static"}], ids=str)
 @pytest.mark.parametrize("shape", ["single", "ragged"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -44,6 +45,7 @@ def test_generation_equals_the_renumbered_reference(family: str, shape: str, opt
     assert worst(plain[:1], logits[:1]) > 100 * TOLERANCE
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", ["sparsevlm-v1", "sparsevlm-v1.5", "pyramiddrop-code"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shipped_recipes_equal_the_renumbered_reference(family: str, name: str) -> None:

@@ -28,6 +28,7 @@ EACH = [
 ]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(("family", "name"), EACH)
 def test_generation_with_every_recipe(family: str, name: str) -> None:
     model = build(family)
@@ -40,6 +41,7 @@ def test_generation_with_every_recipe(family: str, name: str) -> None:
         assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all())
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "none"])
 def test_budgets_are_met_to_one_token(name: str) -> None:
     model = build("llava")

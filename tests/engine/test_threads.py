@@ -70,6 +70,7 @@ def prompts(family: str, model: Any) -> list[tuple[Any, dict[str, Any]]]:
     ]
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl"])
 def test_each_thread_gets_its_own_answers_and_report(family: str, kind: str) -> None:
@@ -143,12 +144,9 @@ def test_what_one_thread_says_of_embeddings_holds_for_it_alone() -> None:
         assert attached.report.total == (25,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        pytest.param(fixed(0.4), marks=pytest.mark.slow, id="static"),
-        pytest.param({"type": "rank_ratio", "scale": 0.5, "energy": 0.9}, id="adaptive"),
-    ],
+    "scheduler", [fixed(0.4), {"type": "rank_ratio", "scale": 0.5, "energy": 0.9}], ids=["static", "adaptive"]
 )
 def test_a_compiled_model_answers_several_threads(scheduler: dict[str, Any]) -> None:
     model = build("llava", layers=2)

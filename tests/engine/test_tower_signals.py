@@ -28,6 +28,7 @@ from tokenprune.stage import Stage
 TOLERANCE = 1e-5
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("family", TOWERS)
 def test_they_are_those_of_eager_attention(family: str) -> None:
     """Of every block, windows and full ones; of every picture, tiles, ragged batches; as the model's own projector puts
@@ -249,6 +250,7 @@ def test_half_precision() -> None:
     assert kinds["keys"] == kinds["hidden"] == torch.bfloat16
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["class_attention", "received_attention@0", "keys", "hidden@0"])
 @torch.no_grad()

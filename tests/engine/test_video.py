@@ -49,6 +49,7 @@ def report_of(subject: Subject, asked: Any, inputs: Any = None) -> Any:
     return attached.report
 
 
+@pytest.mark.in_turn(3)
 @families
 def test_videos_keep_the_contract(family: str) -> None:
     """Recipes of every kind, batch and row, caches and modes, against the masked reference."""
@@ -57,6 +58,7 @@ def test_videos_keep_the_contract(family: str) -> None:
     assert found.of("holds") == tuple(finding.check for finding in found), str(found)
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize(
     ("family", "cell"), [(family, cell) for turn, family in enumerate(KINDS) for cell in EAGER[turn % 4 :: 4]], ids=str
 )

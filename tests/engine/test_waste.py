@@ -279,6 +279,7 @@ class Decoding(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.parametrize("name", ["fastv", "feather", "sparsevlm-v1.5"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decode_step_runs_what_the_untouched_models_runs(family: str, name: str) -> None:

@@ -92,6 +92,7 @@ def _no_compiled_leftovers() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.mark.in_turn(3)
 @pytest.mark.usefixtures("_no_compiled_leftovers")
 @pytest.mark.parametrize("name", ["smarttrim", "glimpseprune", "focusllava"])
 def test_adaptive_learned_recipes_compile_to_the_same(name: str) -> None:

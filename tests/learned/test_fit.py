@@ -38,6 +38,7 @@ def cases() -> list[Case]:
 PLAN = Plan(steps=6, batch=4, patience=100)
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("aim", ["attention", "logits"])
 def test_it_learns_and_leaves_the_model_as_it_is(
     aim: Any, embedded: tuple[Any, Any], cases: list[Case], tmp_path: Path

@@ -45,6 +45,7 @@ def of_row(x: Tensor, tokens: Tokens, row: int) -> Tensor:
     return x[row, tokens.valid[row]].float()
 
 
+@pytest.mark.in_turn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_tokens_are_kept_as_in_the_sample_alone(name: str) -> None:
     rng = Random(f"{name} 6")  # a seed at which STAR, TopV and DART once did depend on it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from applied import recycled
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from tokenprune import registry
 from tokenprune.core.tokens import Tokens
@@ -230,7 +232,7 @@ STATIC = [part for part in PARTS if getattr(part, "static", True) and part.role 
 """Parts that a graph may hold. A grouper reads on the host what an earlier stage has left; see test_groupers.py."""
 
 
-@pytest.mark.parametrize(
+every_graph = pytest.mark.parametrize(
     ("part", "counts"),
     [
         *(pytest.param(part, (9, 2), id=f"ragged-{part!r}") for part in STATIC),
@@ -238,13 +240,15 @@ STATIC = [part for part in PARTS if getattr(part, "static", True) and part.role 
         *(pytest.param(part, (6, 6), id=f"equal-{part!r}") for part in STATIC if part.role in ("sampler", "recycler")),
     ],
 )
-def test_it_compiles_to_one_graph(part, counts):
-    """No graph break means no wait for the device either: `fullgraph` refuses `.item()` and `.tolist()`."""
-    samples = [
-        strategies.sample((1, 4, 4)),
-        strategies.sample((1, 4, 4) if counts[0] == counts[1] else (1, 2, 3), seed=1),
-    ]
-    tokens = strategies.collate(samples, garbage=0.0)
+
+
+def tokens_for(counts):
+    second = (1, 4, 4) if counts[0] == counts[1] else (1, 2, 3)
+    return strategies.collate([strategies.sample((1, 4, 4)), strategies.sample(second, seed=1)], garbage=0.0)
+
+
+def call_of(part, tokens, counts):
+    """A call of the part that gives tensors alone."""
     raters = tokens.question.valid.float() / 4
     scores = torch.where(tokens.valid, tokens.hidden[..., 0], -torch.inf)
     kept = TopKSampler()(tokens, scores, counts)
@@ -263,6 +267,25 @@ def test_it_compiles_to_one_graph(part, counts):
         new, anchors = recycled(part, tokens, kept, scores, counts)
         return new.hidden, new.origin, new.mass, anchors
 
+    return call
+
+
+@every_graph
+def test_it_never_waits_for_the_device(part, counts, monkeypatch):
+    """Fake tensors hold no numbers: `.item()`, `.tolist()`, and an `if` or an index of booleans fail on them, as they
+    would break a graph."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)  # functions of the tokens keep what they close over
+    with FakeCopyMode(mode):
+        part, tokens = copy.deepcopy(part), copy.deepcopy(tokens_for(counts))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # outside graphs a CPU may be asked
+    with mode:
+        call_of(part, tokens, counts)()
+
+
+@pytest.mark.in_turn(5)
+@every_graph
+def test_it_compiles_to_one_graph(part, counts):
+    call = call_of(part, tokens_for(counts), counts)
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend="eager")()
     expected = call()
