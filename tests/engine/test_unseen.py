@@ -186,6 +186,16 @@ def test_what_nobody_can_see_is_warned_of_once_and_no_earlier_run_is_told(way: s
         assert attached.report.total == (25,)
 
 
+def test_a_single_token_is_no_prompt_and_warns_of_nothing() -> None:
+    model = build("llava", layers=4)
+    token = model.get_input_embeddings()(torch.tensor([[7]]))
+    with tp.attach(model, HALF) as attached, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("error", UnprunedWarning)
+        model(**row_inputs(inputs("llava", model), 0))
+        model.model.language_model.forward(inputs_embeds=token)
+        assert attached.report.total == (25,)
+
+
 def test_prompts_of_text_warn_of_nothing_and_leave_the_report() -> None:
     model = build("llava", layers=4)
     one, text = row_inputs(inputs("llava", model), 0), text_only_inputs("llava", model)
