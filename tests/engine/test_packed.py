@@ -95,6 +95,11 @@ def test_every_recipe(name: str, chat: Chat, cases: list[Case]) -> None:
     same(chat, cases, name)
 
 
+def test_a_stage_deep_in_the_model_that_reads_the_tower(chat: Chat, cases: list[Case]) -> None:
+    """Questions of one picture share what the tower has seen of it."""
+    same(chat, cases, "vscan")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*tp.list_recipes()} - {*INSIDE, "none"}))
 def test_every_recipe_with_a_budget(name: str, chat: Chat, cases: list[Case]) -> None:
