@@ -145,7 +145,7 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
         "variants": list(recipe.variants),
         "budget": None if recipe.budget is None else {recipe.budget.kind: recipe.budget.value},
         "weights": _weights(recipe),
-        "again": None if recipe.again is None else recipe.again.model_dump(),
+        "again": None if recipe.again is None else recipe.again.to_dict(),
         "total": total,
         "grid": list(shape),
         "layers": layers,
@@ -163,12 +163,15 @@ def _weights(recipe: Recipe) -> dict[str, str | None]:
     """What each learned part names as its weights, by stage and role."""
     from tokenprune.parts.learned import Learned
 
-    return {
+    named = {
         f"{stage.name}.{role}": part.settings()["weights"]
         for stage in recipe.stages
         for role, part in stage.parts.items()
         if issubclass(part.part, Learned)
     }
+    if recipe.again is not None and recipe.again.weights is not None:
+        named["again"] = recipe.again.weights
+    return named
 
 
 def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int) -> Prices:

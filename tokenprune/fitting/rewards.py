@@ -110,7 +110,7 @@ def request_control(correct: Tensor, asked: Tensor, *, ratio: Ratio, amount: flo
         r = right_direct / (right_direct + right_full).clamp(min=1)
     needs = r < theta
     if ratio == "released":
-        lose = asked | (direct & needs & (r > 0))
+        lose = asked | needs  # r is 0 where no direct answer was right: none to take from
     else:
         lose = torch.where(needs, direct, asked)
     return amount * (correct & lose).float()

@@ -28,6 +28,7 @@ from tokenprune.core.place import Place, PlaceError, place_schema
 from tokenprune.errors import RecipeError
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.limits import Keep, Share
+from tokenprune.parts.request import RequestHead
 from tokenprune.recipe.again import Again
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
@@ -247,7 +248,7 @@ class Recipe(Spec):
         stages = [{key: value for key, value in stage.to_dict().items() if key != "name"} for stage in self.stages]
         data = {"version": self.version, "budget": self.to_dict().get("budget"), "stages": stages}
         if self.again is not None:
-            data["again"] = self.again.model_dump()
+            data["again"] = self.again.to_dict()
         if self.pictures != "together":
             data["pictures"] = self.pictures
         return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
@@ -271,6 +272,17 @@ class Recipe(Spec):
         """What the first pass runs: the same stages, and nothing that asks again."""
         return self.model_copy(update={"again": None})
 
+    def build_request(self) -> RequestHead | None:
+        """The learned request of `again`, with its weights; None where the recipe names none.
+
+        Raises:
+            RecipeError: weights that are not there, or are not those that the recipe means.
+        """
+        if self.again is None or self.again.weights is None:
+            return None
+        head = RequestHead()
+        return head.read(find_weights(self.again.weights, self._folder, head.title))
+
     def in_folder(self, folder: Path | None) -> Recipe:
         """The same recipe, with its weights looked for in `folder`."""
         self._folder = folder
@@ -291,7 +303,7 @@ class Recipe(Spec):
             "differences": list(self.differences),
             "budget": None if self.budget is None else {self.budget.kind: self.budget.value},
             "pictures": None if self.pictures == "together" else self.pictures,
-            "again": None if self.again is None else self.again.model_dump(),
+            "again": None if self.again is None else self.again.to_dict(),
             "stages": [stage.to_dict() for stage in self.stages],
             "variants": {name: dict(values) for name, values in self.variants.items()},
         }
