@@ -151,6 +151,10 @@ def test_what_is_learned_from_in_batches_is_what_a_question_alone_gives(embedded
         inputs = embedded.inputs([case.picture()], case.question)
         first = one_pass(embedded, inputs, POOLED.first_pass, "first", 12, probe)
         alone.append((case, first.text, full_pass(embedded, inputs, 12).text))
+        # What is read is what the first token of the answer is made of.
+        with torch.no_grad():
+            odds = embedded.model.get_output_embeddings()(probe.states[-1])
+        assert odds.softmax(-1).max().item() == pytest.approx(first.probability, abs=1e-5)
     states = torch.cat(probe.states)
     for rewards, right in (
         (Rewards(), [[first == full, True] for _, first, full in alone]),
