@@ -210,15 +210,16 @@ class _Unlabelled:
 def test_what_cannot_be_rewarded_is_told(embedded: Chat, cases: list[Case], tmp_path: Path) -> None:
     host = host_of(anatomy(embedded.model))
     with pytest.raises(InputError, match=r"visionthink asks again .*aim reward, not logits"):
-        lesson(embedded, POOLED, Plan(aim="logits"), host)
+        lesson(embedded, POOLED, Plan(aim="logits"), host, cases)
     with pytest.raises(InputError, match=r"text-conditioned does not ask again, .* no request to reward"):
-        lesson(embedded, load_recipe("text-conditioned"), Plan(aim="reward"), host)
+        lesson(embedded, load_recipe("text-conditioned"), Plan(aim="reward"), host, cases)
     bare: Sequence[Any] = [_Unlabelled(case.picture, case.question) for case in cases]
     plan = Plan(aim="reward", steps=1, batch=2, rewards=Rewards(right="labels"))
     with pytest.raises(InputError, match=r"labels need questions that know their answer"):
         fit(*embedded, POOLED, bare, tmp_path / "a", plan=plan)
     with pytest.raises(InputError, match=r"144 vision tokens, with full pictures 144"):
         fit(*embedded, "visionthink", cases, tmp_path / "b", plan=Plan(aim="reward", steps=1, batch=2))
+    assert not any(tmp_path.iterdir()), "nothing was begun"
     assert Plan.from_dict(plan.to_dict()) == plan
     assert "rewards" not in Plan().to_dict()
 

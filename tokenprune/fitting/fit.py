@@ -94,7 +94,7 @@ class _Run:
     def __init__(self, chat: Chat, recipe: Recipe, data: Sequence[Asked], folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         host = host_of(anatomy(chat.model))
-        self.lesson = lesson(chat, recipe, plan, host)
+        self.lesson = lesson(chat, recipe, plan, host, data)
         self.learner = nn.ModuleDict(dict(self.lesson.parts)).to(chat.model.device).requires_grad_(True)
         self.train_on, self.held_out = _split(data, plan)
         self.prepared: dict[int, Any] = {}

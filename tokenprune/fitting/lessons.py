@@ -109,9 +109,19 @@ class RequestLesson:
     anew, so no ratio of policies needs clipping.
 
     Both answers of a question are asked for once and kept in the folder, so the steps themselves take no forward.
+
+    Raises:
+        InputError: rewards by labels, and questions without; or smaller pictures save nothing on this model.
     """
 
-    def __init__(self, chat: Chat, recipe: Recipe, plan: Plan, host: Host) -> None:
+    def __init__(self, chat: Chat, recipe: Recipe, plan: Plan, host: Host, data: Sequence[Asked] = ()) -> None:
+        if plan.rewards.right == "labels" and not all(hasattr(each, "right") for each in data):
+            raise InputError(
+                "rewards by labels need questions that know their answer (`right`), as cases have; "
+                "Rewards(right='untouched') needs none"
+            )
+        for each in data[:1]:  # what is refused for one is refused before anything is written
+            both_inputs(chat, [[each.picture()]], [each.question], recipe)
         self._chat, self._recipe, self._plan = chat, recipe, plan
         self._head = RequestHead().start(host, seed=plan.seed)
         self.parts: Mapping[str, Learned] = {"request": self._head}
@@ -157,16 +167,10 @@ class RequestLesson:
     def _texts(self, inputs: dict[str, Tensor]) -> list[str]:
         return [self._chat.text(ids) for ids in self._chat.generate(inputs, self._plan.answer_tokens)]
 
-    def _right(self, asked: Asked, first: str, full: str) -> tuple[bool, bool]:
+    def _right(self, asked: Any, first: str, full: str) -> tuple[bool, bool]:
         if self._plan.rewards.right == "untouched":
             return first == full, True
-        by = getattr(asked, "right", None)
-        if by is None:
-            raise InputError(
-                "rewards by labels need questions that know their answer (`right`), as cases have; "
-                "Rewards(right='untouched') needs none"
-            )
-        return bool(by(first)), bool(by(full))
+        return bool(asked.right(first)), bool(asked.right(full))
 
     def loss(self, prepared: Sequence[Known], generator: torch.Generator) -> Tensor:
         odds = self._head(torch.stack([each.state for each in prepared]))
@@ -186,12 +190,12 @@ class RequestLesson:
         return write_request(self._recipe, self._head, folder, made_by=MADE_BY)
 
 
-def lesson(chat: Chat, recipe: Recipe, plan: Plan, host: Host) -> Lesson:
+def lesson(chat: Chat, recipe: Recipe, plan: Plan, host: Host, data: Sequence[Asked]) -> Lesson:
     """What a plan's aim teaches of a recipe.
 
     Raises:
         RecipeError: the recipe has nothing to learn.
-        InputError: rewards are for a recipe that asks again, and for that alone.
+        InputError: rewards are for a recipe that asks again, and for that alone; or `data` has no rewards.
     """
     if (recipe.again is not None) != (plan.aim == "reward"):
         if recipe.again is None:
@@ -200,4 +204,8 @@ def lesson(chat: Chat, recipe: Recipe, plan: Plan, host: Host) -> Lesson:
             f"{recipe.name} asks again (`again`): what learns there is its request, with the aim reward, not "
             f"{plan.aim}; stages of a first pass are fitted in a recipe without `again`"
         )
-    return (StagesLesson if recipe.again is None else RequestLesson)(chat, recipe, plan, host)
+    return (
+        StagesLesson(chat, recipe, plan, host)
+        if recipe.again is None
+        else RequestLesson(chat, recipe, plan, host, data)
+    )
