@@ -160,14 +160,14 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
 
 
 def _weights(recipe: Recipe) -> dict[str, str | None]:
-    """What each learned part names as its weights, by stage and role."""
+    """What each learned part names as its weights, by stage and role; those that do without are left out."""
     from tokenprune.parts.learned import Learned
 
     return {
         f"{stage.name}.{role}": part.settings()["weights"]
         for stage in recipe.stages
         for role, part in stage.parts.items()
-        if issubclass(part.part, Learned)
+        if issubclass(part.part, Learned) and not (part.part.plain and part.settings()["weights"] is None)
     }
 
 
