@@ -51,8 +51,8 @@ class Learned(Part):
 
     The constructor takes hyper-parameters and the name of the weights, and makes no parameters: it touches no file, and
     widths are the model's. Where a recipe is built to run, `read` makes the parameters and fills them; `tokenprune fit`
-    makes them with `make` and trains them. Until then the part raises, unless it is `plain`: untrained weights are noise,
-    not a method.
+    makes them with `make` and trains them. Until then the part raises, unless it is `plain`: untrained weights are
+    noise, not a method.
 
     A subclass keeps ``weights: Weights | None = None`` among its settings, makes its parameters in `make`, and calls
     `ready` first in `forward`.
