@@ -16,7 +16,7 @@ from tokenprune.parts.work import Work
 
 
 class SummaryRecycler(Learned, Recycler):
-    """What was dropped becomes one token, in the slot of the last of it: ``softmax(w · norm(x) + b)ᵀ x``.
+    """What was dropped becomes one token, in the slot of the last of it: ``softmax(w · norm(x))ᵀ x``.
 
     One token for all pictures of the prompt, and behind everything that it sums up, so that later text may read it.
     The layer w starts at 0, where all weights are equal: the mean, which is also what it is without weights. It is
@@ -35,9 +35,8 @@ class SummaryRecycler(Learned, Recycler):
 
     def make(self, host: Host) -> None:
         self.norm = nn.LayerNorm(host.width)
-        self.score = nn.Linear(host.width, 1)
+        self.score = nn.Linear(host.width, 1, bias=False)  # a bias, as the paper has it, cancels in the softmax
         nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
 
     def added(self, dropped: int) -> int:
         return min(dropped, 1)
