@@ -50,6 +50,13 @@ def test_a_recipe_whose_questions_cannot_share_caches_is_asked_by_generate(embed
     assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
 
 
+def test_questions_that_do_not_see_all_of_their_picture_are_asked_by_generate(embedded: tuple[Any, Any]) -> None:
+    cases, conditions = scene_cases(2, tasks=["colour", "counting"]), make_conditions(["skip-vision"])
+    expected = told(evaluate(*embedded, cases, conditions).outcomes)
+    assert expected[1][1] != expected[0][1]
+    assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
+
+
 def test_pictures_apart_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
     """A batch of several pictures, each in a prompt of its own: counts are each picture's, packed or not."""
     stages = [

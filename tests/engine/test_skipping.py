@@ -16,6 +16,7 @@ import tokenprune as tp
 from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import load_recipe
+from tokenprune.serving import PictureReducer
 from tokenprune.stage import Stage
 
 
@@ -287,6 +288,8 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     del other.get_decoder().layers[3].mlp
     with pytest.raises(UnsupportedModelError, match="nobody knows where the feed-forward of layer 3"):
         tp.attach(other, skipping(2))
+    with pytest.raises(RecipeError, match=r"serving: .*its dropped tokens skip feed-forwards"):
+        PictureReducer(skipping("after_vision"))
     with pytest.raises(InputError, match="skip_ffn acts inside the layers of a language model"):
         tp.build(skipping("after_vision"))["after_vision"](tp.Tokens.from_hidden(torch.randn(1, 25, 8), grid=(1, 5, 5)))
 
