@@ -83,6 +83,10 @@ def test_decoding_equals_the_masked_reference(family: str, kind: str) -> None:
     assert report.stages[-1].skips
 
 
+EARLY = skipping(1, 0.3, scorer="norm", recycler={"type": "cluster", "share": 0.2, "per_cluster": 2})
+"""For models of four layers: what skips is read by the others in one, and they by text in the next."""
+
+
 @pytest.mark.parametrize("mode", ["static", "beams", "eager", "no cache", "lookup", "chunks"])
 def test_modes_equal_the_masked_reference(mode: str) -> None:
     model = build("llava", attention="eager" if mode == "eager" else "sdpa", layers=4)
@@ -97,13 +101,13 @@ def test_modes_equal_the_masked_reference(mode: str) -> None:
     batch = inputs("llava", model, rows=[Row()] if alone else None)
     expand = 3 if mode == "beams" else 1
     if mode == "chunks":  # the reference reads the prompt as a whole
-        with tp.attach(model, RECIPES["merging"]):
+        with tp.attach(model, EARLY):
             got, logits = generate_logits(model, batch, **options)
-        _, (_, expected), _ = run_both(model, batch, RECIPES["merging"])
-        with tp.attach(model, RECIPES["merging"]):
+        _, (_, expected), _ = run_both(model, batch, EARLY)
+        with tp.attach(model, EARLY):
             difference = worst(logits, generate_logits(model, batch)[1])
     else:
-        difference, (got, expected), _ = run_both(model, batch, RECIPES["merging"], expand=expand, **options)
+        difference, (got, expected), _ = run_both(model, batch, EARLY, expand=expand, **options)
     assert difference < TOLERANCE
     assert torch.equal(got, expected)
 
@@ -226,7 +230,7 @@ def test_nothing_is_left_behind() -> None:
 def test_a_second_turn_goes_on_from_it() -> None:
     model = build("llava", layers=4)
     batch = inputs("llava", model)
-    with tp.attach(model, skipping(2)) as attached, stage_results(attached) as results:
+    with tp.attach(model, skipping(1)) as attached, stage_results(attached) as results:
         output = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         later = next_turn(batch, output.sequences)
         stages = reference_stages(attached.report, results)
@@ -242,7 +246,7 @@ def test_a_loss_is_that_of_the_masked_reference() -> None:
     """Nothing leaves the sequence and text sees the same wherever it comes, so labels need no care."""
     model = build("llava", layers=4)
     batch = inputs("llava", model)
-    with torch.no_grad(), tp.attach(model, skipping(2)) as attached, stage_results(attached) as results:
+    with torch.no_grad(), tp.attach(model, skipping(1)) as attached, stage_results(attached) as results:
         loss = model(**batch, labels=batch["input_ids"]).loss
         stages = reference_stages(attached.report, results)
     expected = reference_logits(model, batch, stages)[:, :-1]
@@ -254,7 +258,7 @@ def test_gradients_are_those_of_the_masked_reference() -> None:
     model = build("llava", layers=4).train()
     batch = inputs("llava", model)
     found = []
-    for recipes in (skipping(2), None):
+    for recipes in (skipping(1), None):
         model.zero_grad()
         pixels = batch["pixel_values"].clone().requires_grad_()
         if recipes is not None:

@@ -292,5 +292,10 @@ def _meanings(facts: dict[str, Any]) -> None:
     ):
         made.add_row(f"  [bold]{name}", f"{about}{value:.4g}", f"{value / total:.1%}", f"[dim]{what}")
     screen.print(made)
+    if any(stage.get("dropped") == "skip_ffn" for stage in facts["stages"]):
+        screen.print(
+            "dropped: skip_ffn: these are the tokens that go through feed-forwards and stay in the caches; attention "
+            "sees the others, too, and `tokenprune flops` counts that"
+        )
     if not facts["exact"]:
         screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")

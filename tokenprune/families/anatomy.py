@@ -97,7 +97,7 @@ class Anatomy:
                 f"{asker}: nobody knows where the feed-forward of layer {index} of {self.adapter.title} is "
                 f"({type(layer).__name__}): {known}"
             )
-        return found  # type: ignore[no-any-return]
+        return found
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""

@@ -187,7 +187,7 @@ class StageSpec(Spec):
         """Plain data, with defaults filled in."""
         parts = {role: part.to_dict() for role, part in self.parts.items()}
         # Left out where nobody asks for it, so that recipes from before there was a choice keep their fingerprints.
-        asked = {} if self.kv == "later_layers" else {"kv": self.kv}
+        asked: dict[str, Any] = {} if self.kv == "later_layers" else {"kv": self.kv}
         if self.dropped != "leave":
             asked["dropped"] = self.dropped
         return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions, **asked}
