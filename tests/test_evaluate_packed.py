@@ -50,10 +50,15 @@ def test_a_recipe_whose_questions_cannot_share_caches_is_asked_by_generate(embed
     assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
 
 
-def test_questions_that_do_not_see_all_of_their_picture_are_asked_by_generate(embedded: tuple[Any, Any]) -> None:
-    cases, conditions = scene_cases(2, tasks=["colour", "counting"]), make_conditions(["skip-vision"])
+@pytest.mark.parametrize("looks", [False, True], ids=["blind", "looking"])
+def test_questions_that_do_not_see_all_of_their_picture(looks: bool, embedded: tuple[Any, Any]) -> None:
+    """What skips has left the caches before a question reads its picture's, or before an answer does."""
+    looking = {"raters": "last_text", "scorer": "attention"} if looks else {"sampler": "uniform"}
+    parts = {"scheduler": fixed(20), "recycler": "summary", "dropped": "skip_ffn", **looking}
+    made = tp.load_recipe(recipe("skips", {"place": {"before_layer": 2}, **parts}))
+    cases, conditions = scene_cases(3, tasks=["box", "code"]), [Condition("skips", recipe=made)]
     expected = told(evaluate(*embedded, cases, conditions).outcomes)
-    assert expected[1][1] != expected[0][1]
+    assert expected[1][1] != expected[0][1] and min(len(answer.split()) for answer in expected[1][1]) > 1
     assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
 
 

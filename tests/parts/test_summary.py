@@ -114,6 +114,7 @@ def test_predictions_teach_it() -> None:
     goal = LogitsObjective(Chat("", model, processor), stages, Plan(aim="logits", keep=(0.1, 0.1)))
     prompts = [case.picture() for case in cases[:2]], [case.question for case in cases[:2]]
     goal.loss(prompts, torch.Generator().manual_seed(0)).backward()
+    assert [stage.dropped for stage in goal._stages] == ["skip_ffn"]
     for name, value in part.named_parameters():
         assert value.grad is not None
         assert value.grad.isfinite().all()

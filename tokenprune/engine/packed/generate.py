@@ -51,9 +51,8 @@ def check_packable(model: Any) -> None:
 
 
 def shares_caches(attached: Attached) -> bool:
-    """Whether questions may share the caches of their picture: ``kv: all_layers`` shortens them for each alone, and
-    with ``dropped: skip_ffn`` questions do not see what the picture's own tokens see."""
-    return all(stage.kv != "all_layers" and not stage.skips for stage in attached.engine.pipeline)
+    """Whether questions may share the caches of their picture: ``kv: all_layers`` shortens them for each alone."""
+    return all(stage.kv != "all_layers" for stage in attached.engine.pipeline)
 
 
 def shared_layers(pipeline: Pipeline, depth: int) -> int:
@@ -101,13 +100,13 @@ def packed_run(attached: Attached, prompt: PackedPrompt) -> Together | Apart:
     """The batch, ready to start.
 
     Raises:
-        UnsupportedModelError: a stage with ``kv: all_layers``, or with ``dropped: skip_ffn``.
+        UnsupportedModelError: a stage with ``kv: all_layers``.
     """
     depth = len(attached.anatomy.layers)
     if not shares_caches(attached):
         raise UnsupportedModelError(
             f"packed: recipe {attached.report.recipe!r} takes dropped tokens out of caches that questions about a "
-            "picture share (kv: all_layers, dropped: skip_ffn); ask it by generate"
+            "picture share (kv: all_layers); ask it by generate"
         )
     shared = shared_layers(attached.engine.pipeline, depth)
     return Together(attached, prompt) if shared == depth else Apart(attached, prompt, shared)
