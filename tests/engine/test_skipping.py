@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import CACHE, Row, build, inputs, next_turn, row_inputs, vision_mask
+from families import CACHE, MODELS, Row, build, inputs, next_turn, row_inputs, vision_mask
 from kinds import KINDS, fixed, recipe, stage
 from pruned import TOLERANCE, logits_of, reference_stages, run_both, snapshot, stage_results, worst
 from reference import generate_logits, masked_reference, reference_logits
 
 import tokenprune as tp
+from tokenprune.engine.skipping import Skipping
 from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
+from tokenprune.families.anatomy import RECURRENT
 from tokenprune.pipeline import Pipeline
 from tokenprune.recipe import load_recipe
 from tokenprune.serving import PictureReducer
@@ -328,3 +330,67 @@ def test_recipes_that_do_not_ask_for_it_keep_their_fingerprints() -> None:
     assert "dropped" not in plain.to_dict()["stages"][0]
     assert plain.fingerprint != asked.fingerprint
     assert load_recipe(asked.to_dict()).fingerprint == asked.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(MODELS))
+def test_every_family_gives_it_or_is_refused(family: str) -> None:
+    model = build(family, layers=4)
+    if set(getattr(model.config.get_text_config(), "layer_types", None) or ()) & RECURRENT:
+        with pytest.raises(UnsupportedModelError, match="is recurrent"):
+            tp.attach(model, EARLY)
+        return
+    difference, (got, expected), _ = run_both(model, inputs(family, model), EARLY)
+    assert difference < TOLERANCE
+    assert torch.equal(got, expected)
+
+
+def test_a_flash_kernel_is_refused_before_anything_runs() -> None:
+    with tp.attach(build("llava", layers=2), skipping(1)) as attached:
+        with pytest.raises(UnsupportedModelError, match=r"\(before_layer: 1\): dropped: skip_ffn: .* flash kernel"):
+            attached.engine.feed_forwards.check(flash=True)
+        attached.engine.feed_forwards.check(flash=False)
+
+
+def test_what_a_feed_forward_returns_beside_its_rows_stays() -> None:
+    """As mixtures of experts of older releases return what their router says."""
+
+    class Told(torch.nn.Module):
+        def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return 2 * hidden_states, hidden_states.shape[1]
+
+    model = build("llava", layers=2)
+    tokens = tp.Tokens.from_hidden(torch.randn(1, 6, 4), grid=(1, 6))
+    kept = tokens.take(torch.tensor([[1, 4]]), (2,))
+    with tp.attach(model, skipping(1)) as attached:
+        feeds, module = attached.engine.feed_forwards, Told()
+        skips = Skipping.behind(tokens, kept, None, torch.empty(1, 6), [6])
+        feeds._skipping = lambda: skips
+        module.register_forward_pre_hook(feeds._before, with_kwargs=True)
+        module.register_forward_hook(feeds._after)
+        for call in ({"hidden_states": tokens.hidden}, None):
+            rows, told = module(**call) if call else module(tokens.hidden)
+            assert told == 2
+            assert torch.equal(rows[:, [1, 4]], 2 * tokens.hidden[:, [1, 4]])
+            assert not rows[:, [0, 2, 3, 5]].any()
+
+
+def test_experts_beside_an_mlp_are_refused() -> None:
+    model = build("llava", layers=3)
+    model.get_decoder().layers[2].experts = torch.nn.Identity()
+    with pytest.raises(UnsupportedModelError, match=r"layer 2 of LLaVA.*experts run beside its mlp"):
+        tp.attach(model, skipping(1))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_flex_attention_equals_sdpa(family: str) -> None:
+    answers = []
+    with torch.compiler.set_stance("force_eager"):  # compiling its masks takes minutes on a CPU
+        for attention in ("sdpa", "flex_attention"):
+            model = build(family, attention=attention, layers=4)  # type: ignore[arg-type]
+            with tp.attach(model, EARLY):
+                answers.append(generate_logits(model, inputs(family, model), max_new_tokens=3))
+    (expected, logits), (got, others) = answers
+    assert torch.equal(got, expected)
+    assert worst(logits, others) < TOLERANCE
