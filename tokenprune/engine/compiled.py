@@ -62,6 +62,10 @@ class Compiled:
             raise UnsupportedModelError(
                 "compile: stages inside the vision tower are not compiled yet; attach without compile"
             )
+        if engine.feed_forwards.layers:
+            raise UnsupportedModelError(
+                "compile: a stage with dropped: skip_ffn is not compiled yet; attach without compile"
+            )
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}

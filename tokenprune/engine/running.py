@@ -39,8 +39,11 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         tokens = result.tokens
         renumbers = stage.positions == "renumber"
         if tokens.sizes != before.sizes or result.written is not None or tokens.bias is not before.bias:
-            hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
-            prefill.text = moved.gather(1, prefill.text)
+            if stage.skips:
+                hidden = forward.skip(before, result, hidden, prefill.lengths)
+            else:
+                hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
+                prefill.text = moved.gather(1, prefill.text)
         if renumbers:
             forward.renumber(prompt, hidden, slots_of(call.store))
         carried = prompt.tokens
@@ -58,5 +61,6 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         scored=before.origin,
         watch=watch,
         kv=stage.kv,
+        dropped=stage.dropped,
     )
     return hidden, report
