@@ -62,6 +62,12 @@ class Compiled:
             raise UnsupportedModelError(
                 "compile: stages inside the vision tower are not compiled yet; attach without compile"
             )
+        for stage in engine.pipeline:
+            if stage.reads.glimpse:
+                raise UnsupportedModelError(
+                    f"compile: {stage.name} ({stage.place}): a glimpse behind the prompt runs through layers a second "
+                    "time, which is not supported in one graph; attach without compile"
+                )
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}
