@@ -20,11 +20,13 @@ from tokenprune.engine.weights import host_of
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
+from tokenprune.fitting.aims import objective
 from tokenprune.fitting.fresh import fresh_stages, without_weights
-from tokenprune.fitting.objectives import Objective, Prompts, objective
+from tokenprune.fitting.objectives import Objective, Prompts
 from tokenprune.fitting.plan import Plan
 from tokenprune.fitting.written import learned_parts, write_weights
 from tokenprune.recipe import Recipe, load_recipe
+from tokenprune.study.cases import Box
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +36,10 @@ Progress = Callable[[int, int, float], None]
 
 
 class Asked(Protocol):
-    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one."""
+    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one.
+
+    With a ``target`` (`tokenprune.study.cases.Box`, or None), the aim ``boxes`` can learn from it.
+    """
 
     @property
     def picture(self) -> Callable[[], Image]: ...
@@ -78,14 +83,15 @@ def fit(
         model: a supported model; it stays as it is, bit for bit.
         processor: that speaks to it.
         recipe: with at least one learned part.
-        data: pictures and questions, without answers.
+        data: pictures and questions, without answers; for the aim ``boxes`` those with a ``target`` count.
         folder: for the weights, the recipe that names them, the log and the checkpoint.
         plan: what to do; the usual when left out.
         progress: told after every step.
 
     Raises:
         RecipeError: the recipe has no learned part.
-        InputError: too little data, or a folder that holds another fit, or in which one runs.
+        InputError: too little data, no boxes where they are the aim, a folder that holds another fit, or in which one
+            runs.
     """
     plan = plan or Plan()
     loaded = load_recipe(recipe)
@@ -109,6 +115,7 @@ class _Run:
             raise RecipeError(f"{recipe.name}: no part of it learns; `tokenprune ls parts` says which do")
         self.learner = nn.ModuleDict(self.parts).to(chat.model.device).requires_grad_(True)
         self.objective: Objective = objective(chat, self.stages, plan)
+        data = _with_boxes(data) if plan.aim == "boxes" else data
         self.train_on, self.held_out = _split(data, plan)
         self.optimiser = torch.optim.AdamW(self.learner.parameters(), lr=plan.rate, weight_decay=0.01)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, plan.rate, total_steps=plan.steps)
@@ -117,7 +124,7 @@ class _Run:
         self.looks: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
         bare = without_weights(recipe).fingerprint
-        self.about = {"plan": plan.to_dict(), "recipe": bare, "data": _digest(data), "host": str(host)}
+        self.about = {"plan": plan.to_dict(), "recipe": bare, "data": _digest(data, plan), "host": str(host)}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -248,12 +255,32 @@ def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]
     return flat[0], flat[1][: 8 * plan.batch]
 
 
+def _with_boxes(data: Sequence[Asked]) -> list[Asked]:
+    """The questions with a box around what they ask for."""
+    found = [asked for asked in data if _box(asked) is not None]
+    if not found:
+        raise InputError(
+            f"aim boxes: none of {len(data)} questions has a box around what it asks for (Case.target; box in a file "
+            "of JSON lines); fit with --aim logits, which needs none"
+        )
+    return found
+
+
+def _box(asked: Asked) -> Box | None:
+    return getattr(asked, "target", None)
+
+
 def _prompts(asked: Sequence[Asked]) -> Prompts:
-    return [each.picture() for each in asked], [each.question for each in asked]
+    boxes = [_box(each) for each in asked]
+    return Prompts([each.picture() for each in asked], [each.question for each in asked], boxes)
 
 
-def _digest(data: Sequence[Asked]) -> str:
-    text = "\n".join(f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data)
+def _digest(data: Sequence[Asked], plan: Plan) -> str:
+    """Of what is asked about what, and of boxes where they are learned from."""
+    lines = [f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data]
+    if plan.aim == "boxes":
+        lines += [str(_box(asked)) for asked in data]
+    text = "\n".join(lines)
     return sha256(text.encode()).hexdigest()[:12]
 
 

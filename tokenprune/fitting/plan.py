@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from tokenprune.errors import InputError, did_you_mean
 
-Aim = Literal["attention", "logits"]
-"""What the untouched model is asked for: where it looks, or what it says."""
+Aim = Literal["attention", "logits", "boxes"]
+"""What is learned from: where the untouched model looks, what it says, or boxes around what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Plan:
 
     aim: Aim = "attention"
     """``attention``: scores learn the attention of the last text token, which is cheap: the model runs forward only.
-    ``logits``: the model runs with gates in place of removed tokens, and its predictions learn to stay the same."""
+    ``logits``: the model runs with gates in place of removed tokens, and its predictions learn to stay the same.
+    ``boxes``: scores learn which tokens the box of a question touches; questions without one are left out."""
     steps: int = 400
     """Optimiser steps."""
     batch: int = 16
