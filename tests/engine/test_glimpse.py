@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from reference import generate_logits, masked_reference
 from torch import Tensor
 
 import tokenprune as tp
+from tokenprune.engine.packed.generate import shares_caches
 from tokenprune.errors import InputError, UnsupportedModelError
 from tokenprune.parts.schedulers.fixed import FixedScheduler
 from tokenprune.parts.scorers.features import NormScorer
@@ -185,6 +187,38 @@ def test_the_prompt_is_read_as_ever_and_hooks_of_others_see_it_once() -> None:
     assert seen == [(2, batch["input_ids"].shape[1], 64)]
     plain = model(**batch, output_attentions=True)
     assert all(map(torch.equal, output.attentions[:PLACE], plain.attentions[:PLACE]))
+
+
+def test_threads_look_each_behind_its_own_prompt() -> None:
+    model = build("llava", layers=LAYERS)
+    batch, vectors = inputs("llava", model), vectors_of(model)
+    rows = [row_inputs(batch, row) for row in (0, 1, 0, 1)]
+
+    def scores(attached: Any, row: Any) -> Tensor:
+        logits_of(model, row)
+        found = attached.report.stages[0].scores
+        assert found is not None
+        return found
+
+    with tp.attach(model, looks(Looking(vectors=vectors))) as attached:
+        alone = [scores(attached, row) for row in rows]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                found = list(pool.map(lambda row: scores(attached, row), rows))
+                assert all(map(torch.equal, found, alone))
+    assert not torch.equal(alone[0], alone[1])
+
+
+def test_questions_about_one_picture_do_not_share_its_layers() -> None:
+    """Packed evaluation asks such a recipe by generate: the layers below must run with each question."""
+    model = build("llava", layers=LAYERS)
+    with tp.attach(model, looks(Looking(vectors=vectors_of(model)))) as attached:
+        assert not shares_caches(attached)
+    plain = Pipeline(
+        [Stage(place=PLACE, scorer=NormScorer(), scheduler=FixedScheduler(keep=6))], depth=LAYERS, name="a"
+    )
+    with tp.attach(model, plain) as attached:
+        assert shares_caches(attached)
 
 
 def test_gradients_reach_the_vectors_and_nothing_else() -> None:
