@@ -57,7 +57,7 @@ def pairs() -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--scenes", type=int, default=80, help="held-out scenes to ask about")
+    made.add_argument("--scenes", type=int, default=40, help="held-out scenes to ask about")
     made.add_argument("--shares", type=float, nargs="+", default=[0.85, 0.80], help="of the untouched prefill")
     made.add_argument("--draws", type=int, default=3, help="of random choice")
     made.add_argument("--batch-size", type=int, default=32, help="of questions")
