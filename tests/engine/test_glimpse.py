@@ -12,6 +12,7 @@ from families import CACHE, Row, build, inputs, row_inputs, vision_mask
 from glimpses import PER_TOKEN, Looking, appended, decoded, vectors_of
 from pruned import TOLERANCE, logits_of, reference_stages, snapshot, stage_results
 from reference import generate_logits, masked_reference
+from renumbered import numbered_through
 from torch import Tensor
 
 import tokenprune as tp
@@ -303,3 +304,23 @@ def test_who_does_not_declare_it_cannot_ask() -> None:
         with pytest.raises(InputError, match=r"scorer 'mine' .*a glimpse behind the prompt.*glimpse=True"):
             made.seen_by(reads, "scorer 'mine'").glimpse(torch.zeros(1, 8))  # type: ignore[misc]
     assert made.seen_by(tp.Needs(glimpse=True), "scorer 'mine'").glimpse is made.glimpse
+
+
+def test_it_stands_behind_what_an_earlier_stage_has_numbered_anew() -> None:
+    eager = build("qwen2_5_vl", attention="eager", layers=LAYERS)
+    vectors, one = vectors_of(eager), inputs("qwen2_5_vl", eager, rows=[Row(before=3, after=9)])
+    scorer = Looking(vectors=vectors)
+    first = Stage(place=2, scorer=NormScorer(), scheduler=FixedScheduler(keep=10), positions="renumber", name="first")
+    model = build("qwen2_5_vl", layers=LAYERS)
+    with tp.attach(model, looks(scorer, first)) as attached, stage_results(attached) as results:
+        logits_of(model, one)
+    kept = reference_stages(attached.report, results)[0].kept
+    vision, mask = (torch.nn.functional.pad(x, (0, 1), value=last) for x, last in (
+        (vision_mask(eager, one["input_ids"]), False), (one["attention_mask"], 1)))  # fmt: skip
+    with masked_reference(eager, vision, [(2, kept)]), numbered_through(eager, vision, mask, [(2, kept)]):
+        expected = appended(eager, one, vectors, PLACE - 1)
+    expected = expected[:, kept[0]] / expected[:, kept[0]].sum(-1, keepdim=True)
+    assert furthest(scorer.seen[0], [expected]) < TOLERANCE
+    with masked_reference(eager, vision, [(2, kept)]):
+        apart = appended(eager, one, vectors, PLACE - 1)[:, kept[0]]
+    assert furthest(scorer.seen[0], [apart / apart.sum(-1, keepdim=True)]) > 100 * TOLERANCE, "numbers must matter"

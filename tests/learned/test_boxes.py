@@ -37,8 +37,8 @@ def test_a_box_touches_the_cells_that_it_overlaps() -> None:
     found = touched([[(1, 2, 4)], [(1, 3, 2)]], boxes, 8)
     assert found.tolist() == [[0, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 1, 0, 0, 0]]
     # An overview behind a class token, and tiles whose rows end with a separator.
-    tiled = touched([[ClassToken(), (1, 1, 2), Tiles(1, 2, 3)]], [(0.6, 0.0, 1.0, 0.4)], 9)
-    assert tiled.nonzero()[:, 1].tolist() == [2, 4]
+    tiled = touched([[ClassToken(), (1, 1, 2), Tiles(1, 2, 3)]], [(0.6, 0.0, 1.0, 1.0)], 9)
+    assert tiled.nonzero()[:, 1].tolist() == [2, 4, 7]
     with pytest.raises(InputError, match="aim boxes: sample 1 has no box"):
         touched([[(1, 2, 4)], [(1, 3, 2)]], [boxes[0], None], 8)
 
