@@ -148,6 +148,8 @@ def keys() -> str:
         lines.append(f"| `{role}` | {f'`{default.type}`' if default else 'none'} | {', '.join(own)} |")
     lines.append("| `positions` | `original` | `original`, `renumber` |")
     lines.append("| `kv` | `later_layers` | `later_layers`; `all_layers`: dropped tokens leave earlier caches, too |")
+    skip = "`skip_ffn`: dropped tokens stay for vision tokens to see, and skip the feed-forward"
+    lines.append(f"| `dropped` | `leave` | `leave`; {skip} |")
     return "\n".join(lines) + "\n"
 
 

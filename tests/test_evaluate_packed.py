@@ -50,6 +50,18 @@ def test_a_recipe_whose_questions_cannot_share_caches_is_asked_by_generate(embed
     assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
 
 
+@pytest.mark.parametrize("looks", [False, True], ids=["blind", "looking"])
+def test_questions_that_do_not_see_all_of_their_picture(looks: bool, embedded: tuple[Any, Any]) -> None:
+    """What skips has left the caches before a question reads its picture's, or before an answer does."""
+    looking = {"raters": "last_text", "scorer": "attention"} if looks else {"sampler": "uniform"}
+    parts = {"scheduler": fixed(4), "recycler": "summary", "dropped": "skip_ffn", **looking}
+    made = tp.load_recipe(recipe("skips", {"place": {"before_layer": 2}, **parts}))
+    cases, conditions = scene_cases(3, tasks=["box", "code"]), [Condition("skips", recipe=made)]
+    expected = told(evaluate(*embedded, cases, conditions).outcomes)
+    assert expected[1][1] != expected[0][1] and min(len(answer.split()) for answer in expected[1][1]) > 1
+    assert told(evaluate(*embedded, cases, conditions, packed=True, batch_size=8).outcomes) == expected
+
+
 def test_pictures_apart_are_those_of_generate(embedded: tuple[Any, Any]) -> None:
     """A batch of several pictures, each in a prompt of its own: counts are each picture's, packed or not."""
     stages = [

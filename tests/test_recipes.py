@@ -25,7 +25,7 @@ OURS = {"diverse-merge"}
 NAMES = tuple(list_recipes())
 METHODS = tuple(name for name in NAMES if recipe_path(name).parent.name != "baselines")
 PRUNING = tuple(name for name in NAMES if load(name).stages)
-PLAIN = {"cdpruner", "divprune", "fastervlm", "otprune"}
+PLAIN = {"cdpruner", "divprune", "fastervlm", "otprune", "skip-vision"}
 """Methods without a number in their first stage."""
 EMPTYING = {"todre": ("keep", "average"), "vtw": ()}
 """Recipes with a stage that drops all: the budgets that they can be given and use up."""

@@ -72,3 +72,5 @@ def test_when_to_ask_again_is_part_of_what_a_recipe_does() -> None:
     assert len({recipe.fingerprint, pooled().fingerprint, pooled("again.below=0.5").fingerprint}) == 3
     with pytest.raises(RecipeError, match=r"again.below"):
         pooled("again.below=1.5")
+    with pytest.raises(RecipeError, match=r"'wieghts' in again \(did you mean 'weights'\?\); allowed: pixels, below, "):
+        pooled("again.wieghts=null")

@@ -20,7 +20,7 @@ from tokenprune.core.place import Place
 from tokenprune.core.signals import Undeclared, Unreadable
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError, InputError, RecipeError, did_you_mean
-from tokenprune.pipeline_checks import check_apart, check_inside, check_sizes
+from tokenprune.pipeline_checks import check_apart, check_inside, check_sizes, check_skipping
 from tokenprune.stage import Stage, StageResult
 
 Key = str | int | Place
@@ -77,6 +77,7 @@ class Pipeline(nn.Module):
         self._plans: dict[tuple[object, ...], tuple[int | None, ...]] = {}
         check_apart(name, stages, pictures, counted=self.static and not self._priced)
         check_inside(name, stages, budget)
+        check_skipping(name, stages, pictures)
         if depth is not None:
             check_share(self.steps(depth), budget, depth=depth)
 
@@ -267,6 +268,11 @@ class Pipeline(nn.Module):
             known = [count for count in counts if count is not None]
             count = tuple(known) if len(known) == len(counts) else None
             stage = self.stages[index]
+            if stage.skips:
+                raise InputError(
+                    f"{where}: dropped: skip_ffn acts inside the layers of a language model: tp.attach does that, and "
+                    "tokens alone cannot; expected dropped: leave"
+                )
             results.append(stage(tokens, pictures=pictures) if alone else stage(tokens, count))
             tokens = results[-1].tokens
         return results

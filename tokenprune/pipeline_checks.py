@@ -65,6 +65,26 @@ def check_apart(name: str, stages: Sequence[Stage], pictures: Pictures, *, count
         )
 
 
+def check_skipping(name: str, stages: Sequence[Stage], pictures: Pictures) -> None:
+    """Raise `RecipeError` where a stage follows one whose dropped tokens stay in the sequence (``dropped: skip_ffn``).
+
+    Args:
+        name: of the pipeline, for the message.
+        stages: all of it.
+        pictures: ``together`` or ``apart``.
+    """
+    for number, stage in enumerate(stages):
+        told = f"{name}: {stage.name} ({stage.place}): dropped: skip_ffn"
+        if stage.skips and number < len(stages) - 1:
+            later = stages[number + 1]
+            raise RecipeError(
+                f"{told}: what is dropped stays in the sequence, so no stage may follow, and {later.name} "
+                f"({later.place}) does; put it last"
+            )
+        if stage.skips and pictures == "apart":
+            raise RecipeError(f"{told}: pictures are taken together here; leave out pictures: apart")
+
+
 def check_sizes(
     where: str,
     before: Sequence[Step],

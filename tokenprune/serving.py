@@ -136,6 +136,8 @@ def refuse_question(pipeline: Pipeline, *, asker: str) -> None:
             _refuse(asker, stage, "it acts between layers of the language model; put it after_vision")
         if stage.reads.depends_on_question:
             _refuse(asker, stage, "it is rated by text, and a picture is encoded before its question, once for all")
+        if stage.skips:
+            _refuse(asker, stage, "its dropped tokens skip feed-forwards, which embeddings cannot say; dropped: leave")
         if stage.rectifier is not None and stage.place.kind != "in_vision":
             _refuse(asker, stage, "its rectifier adds to attention in later layers, which embeddings cannot carry")
 

@@ -35,6 +35,7 @@ from tokenprune.parts.scorers.baseline import ConstantScorer
 
 Positions = Literal["original", "renumber"]
 Kv = Literal["later_layers", "all_layers"]
+Dropped = Literal["leave", "skip_ffn"]
 ROLE_CLASSES: dict[str, type[Part]] = {
     "raters": RaterSelector,
     "scorer": Scorer,
@@ -70,10 +71,14 @@ class Stage(nn.Module):
         positions: survivors keep their ``original`` position ids, or ``renumber`` (fidelity to older code).
         kv: which caches lose the keys and values of what is dropped: those of ``later_layers``, which never get any;
             or of ``all_layers``: those before the place, too, once the prefill is over (GlimpsePrune).
+        dropped: what becomes of the tokens that are not kept, from the place on: they ``leave`` the sequence; or they
+            ``skip_ffn``: they stay in the attention of vision tokens, pass by the feed-forward, are hidden from text,
+            and leave the caches once the prefill is over (Skip-Vision).
         name: how error messages and reports call it.
 
     Raises:
-        RecipeError: a part of another role, unknown positions or kv, or a sampler by group that reads attention.
+        RecipeError: a part of another role, unknown positions, kv or dropped, settings that do not go together, or a
+            sampler by group that reads attention.
     """
 
     def __init__(
@@ -89,12 +94,14 @@ class Stage(nn.Module):
         rectifier: Rectifier | None = None,
         positions: Positions = "original",
         kv: Kv = "later_layers",
+        dropped: Dropped = "leave",
         name: str = "stage",
     ) -> None:
         super().__init__()
         self.place = Place.parse({"before_layer": place} if isinstance(place, int) else place)
         self.positions = positions
         self.kv = kv
+        self.dropped = dropped
         self.name = name
         self.raters = raters
         self.scorer = ConstantScorer() if scorer is None else scorer
@@ -114,13 +121,15 @@ class Stage(nn.Module):
 
     def _check(self) -> None:
         """What the constructor was given, role by role."""
-        for setting, known in (("positions", get_args(Positions)), ("kv", get_args(Kv))):
-            given = getattr(self, setting)
+        for setting, choices in (("positions", Positions), ("kv", Kv), ("dropped", Dropped)):
+            given, known = getattr(self, setting), get_args(choices)
             if given not in known:
                 hint = did_you_mean(given, known)
                 raise RecipeError(f"{self.name}: {setting}={given!r}: expected {' or '.join(known)}{hint}")
         if self.kv == "all_layers" and not self.place.in_decoder:
             raise RecipeError(f"{self.name}: kv='all_layers' without effect: no layer comes before {self.place}")
+        if self.skips and (told := cannot_skip(self.place, self.positions, rectifies=self.rectifier is not None)):
+            raise RecipeError(f"{self.name}: dropped='skip_ffn': {told}")
         for role, base in ROLE_CLASSES.items():
             part = getattr(self, role)
             if part is not None and not isinstance(part, base):
@@ -129,6 +138,11 @@ class Stage(nn.Module):
         if self.grouper is not None and self.sampler.reads.attention:
             told = f"{self.sampler.title} reads attention, which is not known group by group; leave out the grouper"
             raise RecipeError(f"{self.name}: {told}")
+
+    @property
+    def skips(self) -> bool:
+        """Whether what it drops stays in the sequence, and passes by the feed-forward from its layer on."""
+        return self.dropped == "skip_ffn"
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -146,7 +160,8 @@ class Stage(nn.Module):
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, place={str(self.place)!r}, positions={self.positions!r}" + (
-            f", kv={self.kv!r}" if self.kv != "later_layers" else ""
+            (f", kv={self.kv!r}" if self.kv != "later_layers" else "")
+            + (f", dropped={self.dropped!r}" if self.skips else "")
         )
 
     def forward(
@@ -258,6 +273,23 @@ class Stage(nn.Module):
     def explain(self, error: RuntimeError) -> None:
         """Raise `InputError` if `error` is what PyTorch makes of a broken contract at this stage."""
         self._contract.explain(error)
+
+
+def cannot_skip(place: Place, positions: Positions, *, rectifies: bool) -> str | None:
+    """Why the tokens that a stage drops cannot stay in the sequence and skip the feed-forward; None where they can.
+
+    Args:
+        place: of the stage.
+        positions: what it does with position ids.
+        rectifies: whether it has a rectifier.
+    """
+    if place.kind == "in_vision":
+        return f"the feed-forward that is skipped is the language model's; put the stage behind the tower, not {place}"
+    if positions == "renumber":
+        return "dropped tokens stay where they are, so there is nothing to renumber; expected positions: original"
+    if rectifies:
+        return "a rectifier makes up for tokens that nobody sees any more, and these are seen; leave it out"
+    return None
 
 
 def _union(parts: Sequence[Part]) -> Needs:

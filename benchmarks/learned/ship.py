@@ -1,4 +1,5 @@
-"""The weights that come with tokenprune: every learned recipe, fitted to the embedded model on training scenes.
+"""The weights that come with tokenprune: every learned recipe, and the request of `visionthink`, fitted to the embedded
+model on training scenes.
 
     python benchmarks/learned/ship.py
 
@@ -38,18 +39,25 @@ BY_PREDICTIONS = Plan(aim="logits", steps=120, batch=8, keep=(0.1, 0.5), held_ou
 """For recyclers and counts, which attention teaches nothing. 0.01 of the scenes are 30 questions, asked 20 times."""
 PLANS: dict[str, Plan] = {
     "text-conditioned": Plan(aim="attention", steps=200, batch=16, held_out=0.01, patience=20),
+    "visionthink": Plan(aim="reward", steps=400, batch=64),
 }
 """Of the recipes that are fitted in another way."""
+VARIANTS = {"visionthink": "trained"}
+"""The variant whose weights they are, where it is not the recipe: the embedded tower sees all pictures at one size."""
 
 
 def named(text: str, recipe: Recipe, digests: dict[str, str]) -> str:
     """The text of a recipe in which each learned part names its weights, comments and all else as they are.
 
     Args:
-        text: with each learned part as ``{type: NAME, ...}`` on one line, in the order of the recipe.
+        text: with each learned part as ``{type: NAME, ...}`` on one line, in the order of the recipe; a learned request
+            as ``again.weights: ...`` of a variant.
         recipe: what the text says.
         digests: of the files, by name, in that order.
     """
+    if recipe.again is not None:
+        ((file, told),) = digests.items()
+        return re.sub(r"(again\.weights: )[^,}\s]+", rf"\g<1>{file}#{told}", text)
     done, left = "", text
     learned = [part for stage in recipe.stages for part in stage.parts.values() if issubclass(part.part, Learned)]
     for part, (file, told) in zip(learned, digests.items(), strict=True):
@@ -88,10 +96,12 @@ def ship(model: Any, processor: Any, name: str, runs: Path) -> dict[str, Any]:
 
         def told(done: int, total: int, loss: float) -> None:
             nonlocal first
-            first = done - 1 if first is None else first
-            bar.update(task, completed=done)
+            if loss == loss:  # else questions are being asked, before the first step
+                first = done - 1 if first is None else first
+            bar.update(task, completed=done, total=total)
 
-        fitted = fit(model, processor, load_recipe(name), training_cases(SCENES), runs / name, plan=plan, progress=told)
+        recipe, cases = load_recipe(name, variant=VARIANTS.get(name)), training_cases(SCENES)
+        fitted = fit(model, processor, recipe, cases, runs / name, plan=plan, progress=told)
     return {
         "plan": plan.to_dict(),
         "scenes": SCENES,
@@ -109,7 +119,8 @@ def ship(model: Any, processor: Any, name: str, runs: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--recipes", nargs="+", choices=list_learned_recipes(), default=list(list_learned_recipes()))
+    known = [*list_learned_recipes(), *VARIANTS]
+    made.add_argument("--recipes", nargs="+", choices=known, default=known)
     made.add_argument("--runs", type=Path, default=Path("runs/shipped"))
     made.add_argument("--threads", type=int, default=1)
     options = made.parse_args(arguments)
@@ -118,11 +129,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     log = Path(__file__).with_name("ship.json")
     for name in options.recipes:
         row = ship(model, processor, name, options.runs)
-        known = json.loads(log.read_text()) if log.exists() else {}
-        if name in known and known[name]["files"] == row["files"]:
+        logged = json.loads(log.read_text()) if log.exists() else {}
+        if name in logged and logged[name]["files"] == row["files"]:
             continue  # fitted before; how long that took is told already
         with whole_file(log) as file:
-            file.write((json.dumps({**known, name: row}, indent=1, sort_keys=True) + "\n").encode())
+            file.write((json.dumps({**logged, name: row}, indent=1, sort_keys=True) + "\n").encode())
         print(f"{name}: held-out loss {row['looks'][0][1]} → {min(loss for _, loss in row['looks'])}")
 
 

@@ -104,7 +104,7 @@ def test_a_stage_deep_in_the_model_that_reads_the_tower(chat: Chat, cases: list[
 @pytest.mark.parametrize("name", sorted({*tp.list_recipes()} - {*INSIDE, "none"}))
 def test_every_recipe_with_a_budget(name: str, chat: Chat, cases: list[Case]) -> None:
     report = same(chat, cases, tp.load_recipe(name, average=0.6))
-    assert bool((report.vision_tokens[:, -1] < 144).all())
+    assert bool((report.feed_forward_tokens[:, -1] < 144).all())
 
 
 @settings(deadline=None, max_examples=12)

@@ -38,7 +38,7 @@ def test_generation_with_every_recipe(family: str, name: str) -> None:
         assert torch.equal(got, expected)
         assert difference < TOLERANCE
     if name not in {"none", "sparsevlm-v1"}:  # v1 keeps 13.5 tokens per rank, which may be all of a tiny image
-        assert bool((report.vision_tokens[:, -1] < torch.tensor(report.total)).all())
+        assert bool((report.feed_forward_tokens[:, -1] < torch.tensor(report.total)).all())
 
 
 @pytest.mark.in_turn(3)
@@ -51,7 +51,7 @@ def test_budgets_are_met_to_one_token(name: str) -> None:
             continue
         with tp.attach(model, name, **{kind: keep}) as attached:
             logits_of(model, batch)
-        counts = attached.report.vision_tokens[0].double()
+        counts = attached.report.feed_forward_tokens[0].double()  # all that enter a layer, but for skip-vision
         first = min(stage.layer or 0 for stage in attached.report.stages)
         got = {"keep": counts[first:].mean(), "average": counts.mean(), "final": counts[-1]}[kind]
         want = keep if isinstance(keep, int) else keep * 50

@@ -209,6 +209,8 @@ GOLDEN = (
     Golden("restore", (0,), (64,), 64.0, reference=by_layers.restore),
     Golden("era", (0,), (32,), 32.0, reference=by_layers.max_sum),
     # Video: eight frames of 72 tokens.
+    Golden("skip-vision", (0,), (256,), 256.0),
+    Golden("skip-vision", (0,), (100,), 100.0, keep=100),
     Golden("evs", (0,), (144,), 144.0, grid=VIDEO, reference=by_layers.new_in_frame),
     Golden("dycoke", (0,), (273,), 273.0, grid=VIDEO, reference=by_layers.dycoke),
     Golden("vidcom2", (0,), (144,), 144.0, grid=VIDEO, reference=by_layers.vidcom2),

@@ -21,14 +21,23 @@ from tokenprune.core.signals import Signal, Signals
 from tokenprune.core.tokens import Tokens
 from tokenprune.errors import BudgetError
 from tokenprune.pipeline import Pipeline
-from tokenprune.recipe import list_recipes, load_recipe
+from tokenprune.recipe import Recipe, list_recipes, load_recipe
 from tokenprune.stage import Stage
 
 GRID: Grid = (1, 24, 24)
 TEXT, HEADS = 9, 16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NAMES = tuple(list_recipes())
-load = cache(load_recipe)
+
+
+@cache
+def load(name: str, variant: str | None = None) -> Recipe:
+    """A recipe as it runs on plain tensors: where there are no layers, what would skip their feed-forward is gone."""
+    recipe = load_recipe(name, variant=variant)
+    sets = [f"stages.{n}.dropped=leave" for n, stage in enumerate(recipe.stages) if stage.dropped != "leave"]
+    return load_recipe(name, variant=variant, sets=sets) if sets else recipe
+
+
 SETTINGS = [(name, variant) for name in NAMES for variant in (None, *load(name).variants)]
 PRUNING = [(name, variant) for name, variant in SETTINGS if load(name).stages]
 

@@ -267,7 +267,7 @@ def test_set_reaches_unnamed_stages_by_their_default_name() -> None:
          "allowed: type, keep"),
         ("stages.1.sampler.stride=5", "1:18: unknown key 'stride' in stages.1.sampler; allowed: type"),
         ("stages.0.schedule=solved", "1:10: unknown key 'schedule' in stages.0 (did you mean 'scheduler'?); allowed: "
-         "name, place, raters, scorer, scheduler, grouper, sampler, recycler, rectifier, positions, kv"),
+         "name, place, raters, scorer, scheduler, grouper, sampler, recycler, rectifier, positions, kv, dropped"),
         ("stages.0.scheduler.keep.x=5", "1:25: stages.0.scheduler.keep has no key 'x': it is 300"),
         ("stages.².positions=5", "1:8: stages has no item '²'; named are: first, second"),
         ("stages.frist.positions=5", "1:8: stages has no item 'frist' (did you mean 'first'?); "

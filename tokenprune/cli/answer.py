@@ -60,6 +60,7 @@ def as_dict(
         "average": average,
         "final": layers[-1],
         "saved": 1 - average / total if total else 0.0,
+        **({"feed_forward_tokens": told["feed_forward_tokens"][0]} if "feed_forward_tokens" in told else {}),
         "stages": stages,
         "seconds": result.reduced.seconds,
         "untouched_seconds": result.untouched.seconds,
@@ -157,12 +158,14 @@ def _stages(stages: Sequence[Mapping[str, Any]]) -> RenderableType:
 
 def _verdict(facts: Mapping[str, Any]) -> str:
     """What was saved, and honestly what it cost."""
-    total, final = facts["total"], facts["final"]
-    if not total or facts["average"] == total:
+    total, final, layers = facts["total"], facts["final"], len(facts["vision_tokens"])
+    fed = facts.get("feed_forward_tokens", facts["vision_tokens"])
+    if not total or sum(fed) == total * layers:
         return "no vision token was dropped"
-    saved = (
-        f"[bold]{facts['saved']:.0%} of the vision tokens saved[/] on average over {len(facts['vision_tokens'])} layers"
-    )
+    saved = f"[bold]{facts['saved']:.0%} of the vision tokens saved[/] on average over {layers} layers"
+    if fed != facts["vision_tokens"]:
+        saved += f", in feed-forwards {1 - sum(fed) / total / layers:.0%} (dropped: skip_ffn)"
+        final = fed[-1]
     found = facts["first_token_speedup"]
     ratio, low, high = found["value"], found["low"], found["high"]
     told = speed("first token", ratio, low, high)

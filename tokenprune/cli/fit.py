@@ -19,6 +19,7 @@ from tokenprune.cli.options import (
     Plugins,
     RecipeArgument,
     Sets,
+    Variant,
 )
 from tokenprune.cli.terminal import check_plot, console, print_json, progress
 from tokenprune.core.pictures import open_picture
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from tokenprune.fitting.fit import Asked, Fitted
+    from tokenprune.fitting.fit import Fitted
+    from tokenprune.fitting.lessons import Asked
     from tokenprune.study.cases import Box
 
 NAME = "fit"
 EXAMPLES = (
     "  tokenprune fit text-conditioned --output runs/mine      the embedded model",
+    "  tokenprune fit visionthink --variant pooled --output runs/request    when to ask for the full picture",
     "  tokenprune fit text-conditioned --model my-llava/ --data photos/ \\",
     "                 --questions questions.txt --output runs/photos",
     "  tokenprune run --recipe runs/mine/text-conditioned.yaml        what it gives",
@@ -72,15 +75,16 @@ def command(
     ] = None,
     scenes: Annotated[int, typer.Option(min=2, help="Generated scenes, with --data scenes.", metavar="N")] = 2000,
     aim: Annotated[
-        Literal["attention", "logits", "boxes"],
+        Literal["attention", "logits", "boxes", "reward"] | None,
         typer.Option(
-            help="What is learned from: where the untouched model looks, what it says (slower), or boxes around what "
-            "is asked for, which scenes have."
+            help="What is learned from: where the untouched model looks, what it says (slower), boxes around what is "
+            "asked for, which scenes have, or, for a recipe that asks again, rewards. Left out: attention, or reward."
         ),
-    ] = "attention",
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", metavar="N")] = 400,
     batch: Annotated[int, typer.Option(min=1, help="Questions in each step.", metavar="N")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Of everything that chance decides.", metavar="N")] = 0,
+    variant: Variant = None,
     sets: Sets = None,
     plugin: Plugins = None,
     dtype: DtypeOption = None,
@@ -93,13 +97,15 @@ def command(
 ) -> None:
     """Train the learned parts of a recipe on a frozen model, without answers: what the untouched model does is the aim.
 
+    Of a recipe that asks again (visionthink), what learns is the request for the full picture.
+
     Stop it at any time: the same command goes on. It writes the weights, and a recipe that names them with their
     digest; that recipe runs wherever another does.
     """
     from tokenprune.recipe import load_recipe
 
     check_plot(save_plot)
-    resolved = load_recipe(recipe, sets=sets or ())
+    resolved = load_recipe(recipe, variant=variant, sets=sets or ())
     pairs = _pairs(data, questions, scenes)
     with progress(f"loading {model}"):
         from tokenprune.answers import load
@@ -110,19 +116,20 @@ def command(
     from tokenprune.plot.losses import plot_losses
     from tokenprune.plot.style import save
 
-    plan = Plan(aim=aim, steps=steps, batch=batch, seed=seed)
+    settings: dict[str, Any] = {"steps": steps, "batch": batch, "seed": seed}
+    plan = Plan.usual(resolved, **settings) if aim is None else Plan(aim=aim, **settings)
     try:
         with _bar(steps) as told:
             fitted = fit(chat.model, chat.processor, resolved, pairs, output, plan=plan, progress=told)
     except OSError as error:
         raise InputError(f"--output: cannot write to {output}: {error.strerror or error}") from None
     plot = save_plot or output / "loss.png"
-    save(plot_losses(fitted.losses, fitted.looks, title=f"{resolved.name}, {aim}"), plot)
+    save(plot_losses(fitted.losses, fitted.looks, title=f"{resolved.name}, {plan.aim}"), plot)
     facts = _facts(fitted, plot)
     if json_:
         print_json(facts)
     else:
-        _show(facts, plugin or [])
+        _show(facts, plugin or [], again=resolved.again is not None)
 
 
 def _pairs(data: str, questions: Path | None, scenes: int) -> Sequence[Asked]:
@@ -192,7 +199,13 @@ def _bar(steps: int) -> Any:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console(stderr=True), disable=not console(stderr=True).is_terminal) as bar:
             task = bar.add_task("fitting", total=steps)
-            yield lambda done, total, loss: bar.update(task, completed=done, description=f"loss {loss:.4f}")
+
+            def told(done: int, total: int, loss: float) -> None:
+                # What is NaN is the loss of no step: questions are being asked.
+                text = "asking" if loss != loss else f"loss {loss:.4f}"
+                bar.update(task, completed=done, total=total, description=text)
+
+            yield told
 
     return shown()
 
@@ -208,11 +221,13 @@ def _facts(fitted: Fitted, plot: Path) -> dict[str, Any]:
     }
 
 
-def _show(facts: dict[str, Any], plugins: Sequence[Path]) -> None:
+def _show(facts: dict[str, Any], plugins: Sequence[Path], *, again: bool) -> None:
     screen = console()
     losses, steps = facts["held_out_loss"], f"step {facts['best_step']} of {facts['steps']}"
     screen.print(f"held-out loss {losses['start']:.4f} → [bold]{losses['best']:.4f}[/] at {steps}")
     screen.print(f"weights: {', '.join(facts['weights'])}", soft_wrap=True, markup=False)
     screen.print(f"losses:  {facts['plot']}", soft_wrap=True, markup=False)
     parts = "".join(f" --plugin {file}" for file in plugins)  # without them nobody knows the recipe's parts
-    screen.print(f"[dim]next:[/] tokenprune eval {facts['recipe']} random uniform{parts} --keep 0.25", soft_wrap=True)
+    eval_ = f"tokenprune eval {facts['recipe']} random uniform{parts} --keep 0.25"
+    run = f"tokenprune run --recipe {facts['recipe']}{parts}"  # no other command asks twice
+    screen.print(f"[dim]next:[/] {run if again else eval_}", soft_wrap=True)

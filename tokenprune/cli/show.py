@@ -145,7 +145,7 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
         "variants": list(recipe.variants),
         "budget": None if recipe.budget is None else {recipe.budget.kind: recipe.budget.value},
         "weights": _weights(recipe),
-        "again": None if recipe.again is None else recipe.again.model_dump(),
+        "again": None if recipe.again is None else recipe.again.to_dict(),
         "total": total,
         "grid": list(shape),
         "layers": layers,
@@ -160,15 +160,18 @@ def _facts(recipe: Recipe, shape: tuple[int, int, int], layers: int, text: int) 
 
 
 def _weights(recipe: Recipe) -> dict[str, str | None]:
-    """What each learned part names as its weights, by stage and role."""
+    """What each learned part names as its weights, by stage and role; those that do without are left out."""
     from tokenprune.parts.learned import Learned
 
-    return {
+    named = {
         f"{stage.name}.{role}": part.settings()["weights"]
         for stage in recipe.stages
         for role, part in stage.parts.items()
-        if issubclass(part.part, Learned)
+        if issubclass(part.part, Learned) and not (part.part.plain and part.settings()["weights"] is None)
     }
+    if recipe.again is not None and recipe.again.weights is not None:
+        named["again"] = recipe.again.weights
+    return named
 
 
 def _prices(pipeline: Pipeline, total: int, grids: Sequence[Grid], text: int, question: int) -> Prices:
@@ -292,5 +295,10 @@ def _meanings(facts: dict[str, Any]) -> None:
     ):
         made.add_row(f"  [bold]{name}", f"{about}{value:.4g}", f"{value / total:.1%}", f"[dim]{what}")
     screen.print(made)
+    if any(stage.get("dropped") == "skip_ffn" for stage in facts["stages"]):
+        screen.print(
+            "dropped: skip_ffn: these are the tokens that go through feed-forwards and stay in the caches; attention "
+            "sees the others, too, and `tokenprune flops` counts that"
+        )
     if not facts["exact"]:
         screen.print("≈: the picture and the question decide; --keep, --average, --final or --flops fix the counts")

@@ -40,6 +40,7 @@ def ask(
                 "name": each.name,
                 "answer": each.text,
                 "first_token_probability": each.probability,
+                "asks": each.asks,
                 "vision_tokens": each.report.vision_tokens[0].tolist(),
                 "multiply_adds": each.multiply_adds,
             }
@@ -60,7 +61,8 @@ def show(facts: Mapping[str, Any]) -> None:
     screen = console()
     screen.print(Text(f"{facts['question']}   ({facts['model']}, {facts['recipe']} {facts['fingerprint']})"))
     screen.print()
-    made = table("pass", ">tokens a layer", ">prefill", ">first token", "answer")
+    learned = any(each["asks"] is not None for each in facts["passes"])
+    made = table("pass", ">tokens a layer", ">prefill", ">first token", *[">asks"] * learned, "answer")
     for each in facts["passes"]:
         layers = each["vision_tokens"]
         made.add_row(
@@ -68,6 +70,7 @@ def show(facts: Mapping[str, Any]) -> None:
             f"{sum(layers) / len(layers):.4g}",
             _count(each["multiply_adds"]),
             f"{each['first_token_probability']:.1%} sure",
+            *[_share(each["asks"])] * learned,
             Text(each["answer"] or "(nothing)", style="bold"),
         )
     made.add_row(
@@ -75,6 +78,7 @@ def show(facts: Mapping[str, Any]) -> None:
         "",
         _count(facts["untouched_multiply_adds"]),
         "",
+        *[""] * learned,
         Text(facts["untouched_answer"] or "(nothing)"),
     )
     screen.print(made)
@@ -84,6 +88,10 @@ def show(facts: Mapping[str, Any]) -> None:
 
 def _count(multiply_adds: int | None) -> str:
     return "not known" if multiply_adds is None else f"{multiply_adds / 1e9:.3g} GMAC"
+
+
+def _share(probability: float | None) -> str:
+    return "" if probability is None else f"{probability:.1%}"
 
 
 def _saved(share: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -44,6 +44,13 @@ class StageReport:
     """None in a compiled forward: one graph has no clock inside."""
     kv: str = "later_layers"
     """Which caches have lost what it dropped, as the stage says it."""
+    dropped: str = "leave"
+    """What became of the tokens that it dropped, as the stage says it."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether the tokens that it dropped stayed in the sequence, and passed by the feed-forward."""
+        return self.dropped == "skip_ffn"
 
     @property
     def kept(self) -> Tensor:
@@ -77,6 +84,7 @@ class StageReport:
             "merged": _rows(self.merged),
             "tokens": list(self.sizes),
             "seconds": _number(self.seconds),
+            **({"dropped": self.dropped} if self.skips else {}),
         }
 
 
@@ -195,9 +203,18 @@ class Report:
     @property
     def vision_tokens(self) -> Tensor:
         """``[B, layers]`` int64: vision tokens that entered each decoder layer."""
-        run = self._need()
-        counts = torch.tensor(run.total).unsqueeze(1).repeat(1, self.layers)
-        for stage in run.stages:
+        return self._counts(stage for stage in self._need().stages if not stage.skips)
+
+    @property
+    def feed_forward_tokens(self) -> Tensor:
+        """``[B, layers]`` int64: of `vision_tokens`, those that went through the feed-forward of each layer: fewer only
+        behind a stage with ``dropped: skip_ffn``."""
+        return self._counts(self._need().stages)
+
+    def _counts(self, stages: Iterable[StageReport]) -> Tensor:
+        """``[B, layers]`` vision tokens at each layer, where these stages are counted."""
+        counts = torch.tensor(self._need().total).unsqueeze(1).repeat(1, self.layers)
+        for stage in stages:
             counts[:, stage.layer or 0 :] = torch.tensor(stage.sizes).unsqueeze(1)
         return counts
 
@@ -226,6 +243,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         counts = self.vision_tokens
+        fed = self.feed_forward_tokens
+        skips = any(stage.skips for stage in self.stages)
         return {
             "recipe": self.recipe,
             "fingerprint": self.fingerprint,
@@ -235,6 +254,7 @@ class Report:
             "vision_tokens": counts.tolist(),
             "average": counts.double().mean(1).tolist(),
             "final": counts[:, -1].tolist(),
+            **({"feed_forward_tokens": fed.tolist()} if skips else {}),
             "stages": [stage.to_dict() for stage in self.stages],
             "seconds": _number(self.seconds),
             "notes": list(self.notes),
@@ -246,7 +266,7 @@ class Report:
         if not run.complete:
             reason = run.unseen or "no image has come through"
             return f"recipe {self.recipe} ({self.fingerprint}): {reason}, so nothing was reduced"
-        counts = self.vision_tokens
+        counts, fed = self.vision_tokens, self.feed_forward_tokens
         seconds = self.seconds
         spent = "" if math.isnan(seconds) else f", time of the method {1000 * seconds:.1f} ms"
         lines = [f"recipe {self.recipe} ({self.fingerprint}){spent}"]
@@ -263,11 +283,17 @@ class Report:
                 merged = int((stage.merged[row] >= 0).sum())
                 kept = stage.sizes[row] - merged
                 tail = f" + {merged} merged" if merged else ""
+                if stage.skips:
+                    tail += f", {counts[row, -1] - stage.sizes[row]} skip the feed-forward and leave the caches"
                 lines.append(f"  {stage.place:<18} (layer {stage.layer or 0}): {kept} kept{tail}")
                 lines += frames[number : number + 1]
             mean = counts[row].double().mean().item()
             share = f" = {mean / total:.1%}" if total else ""
-            lines.append(f"  average over {self.layers} layers {mean:.1f}{share}, final {int(counts[row, -1])}")
+            told = f"{mean:.1f}{share}, final {int(counts[row, -1])}"
+            if any(stage.skips for stage in run.stages):
+                through = fed[row].double().mean().item()
+                told += f"; through feed-forwards {through:.1f}{f' = {through / total:.1%}' if total else ''}"
+            lines.append(f"  average over {self.layers} layers {told}")
         return "\n".join(lines)
 
     def _frames(self, row: int) -> list[str]:

@@ -25,6 +25,8 @@ class LayerCost:
     """Vision tokens that enter it."""
     tokens: int
     """All tokens that enter it."""
+    fed: int
+    """Vision tokens that go through its MLP: fewer than enter it behind a stage with ``dropped: skip_ffn``."""
     linear: int
     """Projections and MLP."""
     attention: int
@@ -184,17 +186,21 @@ def account(
     depth = shape.decoder.layers
     inside = inside_tower(shape.vision, pipeline, total, grids)
     stages, exact = _stages(shape, pipeline, inside, total, grids, text, question, kept)
-    entering = [total] * depth
-    for stage in stages:
-        entering[stage.layer :] = [stage.tokens] * (depth - stage.layer)
-    stored = list(entering)
+    entering, fed = [total] * depth, [total] * depth
+    for stage, spec in zip(stages, pipeline, strict=True):
+        fed[stage.layer :] = [stage.tokens] * (depth - stage.layer)
+        if not spec.skips:
+            entering[stage.layer :] = fed[stage.layer :]
+    stored = list(fed)
     for stage, spec in zip(stages, pipeline, strict=True):
         if spec.kv == "all_layers":
             stored[: stage.layer] = [stage.tokens] * stage.layer
 
-    def cost(vision: Sequence[int], cached: Sequence[int], own: tuple[StageCost, ...], saved: int) -> Cost:
+    def cost(
+        vision: Sequence[int], fed: Sequence[int], cached: Sequence[int], own: tuple[StageCost, ...], saved: int
+    ) -> Cost:
         rows = tuple(
-            _layer_cost(shape.decoder, layer, n, n + text, cached[layer] + text, kv_bytes)
+            _layer_cost(shape.decoder, layer, n, fed[layer], text, cached[layer] + text, kv_bytes)
             for layer, n in enumerate(vision)
         )
         return Cost(
@@ -204,7 +210,7 @@ def account(
             projector=shape.vision.projection(total, grids),
             lm_head=shape.decoder.head,
             decode=_decode(shape.decoder, rows, new_tokens),
-            papers=vision_only(shape.decoder, vision, matrices),
+            papers=vision_only(shape.decoder, vision, matrices, fed=fed),
         )
 
     return Ledger(
@@ -214,14 +220,31 @@ def account(
         text=text,
         new_tokens=new_tokens,
         exact=exact,
-        untouched=cost([total] * depth, [total] * depth, (), 0),
-        reduced=cost(entering, stored, stages, inside.saved),
+        untouched=cost([total] * depth, [total] * depth, [total] * depth, (), 0),
+        reduced=cost(entering, fed, stored, stages, inside.saved),
     )
 
 
-def vision_only(decoder: DecoderShape, entering: Sequence[int], matrices: int | None = None) -> int:
-    """Decoder layers that so many vision tokens enter, as if there were no text: Σ n · linear + 2 n² D (papers)."""
-    return sum(n * decoder.linear(matrices) + decoder.attention(n, n) for n in entering)
+def vision_only(
+    decoder: DecoderShape,
+    entering: Sequence[int],
+    matrices: int | None = None,
+    *,
+    fed: Sequence[int] | None = None,
+) -> int:
+    """Decoder layers that so many vision tokens enter, as if there were no text: Σ n · linear + 2 n² D (papers).
+
+    Args:
+        decoder: of the model.
+        entering: vision tokens of each layer.
+        matrices: of the MLP; its own when left out.
+        fed: of `entering`, those that go through the MLP; all of them when left out.
+    """
+    through = entering if fed is None else fed
+    return sum(
+        n * decoder.projections + k * decoder.feed_forward(matrices) + decoder.attention(n, n)
+        for n, k in zip(entering, through, strict=True)
+    )
 
 
 def readable(number: float) -> str:
@@ -233,12 +256,16 @@ def readable(number: float) -> str:
     return f"{number:.4g} T" if number < 1000 else f"{number:.0f} T"
 
 
-def _layer_cost(decoder: DecoderShape, layer: int, vision: int, tokens: int, cached: int, kv_bytes: int) -> LayerCost:
+def _layer_cost(
+    decoder: DecoderShape, layer: int, vision: int, fed: int, text: int, cached: int, kv_bytes: int
+) -> LayerCost:
+    tokens = vision + text
     return LayerCost(
         layer=layer,
         vision=vision,
         tokens=tokens,
-        linear=tokens * decoder.linear(),
+        fed=fed,
+        linear=tokens * decoder.projections + (fed + text) * decoder.feed_forward(),
         attention=decoder.attention(tokens, tokens),
         causal=decoder.causal(tokens),
         cached=cached,

@@ -36,7 +36,7 @@ class PromptPrices:
 
     @cached_property
     def untouched(self) -> int:
-        return self.fixed + self.shape.decoder.layers * self._layer(self.total)
+        return self.fixed + self.shape.decoder.layers * self._layer(self.total, self.total)
 
     @cached_property
     def fixed(self) -> int:
@@ -51,11 +51,11 @@ class PromptPrices:
 
     def model(self, sizes: Sequence[int]) -> int:
         """The model alone when `sizes` vision tokens are left behind the stages."""
-        cost, size, layer = self.fixed, self.total, 0
-        for step, left in zip(self._steps, sizes, strict=True):
-            cost += (step.layer - layer) * self._layer(size)
-            size, layer = left, step.layer
-        return cost + (self.shape.decoder.layers - layer) * self._layer(size)
+        cost, size, fed, layer = self.fixed, self.total, self.total, 0
+        for stage, step, left in zip(self.pipeline, self._steps, sizes, strict=True):
+            cost += (step.layer - layer) * self._layer(size, fed)
+            size, fed, layer = size if stage.skips else left, left, step.layer
+        return cost + (self.shape.decoder.layers - layer) * self._layer(size, fed)
 
     def whole(self, counts: Sequence[int]) -> int:
         """The model, and the recipe's own work, when the stages keep `counts`."""
@@ -89,6 +89,7 @@ class PromptPrices:
     def __str__(self) -> str:
         return f"{self.total} vision and {self.text} other tokens"
 
-    def _layer(self, vision: int) -> int:
+    def _layer(self, vision: int, fed: int) -> int:
         tokens, decoder = vision + self.text, self.shape.decoder
-        return tokens * decoder.linear() + decoder.attention(tokens, tokens)
+        through = (fed + self.text) * decoder.feed_forward()
+        return tokens * decoder.projections + through + decoder.attention(tokens, tokens)

@@ -31,10 +31,18 @@ class DecoderShape:
     matrices: int = 3
     """Matrices of the MLP: 3 when gated, else 2."""
 
+    @property
+    def projections(self) -> int:
+        """Queries, keys, values and output of one layer's attention for one token."""
+        return 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
+
+    def feed_forward(self, matrices: int | None = None) -> int:
+        """MLP of one layer for one token; `matrices` replaces its own."""
+        return (self.matrices if matrices is None else matrices) * self.width * self.mlp
+
     def linear(self, matrices: int | None = None) -> int:
         """Projections and MLP of one layer for one token; `matrices` replaces those of the MLP."""
-        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
-        return attention + (self.matrices if matrices is None else matrices) * self.width * self.mlp
+        return self.projections + self.feed_forward(matrices)
 
     def attention(self, queries: int, keys: int) -> int:
         """Scores and weighted sum of one layer, all pairs of queries and keys."""

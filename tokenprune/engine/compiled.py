@@ -68,6 +68,10 @@ class Compiled:
                     f"compile: {stage.name} ({stage.place}): a glimpse behind the prompt runs through layers a second "
                     "time, which is not supported in one graph; attach without compile"
                 )
+        if engine.feed_forwards.layers:
+            raise UnsupportedModelError(
+                "compile: a stage with dropped: skip_ffn is not compiled yet; attach without compile"
+            )
         self.engine = engine
         self.graphs = graphs
         self._options = {**options, "fullgraph": True, "dynamic": False}

@@ -14,16 +14,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.core.report import Report
+from tokenprune.core.report import Report, StageReport
 from tokenprune.engine.alive import refuse_numbers
 from tokenprune.engine.asked import with_hidden
-from tokenprune.engine.below import Below
 from tokenprune.engine.cache import adopt, cache_in, different_slots, layer_of, virtualise
 from tokenprune.engine.cache_layers import Owner
 from tokenprune.engine.deepstack import survivors_only
+from tokenprune.engine.feed_forwards import FeedForwards
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, by_name, forget_compiled
 from tokenprune.engine.layer_call import LayerCall
+from tokenprune.engine.leaving import Leaving
 from tokenprune.engine.opening import Opening, entered_chunk
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.reading import position_ids
@@ -72,7 +73,10 @@ class Engine:
         self.unseen = Unseen(report)
         self.tower = TowerTaps(anatomy, pipeline, self.threads)
         report.notes = tuple(self.tower.notes)
-        self.opening = Opening(anatomy, pipeline, report, self.tower, self.unseen)
+        self.feed_forwards = FeedForwards(
+            anatomy, pipeline, lambda: None if self.now.forward is None else self.now.forward.skipping
+        )
+        self.opening = Opening(anatomy, pipeline, report, self.tower, self.unseen, self.feed_forwards)
         self.taps = Taps(anatomy, pipeline, self.threads)
         below = any(stage.kv == "all_layers" for stage in pipeline)
         indices = [i for i in range(self.depth) if below or i >= self.first or i in self.taps.layers_read]
@@ -135,7 +139,7 @@ class Engine:
         """Hooks of the layers. Before all others of the layer, which then see what the layer will."""
         layers = self._layers()
         before = [(layers[i], partial(pre_hook, hook=hook, prepend=True)) for i, hook in self._before.items() if i]
-        return [*self.taps.spots(), *before]
+        return [*self.taps.spots(), *self.feed_forwards.spots(), *before]
 
     def _follow(self) -> None:
         """Move hooks if modules of the model were exchanged since the last prefill (LoRA, quantisation, surgery)."""
@@ -250,8 +254,8 @@ class Engine:
                 now = self.now
                 if now.ran is not None:
                     self.report.finish(now.ran)
-                if now.forward is not None and now.forward.below is not None:
-                    self._forget_below(now.forward, now.forward.below)
+                if now.forward is not None and now.forward.leaving:
+                    self._forget(now.forward)
                 if now.asked is not None and now.forward is not None:
                     answered = now.asked.answered(output[0], now.forward.alive, now.forward.length)
                     return output if answered is output[0] else with_hidden(output, answered)
@@ -259,8 +263,15 @@ class Engine:
         finally:
             self.now.close()
 
-    def _forget_below(self, forward: Forward, below: Below) -> None:
-        """Let the caches of the layers below a stage lose what it has dropped."""
+    def _forget(self, forward: Forward) -> None:
+        """Let caches lose what is to leave them now that the prefill is over."""
+        if any(each.seen for each in forward.leaving):
+            self._check_alone(forward)
+        for each in forward.leaving:
+            each.forget(forward.past, forward.length, self.owner, self.anatomy.recurrent)
+
+    def _check_alone(self, forward: Forward) -> None:
+        """Raise `UnsupportedModelError` where tokens behind the prompt came with it, and saw what they must not."""
         end, limit, asked = forward.past + forward.length, self.now.limit, self.now.asked
         hides = f"recipe {self.report.recipe!r}: kv: all_layers hides what is dropped from tokens behind the prompt, "
         if limit is not None and end > limit:
@@ -273,7 +284,15 @@ class Engine:
                 f"{hides}and labels ask for a loss over tokens that came together with it; run the prompt with "
                 "use_cache and without labels, then what follows with labels, or leave kv out of the recipe"
             )
-        below.forget(forward.past, forward.length, self.owner, self.anatomy.recurrent)
+
+    def _leave(self, ran: StageReport, forward: Forward, cache: Any, index: int) -> None:
+        """Note what leaves caches once the prefill is over, behind the stage that ran before the layer at `index`."""
+        if ran.kv == "all_layers":
+            alive = forward.alive if forward.skipping is None else forward.skipping.left
+            if alive is not None:
+                forward.leaving = [Leaving(cache, range(index), alive, seen=True)]
+        if forward.skipping is not None:
+            forward.leaving.append(Leaving(cache, range(index, self.depth), forward.skipping.left, seen=False))
 
     # ---------------------------------------------------------------- decoder layers
 
@@ -314,8 +333,7 @@ class Engine:
                 hidden, ran = run_stage(number, self.pipeline.stages[number], call, self.taps)
                 assert now.ran is not None
                 now.ran.append(ran)
-                if ran.kv == "all_layers" and forward.alive is not None:
-                    forward.below = Below(cache_in(kwargs), index, forward.alive)
+                self._leave(ran, forward, cache_in(kwargs), index)
                 if forward.alive is not None:
                     virtualise(store, self.owner)
                 call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)

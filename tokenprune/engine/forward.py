@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 from typing import Any
@@ -13,13 +13,14 @@ from torch import Tensor
 from tokenprune.core import ops, transfer
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.alive import Alive
-from tokenprune.engine.below import Below
 from tokenprune.engine.cache import forget, held_by, slots_of, window_of
 from tokenprune.engine.cache_layers import CacheLayer, Slots
 from tokenprune.engine.gather import take
+from tokenprune.engine.leaving import Leaving
 from tokenprune.engine.masks import Keys, Mask, buffer_keys, reduce_mask, stored_keys
 from tokenprune.engine.projections import Rope
 from tokenprune.engine.prompt import Prompt
+from tokenprune.engine.skipping import Skipping
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.stage import StageResult
 
@@ -68,8 +69,10 @@ class Forward:
     """Shortened lengths are rounded up so that what is missing of `length` is a multiple of this; 1 is exact."""
     alive: Alive | None = None
     """The tokens that still stand; None: all."""
-    below: Below | None = None
-    """What the caches of the layers below a stage are left with when this forward is over; None: all that they have."""
+    skipping: Skipping | None = None
+    """The tokens that pass by the feed-forward from here on; None: none."""
+    leaving: list[Leaving] = field(default_factory=list)
+    """What caches are left with when this forward is over, those of other layers each; empty: with all they have."""
     changes: Memo = field(default_factory=lambda: Memo())
     """Memos of what layers between two stages share. Made by lambdas, as torch.compile cannot trace a class that a
     dataclass calls, and transformers compiles decoding on static caches."""
@@ -126,10 +129,19 @@ class Forward:
             self.alive = replace(self.alive, bias=ops.put_(bias, tokens.slot, tokens.bias, tokens.valid_if_padded))
         if result.written is None:
             return hidden, tokens, moved
-        # Padding writes what stands at the first token anyway.
-        rank = result.written.clamp(min=0) if result.written_padded else result.written
-        states = ops.take_rows(tokens.hidden, rank).to(hidden.dtype)
-        return ops.put_rows_(hidden, tokens.slot.gather(1, rank), states), tokens, moved
+        return _written(hidden, tokens, result), tokens, moved
+
+    def skip(self, before: Tokens, result: StageResult, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Let what a stage has dropped stay, and pass by the feed-forward; arguments as in `apply`.
+
+        Returns:
+            Hidden states ``[B, n, D]`` with what the stage has written, as many as came in.
+        """
+        after = result.tokens
+        full = torch.empty(self.batch, self.length, device=hidden.device)
+        self.skipping = Skipping.behind(before, after, self.alive, full, lengths)
+        self._forget_shared()
+        return hidden if result.written is None else _written(hidden.clone(), after, result)
 
     def renumber(self, prompt: Prompt, hidden: Tensor, slots: Slots | None) -> None:
         """Number the survivors through (on all axes), skipping padding.
@@ -188,7 +200,8 @@ class Forward:
             recurrent: the layer has a state instead of keys, and is given a mask of padding alone.
         """
         slots, mask = slots_of(layer), kwargs.get("attention_mask")
-        if self.alive is None and (slots is None or (mask is None and slots.plain)):
+        every = self.alive is None and self.skipping is None
+        if every and (slots is None or (mask is None and slots.plain)):
             return kwargs
         of = (mask, kwargs["position_embeddings"][0], kwargs.get("position_ids"), slots)
         window = window_of(layer)
@@ -254,7 +267,7 @@ class Forward:
                 f"attention_mask of type {type(mask).__name__} reached a decoder layer; "
                 "expected a tensor (sdpa, eager, flash) or a BlockMask (flex)"
             )
-        now_plain = alive is None or (alive.valid is None and alive.bias is None)
+        now_plain = self.skipping is None and (alive is None or (alive.valid is None and alive.bias is None))
         if mask is None and now_plain and (slots is None or (slots.valid is None and slots.bias is None)):
             return None
         index = torch.arange(self.length, device=device).expand(self.batch, -1) if alive is None else alive.index
@@ -275,7 +288,10 @@ class Forward:
                 keys = keys.then(torch.arange(start, start + free, device=device).expand(self.batch, -1))
         rows = None if alive is None else alive.index
         queries = self.past + index
-        return reduce_mask(mask, rows=rows, queries=queries, keys=keys, flash=self.flash, dtype=dtype, first=first)
+        hides = None if self.skipping is None else self.skipping.hides(keys.origin, self.past)
+        return reduce_mask(
+            mask, rows=rows, queries=queries, keys=keys, flash=self.flash, dtype=dtype, first=first, hides=hides
+        )
 
     def _physical(self, layer: CacheLayer) -> int:
         """Slots in a static layer's buffer: a first prefill makes it smaller by what it has dropped so far."""
@@ -307,13 +323,14 @@ class Forward:
     ) -> dict[str, Any]:
         """Arguments that differ from those of the untouched layer."""
         rope, ids = kwargs["position_embeddings"], kwargs.get("position_ids")
-        if self.alive is not None:
+        if self.alive is not None or self.skipping is not None:
             for name in PACKED:
                 if kwargs.get(name) is not None:
                     raise UnsupportedModelError(
                         f"{name}: bounds of sequences packed into one row would be those of the whole prompt; "
                         "give each sequence a row of its own while a recipe is attached"
                     )
+        if self.alive is not None:
             # A flash kernel would take gaps in the ids for packed sequences.
             rope, ids = self.alive.positioned(rope, None if self.flash else ids)
         elif slots is not None and slots.shift is not None:
@@ -333,3 +350,12 @@ class Forward:
         tables = self.rotary(like, ids.flatten(-3, -2))
         cos, sin = (table.unflatten(-3, (number, self.batch)).unbind(-4) for table in tables)
         return [((cos[i], sin[i]), ids.select(-3, i)) for i in range(number)]
+
+
+def _written(hidden: Tensor, tokens: Tokens, result: StageResult) -> Tensor:
+    """Hidden states ``[B, n, D]`` with those that a stage has changed, at the slots of its `tokens`."""
+    assert result.written is not None
+    # Padding writes what stands at the first token anyway.
+    rank = result.written.clamp(min=0) if result.written_padded else result.written
+    states = ops.take_rows(tokens.hidden, rank).to(hidden.dtype)
+    return ops.put_rows_(hidden, tokens.slot.gather(1, rank), states)

@@ -71,6 +71,7 @@ def reduce_mask(
     flash: bool,
     dtype: torch.dtype,
     first: int = 0,
+    hides: tuple[Tensor, Tensor] | None = None,
 ) -> Mask | None:
     """The mask of a pruned layer.
 
@@ -84,6 +85,8 @@ def reduce_mask(
         flash: the kernel is causal by itself and takes padding masks only.
         dtype: of the layer's activations, which a mask with biases must have.
         first: original index of the mask's first column, where a window has moved on.
+        hides: ``[B, Q]`` and ``[B, K]`` bool, queries and keys that do not see each other; not on a flash kernel. None:
+            there are none.
 
     Returns:
         The same kind of mask over the queries and keys at hand; None stays None unless padding slots must be hidden.
@@ -98,9 +101,11 @@ def reduce_mask(
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
     if mask is None:
-        if flash or (keys.valid is None and keys.bias is None):
+        if flash or (keys.valid is None and keys.bias is None and hides is None):
             return keys.valid
         causal = keys.origin[:, None, None, :] <= queries[:, None, :, None]
+        if hides is not None:
+            causal = causal & ~_apart(hides)
         return _biased(causal if keys.valid is None else causal & keys.valid[:, None, None, :], keys, dtype)
     width = mask.shape[-1]
     columns = keys.origin - first if first else keys.origin
@@ -112,16 +117,24 @@ def reduce_mask(
         visible = visible & keys.valid
     columns = columns.clamp(min=0, max=width - 1)
     if isinstance(mask, BlockMask):
-        return _reduce_block_mask(mask, rows, queries, columns, visible)
+        return _reduce_block_mask(mask, rows, queries, columns, visible, hides)
     if mask.dim() == 2:
         return take(mask, columns, 1) * visible.to(mask.dtype)
     if rows is not None:
         mask = take(mask, rows, 2)
     mask = take(mask, columns, 3)
     hidden = ~visible[:, None, None, :]
+    if hides is not None:
+        hidden = hidden | _apart(hides)
     if mask.dtype == torch.bool:
         return _biased(mask & ~hidden, keys, dtype)
     return _biased(mask.masked_fill(hidden, torch.finfo(mask.dtype).min), keys, dtype)
+
+
+def _apart(hides: tuple[Tensor, Tensor]) -> Tensor:
+    """``[B, 1, Q, K]`` True where a query does not see a key, of `hides` as in `reduce_mask`."""
+    queries, keys = hides
+    return queries[:, None, :, None] & keys[:, None, None, :]
 
 
 def _biased(mask: Tensor, keys: Keys, dtype: torch.dtype) -> Tensor:
@@ -144,13 +157,21 @@ def _joined(first: Tensor | None, second: Tensor | None, sides: tuple[int, int],
     return torch.cat([half.to(known.device) for half in halves], dim=1)
 
 
-def _reduce_block_mask(mask: BlockMask, rows: Tensor | None, queries: Tensor, columns: Tensor, visible: Tensor) -> Mask:
+def _reduce_block_mask(
+    mask: BlockMask,
+    rows: Tensor | None,
+    queries: Tensor,
+    columns: Tensor,
+    visible: Tensor,
+    hides: tuple[Tensor, Tensor] | None,
+) -> Mask:
     """`reduce_mask` for flex attention: the same function, of the original indices."""
     allowed = mask.mask_mod
 
     def left(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         row = q if rows is None else rows[b, q]
-        return allowed(b, h, row, columns[b, k]) & visible[b, k]
+        seen = allowed(b, h, row, columns[b, k]) & visible[b, k]
+        return seen if hides is None else seen & ~(hides[0][b, q] & hides[1][b, k])
 
     (batch, n), length = columns.shape, queries.shape[1]
     return create_block_mask(left, batch, None, length, n, device=str(columns.device))

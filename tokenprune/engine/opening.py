@@ -12,6 +12,7 @@ from transformers.cache_utils import Cache
 from tokenprune.core.report import Report
 from tokenprune.engine.cache import check_cache, held_in
 from tokenprune.engine.chunks import Chunk, joined
+from tokenprune.engine.feed_forwards import FeedForwards
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.prompt import Prefill, planned
 from tokenprune.engine.reading import real_tokens, start_reading, vision_tokens
@@ -60,14 +61,24 @@ class Opening:
         report: told of each prompt.
         tower: signals and stages of the vision tower.
         unseen: told of calls whose vision tokens nobody can tell.
+        feed_forwards: asked whether tokens may skip them.
     """
 
-    def __init__(self, anatomy: Anatomy, pipeline: Pipeline, report: Report, tower: TowerTaps, unseen: Unseen) -> None:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        pipeline: Pipeline,
+        report: Report,
+        tower: TowerTaps,
+        unseen: Unseen,
+        feed_forwards: FeedForwards,
+    ) -> None:
         self.anatomy = anatomy
         self.pipeline = pipeline
         self.report = report
         self.tower = tower
         self.unseen = unseen
+        self.feed_forwards = feed_forwards
         self.depth = len(anatomy.layers)
 
     def begin(
@@ -119,6 +130,7 @@ class Opening:
                         "flash attention counts a sliding window in the tokens that it is given, which are fewer after "
                         "a stage; load the model with attn_implementation='sdpa' or 'eager'"
                     )
+                self.feed_forwards.check(flash=forward.flash)
             if prefill.tower:
                 prefill.prompt = self.tower.told(prompt, prefill.tower)
             if self.tower.stages is not None:

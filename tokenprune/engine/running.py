@@ -44,9 +44,12 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         tokens = result.tokens
         renumbers = stage.positions == "renumber"
         if tokens.sizes != before.sizes or result.written is not None or tokens.bias is not before.bias:
-            hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
-            prefill.text = moved.gather(1, prefill.text)
-            prefill.last = None if prefill.last is None else moved.gather(1, prefill.last)
+            if stage.skips:
+                hidden = forward.skip(before, result, hidden, prefill.lengths)
+            else:
+                hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
+                prefill.text = moved.gather(1, prefill.text)
+                prefill.last = None if prefill.last is None else moved.gather(1, prefill.last)
         if renumbers:
             forward.renumber(prompt, hidden, slots_of(call.store))
         carried = prompt.tokens
@@ -63,5 +66,6 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
         scored=before.origin,
         watch=watch,
         kv=stage.kv,
+        dropped=stage.dropped,
     )
     return hidden, report

@@ -20,6 +20,8 @@ RECURRENT = frozenset({"linear_attention", "conv"})
 """Of these, the ones without keys: they read tokens one after the other into a state of fixed size."""
 LAYERS = frozenset({"full_attention", "sliding_attention"}) | RECURRENT
 """Types of decoder layers (`config.layer_types`) that the engine is exact for."""
+FEED_FORWARDS = ("mlp", "feed_forward")
+"""Attributes of a decoder layer that hold what it runs behind its attention."""
 PLACEHOLDERS = ("image_token_id", "video_token_id")
 """What configurations call the ids that stand for vision tokens."""
 IMAGE, VIDEO = 1, 2
@@ -76,6 +78,26 @@ class Anatomy:
     def counts_places(self) -> bool:
         """Whether queries are scaled by their position ids (Ministral 3), which then are more than distances."""
         return bool((getattr(self.text.config, "rope_parameters", None) or {}).get("llama_4_scaling_beta"))
+
+    def feed_forward(self, index: int, *, asker: str) -> nn.Module:
+        """What the decoder layer at `index` runs behind its attention, each token by itself.
+
+        Args:
+            index: of the layer.
+            asker: what opens the message.
+
+        Raises:
+            UnsupportedModelError: the layer has none under a known name, or more than that runs behind its attention.
+        """
+        layer: Any = self.layers[index]
+        found = next((module for name in FEED_FORWARDS if (module := getattr(layer, name, None)) is not None), None)
+        if found is None or getattr(layer, "experts", None) is not None:
+            known = f"expected it under {' or '.join(FEED_FORWARDS)}" if found is None else "experts run beside its mlp"
+            raise UnsupportedModelError(
+                f"{asker}: nobody knows where the feed-forward of layer {index} of {self.adapter.title} is "
+                f"({type(layer).__name__}): {known}"
+            )
+        return found
 
     def vision_mask(self, input_ids: Tensor | None, embeddings: Tensor) -> Tensor:
         """``[B, L]`` bool: the placeholders of image and video, by id, or by embedding when ids were not given."""

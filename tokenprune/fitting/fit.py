@@ -10,41 +10,24 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from tokenprune.core.files import only_one, whole_file
 from tokenprune.engine.weights import host_of
-from tokenprune.errors import InputError, RecipeError
+from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
-from tokenprune.fitting.aims import objective
-from tokenprune.fitting.fresh import fresh_stages, without_weights
-from tokenprune.fitting.objectives import Objective, Prompts
+from tokenprune.fitting.fresh import without_weights
+from tokenprune.fitting.lessons import Asked, box_of, lesson, with_boxes
 from tokenprune.fitting.plan import Plan
-from tokenprune.fitting.written import learned_parts, write_weights
 from tokenprune.recipe import Recipe, load_recipe
-from tokenprune.study.cases import Box
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Progress = Callable[[int, int, float], None]
-"""Told after every step: steps done, all steps, the loss."""
-
-
-class Asked(Protocol):
-    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one.
-
-    With a ``target`` (`tokenprune.study.cases.Box`, or None), the aim ``boxes`` can learn from it.
-    """
-
-    @property
-    def picture(self) -> Callable[[], Image]: ...
-    @property
-    def question(self) -> str: ...
+"""Told after every step: steps done, all steps, the loss. Before, while a request's questions are asked, how many of
+them are, all of them, and NaN."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +58,8 @@ def fit(
 ) -> Fitted:
     """Train the learned parts of `recipe` on a frozen model; stopped at any time, the same call goes on.
 
+    Of a recipe that asks again, what learns is the request for the full picture.
+
         fitted = fit(model, processor, "text-conditioned", cases, "runs/mine")
         with tp.attach(model, fitted.recipe, keep=0.2):
             ...
@@ -85,20 +70,21 @@ def fit(
         recipe: with at least one learned part.
         data: pictures and questions, without answers; for the aim ``boxes`` those with a ``target`` count.
         folder: for the weights, the recipe that names them, the log and the checkpoint.
-        plan: what to do; the usual when left out.
-        progress: told after every step.
+        plan: what to do; the usual for the recipe when left out.
+        progress: told after every step, and while questions are asked before the first one.
 
     Raises:
         RecipeError: the recipe has no learned part.
-        InputError: too little data, no boxes where they are the aim, a folder that holds another fit, or in which one
-            runs.
+        InputError: too little data, no boxes where they are the aim, an aim of another recipe, or a folder that holds
+            another fit, or in which one runs.
     """
-    plan = plan or Plan()
     loaded = load_recipe(recipe)
+    plan = plan or Plan.usual(loaded)
     chat = Chat("", model, processor)
     run = _Run(chat, loaded, data, Path(folder), plan)
     with run.alone(), _frozen(model):
         run.resume()
+        run.prepare(progress)
         run.train(progress)
         return run.write()
 
@@ -107,16 +93,13 @@ class _Run:
     """A fit on its way."""
 
     def __init__(self, chat: Chat, recipe: Recipe, data: Sequence[Asked], folder: Path, plan: Plan) -> None:
-        self.recipe, self.folder, self.plan = recipe, folder, plan
+        self.folder, self.plan = folder, plan
         host = host_of(anatomy(chat.model))
-        self.stages = fresh_stages(recipe, host, seed=plan.seed)
-        self.parts = learned_parts(self.stages)
-        if not self.parts:
-            raise RecipeError(f"{recipe.name}: no part of it learns; `tokenprune ls parts` says which do")
-        self.learner = nn.ModuleDict(self.parts).to(chat.model.device).requires_grad_(True)
-        self.objective: Objective = objective(chat, self.stages, plan)
-        data = _with_boxes(data) if plan.aim == "boxes" else data
+        data = with_boxes(data) if plan.aim == "boxes" else data
+        self.lesson = lesson(chat, recipe, plan, host, data)
+        self.learner = nn.ModuleDict(dict(self.lesson.parts)).to(chat.model.device).requires_grad_(True)
         self.train_on, self.held_out = _split(data, plan)
+        self.prepared: dict[int, Any] = {}
         self.optimiser = torch.optim.AdamW(self.learner.parameters(), lr=plan.rate, weight_decay=0.01)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimiser, plan.rate, total_steps=plan.steps)
         self.step = 0
@@ -135,6 +118,19 @@ class _Run:
                 raise InputError(f"{self.folder}: another fit runs in it; let it end, or choose another folder")
             yield
 
+    def prepare(self, progress: Progress | None) -> None:
+        """Whatever has to be known of the questions that will be trained on, and of those that are held out."""
+        drawn = sorted({index for step in range(self.plan.steps) for index in self._drawn(step)[0]})
+
+        def told(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total, float("nan"))
+
+        asked = [*(self.train_on[index] for index in drawn), *self.held_out]
+        made = self.lesson.prepare(asked, self.folder, told)
+        self.prepared = dict(zip(drawn, made, strict=False))
+        self.looked_at = made[len(drawn) :]
+
     def train(self, progress: Progress | None) -> None:
         """Every step that is not done yet, a look at the held-out questions now and then, and a checkpoint with it."""
         if not self.looks:
@@ -149,11 +145,16 @@ class _Run:
         if progress is not None:
             progress(self.plan.steps, self.plan.steps, self.losses[-1] if self.losses else 0.0)
 
+    def _drawn(self, step: int) -> tuple[list[int], int]:
+        """Which questions a step trains on, and its seed: by its number, so that a resumed run goes on as it would."""
+        draw = random.Random(f"{self.plan.seed} {step}")
+        chosen = draw.sample(range(len(self.train_on)), min(self.plan.batch, len(self.train_on)))
+        return chosen, draw.randrange(2**31)
+
     def _train_step(self) -> float:
         self.learner.train()
-        draw = random.Random(f"{self.plan.seed} {self.step}")  # by step, so that a resumed run goes on as it would have
-        chosen = draw.sample(self.train_on, min(self.plan.batch, len(self.train_on)))
-        loss = self.objective.loss(_prompts(chosen), torch.Generator().manual_seed(draw.randrange(2**31)))
+        chosen, seed = self._drawn(self.step)
+        loss = self.lesson.loss([self.prepared[each] for each in chosen], torch.Generator().manual_seed(seed))
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
@@ -166,9 +167,9 @@ class _Run:
         self.learner.eval()
         losses = []
         with torch.no_grad():
-            for start in range(0, len(self.held_out), self.plan.batch):
-                batch = self.held_out[start : start + self.plan.batch]
-                loss = self.objective.loss(_prompts(batch), torch.Generator().manual_seed(start))
+            for start in range(0, len(self.looked_at), self.plan.batch):
+                batch = self.looked_at[start : start + self.plan.batch]
+                loss = self.lesson.loss(batch, torch.Generator().manual_seed(start))
                 losses += [float(loss)] * len(batch)
         mean = sum(losses) / len(losses)
         if mean < min((each for _, each in self.looks), default=float("inf")):
@@ -218,7 +219,7 @@ class _Run:
     def write(self) -> Fitted:
         """Weights, the recipe that names them, and the log."""
         self.learner.load_state_dict(self.best)
-        written, paths = write_weights(self.recipe, self.parts, self.folder, made_by="tokenprune fit")
+        written, paths = self.lesson.write(self.folder)
         with whole_file(self.folder / "log.json") as file:
             log = {"plan": self.plan.to_dict(), "losses": self.losses, "looks": self.looks, "best": self._best_step()}
             file.write((json.dumps(log) + "\n").encode())
@@ -255,31 +256,11 @@ def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]
     return flat[0], flat[1][: 8 * plan.batch]
 
 
-def _with_boxes(data: Sequence[Asked]) -> list[Asked]:
-    """The questions with a box around what they ask for."""
-    found = [asked for asked in data if _box(asked) is not None]
-    if not found:
-        raise InputError(
-            f"aim boxes: none of {len(data)} questions has a box around what it asks for (Case.target; box in a file "
-            "of JSON lines); fit with --aim logits, which needs none"
-        )
-    return found
-
-
-def _box(asked: Asked) -> Box | None:
-    return getattr(asked, "target", None)
-
-
-def _prompts(asked: Sequence[Asked]) -> Prompts:
-    boxes = [_box(each) for each in asked]
-    return Prompts([each.picture() for each in asked], [each.question for each in asked], boxes)
-
-
 def _digest(data: Sequence[Asked], plan: Plan) -> str:
     """Of what is asked about what, and of boxes where they are learned from."""
     lines = [f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data]
     if plan.aim == "boxes":
-        lines += [str(_box(asked)) for asked in data]
+        lines += [str(box_of(asked)) for asked in data]
     text = "\n".join(lines)
     return sha256(text.encode()).hexdigest()[:12]
 

@@ -14,7 +14,8 @@ def without_weights(recipe: Recipe) -> Recipe:
         learned = {role: part for role, part in stage.parts.items() if issubclass(part.part, Learned)}
         blank = {role: part.model_copy(update={"weights": None}) for role, part in learned.items()}
         stages.append(stage.model_copy(update=blank))
-    return recipe.model_copy(update={"stages": tuple(stages)})
+    again = None if recipe.again is None else recipe.again.model_copy(update={"weights": None})
+    return recipe.model_copy(update={"stages": tuple(stages), "again": again})
 
 
 def fresh_stages(recipe: Recipe, host: Host, *, seed: int = 0) -> list[Stage]:

@@ -37,7 +37,7 @@ class SoftStage(Stage):
         generator: of the noise; on the CPU.
 
     Raises:
-        RecipeError: the stage has a rectifier, whose biases would mix with those of the gates.
+        RecipeError: the stage has a rectifier, whose biases would mix with those of the gates; or its tokens skip.
     """
 
     def __init__(self, stage: Stage, count: Callable[[int], int], generator: torch.Generator) -> None:
@@ -45,6 +45,11 @@ class SoftStage(Stage):
             told = f"{stage.rectifier.title} adds to attention, as gates do in training"
             raise RecipeError(
                 f"{stage.name}: {told}; fit the recipe without it, and put it into the one that fit wrote"
+            )
+        if stage.skips:
+            raise RecipeError(
+                f"{stage.name}: {stage.scorer.title} learns by gates, which stand in for removal, and with dropped: "
+                "skip_ffn nothing is removed; fit the recipe without it, and put it into the one that fit wrote"
             )
         super().__init__(
             place=stage.place,
@@ -118,6 +123,7 @@ def in_training(stage: Stage, share: float | None = None) -> Stage:
         sampler=stage.sampler,
         recycler=stage.recycler,
         rectifier=stage.rectifier,
+        dropped=stage.dropped,
         positions=stage.positions,
         name=stage.name,
     )

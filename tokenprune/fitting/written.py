@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenprune.core.files import whole_file
 from tokenprune.parts.learned import Learned
+from tokenprune.parts.request import RequestHead
 from tokenprune.recipe import Recipe, load_recipe
 from tokenprune.recipe.weights import digest
 from tokenprune.stage import Stage
@@ -39,13 +41,35 @@ def write_weights(
             if part is None:
                 continue
             own = recipe.name if len(parts) == 1 else f"{recipe.name}-{stage['name']}-{role}"
-            data = part.to_bytes(recipe=recipe.name, made_by=made_by)
-            path = folder / f"{own}.safetensors"
-            with whole_file(path) as file:
-                file.write(data)
-            settings["weights"] = f"{path.name}#{digest(data)}"
+            path, settings["weights"] = _weights(recipe, part, folder / f"{own}.safetensors", made_by)
             paths.append(path)
-    written = folder / f"{recipe.name}.yaml"
+    return _recipe(told, folder), tuple(paths)
+
+
+def write_request(recipe: Recipe, head: RequestHead, folder: Path, *, made_by: str) -> tuple[Path, tuple[Path, ...]]:
+    """Write the weights of a learned request into `folder`, and `recipe` with their name.
+
+    Where the recipe had none, the probability of the first token no longer asks (``below: 0``): the request does.
+    Arguments and what is returned are as for `write_weights`.
+    """
+    told = recipe.to_dict()
+    if told["again"].get("weights") is None:
+        told["again"]["below"] = 0.0
+    path, told["again"]["weights"] = _weights(recipe, head, folder / f"{recipe.name}.safetensors", made_by)
+    return _recipe(told, folder), (path,)
+
+
+def _weights(recipe: Recipe, part: Learned, path: Path, made_by: str) -> tuple[Path, str]:
+    """The file that was written, and its name as recipes have it."""
+    data = part.to_bytes(recipe=recipe.name, made_by=made_by)
+    with whole_file(path) as file:
+        file.write(data)
+    return path, f"{path.name}#{digest(data)}"
+
+
+def _recipe(told: dict[str, Any], folder: Path) -> Path:
+    made = load_recipe(told)
+    written = folder / f"{made.name}.yaml"
     with whole_file(written) as file:
-        file.write(load_recipe(told).dump().encode())
-    return written, tuple(paths)
+        file.write(made.dump().encode())
+    return written

@@ -6,7 +6,7 @@ import json
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field
@@ -53,12 +53,15 @@ class Learned(Part):
 
     The constructor takes hyper-parameters and the name of the weights, and makes no parameters: it touches no file, and
     widths are the model's. Where a recipe is built to run, `read` makes the parameters and fills them; `tokenprune fit`
-    makes them with `make` and trains them. Until then the part raises: untrained weights are noise, not a method.
+    makes them with `make` and trains them. Until then the part raises, unless it is `plain`: untrained weights are
+    noise, not a method.
 
     A subclass keeps ``weights: Weights | None = None`` among its settings, makes its parameters in `make`, and calls
     `ready` first in `forward`.
     """
 
+    plain: ClassVar[bool] = False
+    """Whether it is something known without weights, and so needs none; then `forward` knows what to do without."""
     weights: str | None = None
     host: Host | None = None
     """The model that its parameters were made for; None as long as it has none."""
@@ -87,6 +90,8 @@ class Learned(Part):
             InputError: they were made for another width.
         """
         if self.host is None:
+            if self.plain:
+                return
             raise RecipeError(self.missing())
         if tokens.hidden.shape[-1] != self.host.width:
             raise InputError(
@@ -110,6 +115,8 @@ class Learned(Part):
             InputError: weights of another family or width.
         """
         if self.host is None:
+            if self.plain:
+                return
             raise RecipeError(self.missing())
         if self.host != host:
             raise InputError(

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenprune.errors import did_you_mean
+from tokenprune.recipe.again import Again
 from tokenprune.recipe.part_models import model_called
 from tokenprune.recipe.schema import BUDGETS, Recipe, StageSpec
 from tokenprune.recipe.text.node import KeyPath, Node, dotted, follow, got
@@ -59,6 +60,8 @@ def _about(loc: KeyPath, path: KeyPath) -> KeyPath:
 
 def _home(path: KeyPath, root: Node) -> tuple[type[BaseModel] | None, KeyPath]:
     """The model that the path's last keys belong to, and those keys."""
+    if path[:1] == ("again",):
+        return Again, path[1:]
     if len(path) < 2 or path[0] != "stages":
         return Recipe, path
     if len(path) < 3 or path[2] not in ROLES:

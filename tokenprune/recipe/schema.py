@@ -28,6 +28,7 @@ from tokenprune.core.place import Place, PlaceError, place_schema
 from tokenprune.errors import RecipeError
 from tokenprune.parts.learned import Learned
 from tokenprune.parts.limits import Keep, Share
+from tokenprune.parts.request import RequestHead
 from tokenprune.recipe.again import Again
 from tokenprune.recipe.overrides import DEFAULT_PARTS
 from tokenprune.recipe.part_models import PartOf, PartSpec, Spec, make_part, refuse
@@ -36,7 +37,7 @@ from tokenprune.recipe.text.type_text import type_text
 from tokenprune.recipe.text.yaml_rules import write_yaml
 from tokenprune.recipe.weights import find_weights
 from tokenprune.registry import ROLES
-from tokenprune.stage import Kv, Positions, Stage
+from tokenprune.stage import Dropped, Kv, Positions, Stage, cannot_skip
 
 VERSION = 1
 """The version of the format, which every recipe states."""
@@ -163,6 +164,11 @@ class StageSpec(Spec):
         default="later_layers",
         description="Which caches lose what is dropped: of later layers, or of all once the prefill is over",
     )
+    dropped: Dropped = Field(
+        default="leave",
+        description="What becomes of dropped tokens: they leave the sequence; or they skip the feed-forward, seen by "
+        "vision tokens and hidden from text",
+    )
 
     @property
     def parts(self) -> dict[str, PartSpec]:
@@ -175,14 +181,17 @@ class StageSpec(Spec):
         for part in parts.values():
             if isinstance(part, Learned) and part.weights is not None:
                 part.read(find_weights(part.weights, folder, part.title))
-        return Stage(name=self.name, place=self.place, positions=self.positions, kv=self.kv, **parts)
+        settings: dict[str, Any] = {"positions": self.positions, "kv": self.kv, "dropped": self.dropped}
+        return Stage(name=self.name, place=self.place, **settings, **parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, with defaults filled in."""
         parts = {role: part.to_dict() for role, part in self.parts.items()}
         # Left out where nobody asks for it, so that recipes from before there was a choice keep their fingerprints.
-        kv = {} if self.kv == "later_layers" else {"kv": self.kv}
-        return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions, **kv}
+        asked: dict[str, Any] = {} if self.kv == "later_layers" else {"kv": self.kv}
+        if self.dropped != "leave":
+            asked["dropped"] = self.dropped
+        return {"name": self.name, "place": self.place.to_plain(), **parts, "positions": self.positions, **asked}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StageSpec:
@@ -196,6 +205,10 @@ class StageSpec(Spec):
             refuse((("raters",), f"without effect, as {names} ask no raters: leave them out"))
         if self.kv == "all_layers" and not self.place.in_decoder:
             refuse((("kv",), f"'all_layers' is without effect: no layer comes before {self.place}; leave it out"))
+        if self.dropped == "skip_ffn" and (
+            told := cannot_skip(self.place, self.positions, rectifies=self.rectifier is not None)
+        ):
+            refuse((("dropped",), f"'skip_ffn' does not work here: {told}"))
         for role, wanted in reads.items():
             if missing := cannot_give(self.place, wanted):
                 refuse(
@@ -247,7 +260,7 @@ class Recipe(Spec):
         stages = [{key: value for key, value in stage.to_dict().items() if key != "name"} for stage in self.stages]
         data = {"version": self.version, "budget": self.to_dict().get("budget"), "stages": stages}
         if self.again is not None:
-            data["again"] = self.again.model_dump()
+            data["again"] = self.again.to_dict()
         if self.pictures != "together":
             data["pictures"] = self.pictures
         return hashlib.sha256(_canonical(data).encode()).hexdigest()[:12]
@@ -271,6 +284,17 @@ class Recipe(Spec):
         """What the first pass runs: the same stages, and nothing that asks again."""
         return self.model_copy(update={"again": None})
 
+    def build_request(self) -> RequestHead | None:
+        """The learned request of `again`, with its weights; None where the recipe names none.
+
+        Raises:
+            RecipeError: weights that are not there, or are not those that the recipe means.
+        """
+        if self.again is None or self.again.weights is None:
+            return None
+        head = RequestHead()
+        return head.read(find_weights(self.again.weights, self._folder, head.title))
+
     def in_folder(self, folder: Path | None) -> Recipe:
         """The same recipe, with its weights looked for in `folder`."""
         self._folder = folder
@@ -291,7 +315,7 @@ class Recipe(Spec):
             "differences": list(self.differences),
             "budget": None if self.budget is None else {self.budget.kind: self.budget.value},
             "pictures": None if self.pictures == "together" else self.pictures,
-            "again": None if self.again is None else self.again.model_dump(),
+            "again": None if self.again is None else self.again.to_dict(),
             "stages": [stage.to_dict() for stage in self.stages],
             "variants": {name: dict(values) for name, values in self.variants.items()},
         }
@@ -315,7 +339,7 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Recipe:
-        wrong = [*self._names_twice(), *self._backwards()]
+        wrong = [*self._names_twice(), *self._backwards(), *self._behind_skipping()]
         if self.budget is None:
             message = (
                 "'solved' needs a budget: add for example `budget: {keep: 0.33}` to the recipe, or give --keep 0.33"
@@ -332,6 +356,15 @@ class Recipe(Spec):
         for index, name in enumerate(names):
             if name in names[:index]:
                 yield ("stages", index, "name"), f"{name!r} is the name of stages.{names.index(name)} already"
+
+    def _behind_skipping(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for index, stage in enumerate(self.stages[:-1]):
+            if stage.dropped == "skip_ffn":
+                later = self.stages[index + 1]
+                yield (
+                    ("stages", index, "dropped"),
+                    f"'skip_ffn': dropped tokens stay, so no stage may follow, and {later.name!r} does; put it last",
+                )
 
     def _backwards(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         for index, stage in enumerate(self.stages):

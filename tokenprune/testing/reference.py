@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,9 @@ class Hidden(NamedTuple):
     earlier stage has it."""
     everywhere: bool = False
     """Whether tokens behind the prompt do not see, in the layers before this one either, what is not left here."""
+    skips: bool = False
+    """Whether what is not left here stays, and passes by the feed-forward: hidden from all tokens but vision tokens of
+    the prompt, and no feed-forward is added to it."""
 
 
 def vision_mask(model: Any, input_ids: Tensor) -> Tensor:
@@ -61,7 +65,7 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
     """
     steps = [Hidden(*stage) for stage in stages]
     columns = [row.nonzero().flatten() for row in vision]
-    hidden_columns, biases = torch.zeros_like(vision), None
+    hidden_columns, biases, shy = torch.zeros_like(vision), None, None
     behind = [(step.layer or 0, vision & ~visible_columns(vision, columns, step)) for step in steps if step.everywhere]
     seen = _Seen()
     handles = [model.get_decoder().register_forward_pre_hook(seen, with_kwargs=True)]
@@ -72,15 +76,21 @@ def masked_reference(model: Any, vision: Tensor, stages: Sequence[Hidden | tuple
                 visible = visible_columns(vision, columns, step)
                 if (visible & hidden_columns).any():
                     raise ValueError(f"a stage before layer {index} keeps vision tokens that an earlier stage dropped")
-                hidden_columns = vision & ~visible
+                if step.skips:
+                    shy = _Shy(vision, vision & ~visible & ~hidden_columns)
+                else:
+                    hidden_columns = vision & ~visible
                 if step.bias is not None:
                     biases = _by_column(vision, columns, step.bias)
             later = next((gone for at, gone in reversed(behind) if at > index), None)
             reduced = any((step.layer or 0) <= index for step in steps)
             if reduced or (later is not None and hasattr(layer, "self_attn")):
                 if hasattr(layer, "self_attn"):
-                    hook = _LayerHook(index, here, columns, hidden_columns, biases, later)
+                    hook = _LayerHook(index, here, columns, hidden_columns, biases, later, shy)
                     handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+                    if shy is not None:
+                        feeds = layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
+                        handles.append(feeds.register_forward_hook(partial(shy.unfed, seen)))
                 else:
                     handles += _recurrent_hooks(layer, here, columns, hidden_columns, seen)
         yield
@@ -99,6 +109,21 @@ class _Seen:
         self.past = 0 if cache is None else int(cache.get_seq_length())
 
 
+class _Shy(NamedTuple):
+    """Vision tokens that vision tokens alone see, and that no feed-forward is added to."""
+
+    vision: Tensor
+    """bool [B, L] over the prompt."""
+    skip: Tensor
+    """bool [B, L]: those of them."""
+
+    def unfed(self, seen: _Seen, module: Any, args: Any, output: Tensor) -> Tensor:
+        """Hook behind a feed-forward: what it gives, and 0 for those that skip."""
+        rows, length = output.shape[:2]
+        here = pad(self.skip, (0, max(0, seen.past + length - self.skip.shape[1])))[:, seen.past : seen.past + length]
+        return output.masked_fill(here.repeat_interleave(rows // len(here), dim=0)[..., None], 0.0)
+
+
 class _LayerHook:
     """Pre-hook of one decoder layer: writes merged tokens, then hides columns."""
 
@@ -110,11 +135,13 @@ class _LayerHook:
         hidden_columns: Tensor,
         biases: Tensor | None,
         later: Tensor | None = None,
+        shy: _Shy | None = None,
     ) -> None:
         self.index, self.stages, self.columns, self.hidden_columns = index, stages, columns, hidden_columns
         self.biases = biases
         self.later = later
         """bool [B, L]: columns that are hidden from tokens behind the prompt alone."""
+        self.shy = shy
 
     def __call__(self, layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden, *rest = args
@@ -143,6 +170,9 @@ class _LayerHook:
         if self.later is not None:
             behind = queries >= self.later.shape[1]
             dropped = dropped | (self._columns(self.later, offset, end, expansion) & behind)
+        if self.shy is not None:
+            text = ~self._columns(self.shy.vision, past, past + length, expansion).mT
+            dropped = dropped | (self._columns(self.shy.skip, offset, end, expansion) & text)
         dropped = dropped & (queries != keys)  # a dropped token still sees itself, else its row would be NaN
         mask = mask & ~dropped if mask.dtype == torch.bool else mask.masked_fill(dropped, torch.finfo(mask.dtype).min)
         if self.biases is not None:

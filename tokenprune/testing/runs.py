@@ -62,10 +62,11 @@ def reference_stages(report: Report, results: Sequence[StageResult], rows: slice
             at = written.clamp(min=0)
             anchors = tokens.origin.gather(1, at).masked_fill(written < 0, -1)[rows]
             states = tokens.hidden.gather(1, at[..., None].expand(-1, -1, tokens.hidden.shape[-1]))[rows]
-        if tokens.bias is not None:
+        if tokens.bias is not None and not stage.skips:  # which leaves those of earlier stages as they are
             full = torch.zeros(tokens.bias.shape[0], 1 + max(tokens.total))
             bias = full.scatter(1, tokens.origin + 1, tokens.bias)[rows, 1:]  # padding has origin -1
-        stages.append(Hidden(stage.layer, stage.kept[rows], anchors, states, bias, stage.kv == "all_layers"))
+        everywhere = stage.kv == "all_layers"
+        stages.append(Hidden(stage.layer, stage.kept[rows], anchors, states, bias, everywhere, stage.skips))
     return stages
 
 

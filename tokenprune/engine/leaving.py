@@ -1,7 +1,7 @@
-"""Caches of the layers below a stage, which lose what it dropped once the prefill is over (``kv: all_layers``).
+"""Caches that lose tokens once the prefill is over: what a stage has dropped, in layers that have run for them.
 
-These layers have run for every token, and what they computed of the survivors has seen the dropped ones. Only tokens
-behind the prompt find them gone there, too, and the cache holds as few slots in all layers.
+Those below it (``kv: all_layers``), and those from it on where what is dropped stays in the sequence (``dropped:
+skip_ffn``). What they computed of the survivors has seen the dropped ones. Tokens behind the prompt find them gone.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from tokenprune.engine.masks import stored_keys
 
 
 @dataclass(eq=False)
-class Below:
-    """The layers below a stage, and what it has left."""
+class Leaving:
+    """Layers, and what their caches are left with."""
 
     cache: Any | None
-    layer: int
-    """That the stage acts before."""
+    layers: range
     alive: Alive
-    """What still stands behind it."""
+    """What still stands."""
+    seen: bool
+    """Whether tokens of the prompt have seen in these layers what leaves them, text among them."""
 
     def forget(self, past: int, length: int, owner: Owner, recurrent: Collection[int]) -> None:
         """Take what does not stand any more out of the layers' caches.
@@ -41,7 +42,7 @@ class Below:
             recurrent: layers with a state instead of keys, which keeps what it has read.
         """
         known: dict[tuple[int, int], tuple[Tensor, Slots]] = {}  # neighbours share theirs
-        for number in range(self.layer):
+        for number in self.layers:
             layer = None if number in recurrent else layer_of(self.cache, number)
             keys = None if layer is None else layer.keys
             if layer is None or keys is None:
