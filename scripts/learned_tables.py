@@ -43,6 +43,30 @@ def own_counts() -> str:
     return "\n".join(lines) + "\n"
 
 
+def looking() -> str:
+    """A learned token that looks beside the last text token that does (benchmarks/learned/glimpse.py)."""
+    told = json.loads((LEARNED / "glimpse.json").read_text(encoding="utf-8"))
+    lines = [f"{told['questions']} questions about {told['scenes']} held-out scenes.", ""]
+    lines += [
+        "| prefill | taught by | last text token, right, % | learned token, right, % | tokens | learned better by |"
+    ]
+    lines += ["|---" * 6 + "|"]
+    rows = {(row["share"], row["recipe"]): row for row in told["rows"]}
+    for share in dict.fromkeys(row["share"] for row in told["rows"]):
+        for taught in ("untrained", "answers", "boxes"):
+            last, token = (rows[share, f"{who}, {taught}"] for who in ("last", "token"))
+            (change,) = (
+                each
+                for each in told["versus"]
+                if (each["share"], each["recipe"], each["than"].split(",")[0]) == (share, f"token, {taught}", "last")
+            )
+            found = " | ".join(percent(row["accuracy"]) for row in (last, token))
+            kept = ", ".join(f"{row['final']:.1f}" for row in (last, token))
+            lines.append(f"| {share:.0%} | {taught} | {found} | {kept} | {better(change)} |")
+        lines.append(f"| {share:.0%} | (uniform) | {percent(rows[share, 'uniform']['accuracy'])} |")
+    return "\n".join(lines) + "\n"
+
+
 def transfer() -> str:
     """Fits on one half of the tasks, asked the other (benchmarks/learned/transfer.py)."""
     told = json.loads((LEARNED / "transfer.json").read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from learned_tables import own_counts, shipped, sizes, transfer
+from learned_tables import looking, own_counts, shipped, sizes, transfer
 
 from tokenprune import ledger
 from tokenprune.budget import survivors
@@ -313,7 +313,13 @@ PAGES = {
         "scenes": scenes,
         "flops": flops,
     },
-    ROOT / "docs" / "learned.md": {"shipped": shipped, "own-counts": own_counts, "transfer": transfer, "sizes": sizes},
+    ROOT / "docs" / "learned.md": {
+        "shipped": shipped,
+        "own-counts": own_counts,
+        "looking": looking,
+        "transfer": transfer,
+        "sizes": sizes,
+    },
 }
 """Page -> name of each generated part and what makes it."""
 

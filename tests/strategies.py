@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 import torch
@@ -134,6 +135,7 @@ def collate(
         total=tuple(s.total for s in samples),
         grids=tuple(s.grids for s in samples),
         attention=attention_of(q.to(dtype), k.to(dtype), valid, places),
+        glimpse=partial(glimpse_of, k[:, :, :n].to(dtype), valid),
         signals=Signals({name: Signal(x, valid, origin.masked_fill(~valid, 10**6)) for name, x in recorded.items()}),
     )
     return with_tower(made, tower)
@@ -164,6 +166,13 @@ def attention_of(q: Tensor, k: Tensor, valid: Tensor, places: Tensor) -> RaterAt
         valid=torch.cat([valid, places >= 0], dim=1),
         before_rope=(q.flip(-1), k),
     )
+
+
+def glimpse_of(k: Tensor, valid: Tensor, vectors: Tensor) -> Tensor:
+    """What a position behind the prompt looks at: its query is the sum of its vectors, for two heads a key head."""
+    query = vectors.sum(0).repeat(2)[: 2 * HEAD_WIDTH].view(2, HEAD_WIDTH)
+    logits = torch.einsum("qd,bknd->bkqn", query, k.float()).flatten(1, 2)
+    return logits.masked_fill(~valid[:, None], -torch.inf).softmax(-1).nan_to_num()
 
 
 @st.composite

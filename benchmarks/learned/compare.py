@@ -7,12 +7,14 @@ untrained self and as recipes without weights, each with as many tokens as the s
 for. Those that choose a count of their own are asked at that, too, beside recipes at the share which it comes to.
 Differences are paired, question by question, with intervals over pictures; p-values are also given after Holm's
 correction for all differences of the file. Answers are kept in `--runs`: the same command goes on where it was stopped.
-Writes `compare.json` beside this file; a recipe that is not better is in it like any other.
+Writes `compare.json` beside this file; a recipe that is not better is in it like any other. With `--recipes` these are
+asked alone, and the rows of the others stay as they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from tokenprune.scenes.cases import scene_cases
 from tokenprune.study.cases import Case
 from tokenprune.study.evaluate import Condition, Evaluation, evaluate, make_conditions
 
-SHARES = {"glimpseprune": 0.85}
+SHARES = {"glimpseprune": 0.85, "glimpseprune-token": 0.85}
 """Of the untouched prefill; a stage deep in the model can pay for no less."""
 SHARE = 0.48
 """Of all others: about a quarter of the tokens, where a recipe acts after vision."""
@@ -126,6 +128,7 @@ def told(evaluation: Evaluation, group: Group, share: float, others: Sequence[Gr
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--recipes", nargs="+", choices=shipped(), help="these alone; the others' rows stay")
     made.add_argument("--scenes", type=int, default=80, help="held-out scenes to ask about")
     made.add_argument("--draws", type=int, default=3, help="of random choice")
     made.add_argument("--batch-size", type=int, default=32, help="of questions")
@@ -134,9 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--out", type=Path, default=Path(__file__).with_name("compare.json"))
     options = made.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    names = shipped()
-    if not names:
+    every = shipped()
+    if not every:
         raise SystemExit("no learned recipe names weights: run benchmarks/learned/ship.py first")
+    names = options.recipes or every
     asking = Asking(options)
     groups: dict[float, list[str]] = {}
     for name in names:
@@ -145,12 +149,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for share, own in sorted(groups.items()):
         rows += asking.at_share(own, share)
     rows += [asking.at_own(name) for name in names if load_recipe(name).budget is None]
+    few = asking.few(names)
+    if options.recipes:
+        known = json.loads(options.out.read_text(encoding="utf-8"))
+        if known["scenes"] != options.scenes:
+            raise SystemExit(
+                f"{options.out} was measured on {known['scenes']} scenes: give the same number, or no names"
+            )
+        rows = [row for row in known["rows"] if row["recipe"] in every and row["recipe"] not in names] + rows
+        rows.sort(
+            key=lambda row: (row["own_counts"], not row["own_counts"] and row["share"], every.index(row["recipe"]))
+        )
+        few["right"] = {**known["few"]["right"], **few["right"]}
     corrected([other for row in rows for other in row["versus"]])
     results = {
         "scenes": options.scenes,
         "questions": len(asking.cases),
-        "fingerprints": {name: load_recipe(name).fingerprint for name in (*names, *BESIDE)},
-        "few": asking.few(names),
+        "fingerprints": {name: load_recipe(name).fingerprint for name in (*every, *BESIDE)},
+        "few": few,
         "rows": rows,
     }
     write_results(options.out, results)

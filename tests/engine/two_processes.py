@@ -15,16 +15,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 import torch.distributed as dist
 from families import build, inputs
+from glimpses import Looking
 from kinds import ATTENTION, KINDS, fixed, recipe, stage
 from transformers.distributed import DistributedConfig
 from transformers.distributed.tensor_parallel import apply_tensor_parallelism
 
 import tokenprune as tp
 from tokenprune.errors import UnsupportedModelError
+from tokenprune.parts.schedulers.fixed import FixedScheduler
+from tokenprune.pipeline import Pipeline
+from tokenprune.stage import Stage
 
 FAMILIES = ("llava", "qwen2_5_vl")  # one key head for each query head, and for two
 GRAVITY = stage(2, fixed(0.4), raters="all_text", scorer={**ATTENTION, "gravity": True})
-RECIPES = {"attention": KINDS["attention"], "adaptive": KINDS["adaptive"], "gravity": recipe("gravity", GRAVITY)}
+GLIMPSE = Looking(vectors=torch.randn(6, 64, generator=torch.Generator().manual_seed(0)))
+RECIPES = {
+    "attention": KINDS["attention"],
+    "adaptive": KINDS["adaptive"],
+    "gravity": recipe("gravity", GRAVITY),
+    "glimpse": Pipeline([Stage(place=4, scorer=GLIMPSE, scheduler=FixedScheduler(keep=6))], depth=6, name="glimpse"),
+}
 
 
 def spread(model: Any) -> Any:

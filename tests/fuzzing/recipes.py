@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from random import Random
 from typing import Any
@@ -105,7 +106,8 @@ def check_runs(recipe: Recipe, rng: Random) -> str:
     whole, tokens = tokens.attention, with_signals(tokens, pipeline)
     for index, one in enumerate(pipeline):
         counts = [plan[index] for plan in plans]
-        before = replace(tokens, attention=attention_at(tokens, whole))
+        looked = partial(strategies.glimpse_of, tokens.signal("layer_keys").transpose(1, 2), tokens.valid)
+        before = replace(tokens, attention=attention_at(tokens, whole), glimpse=looked)
         result = one(before, pictures=alone[index]) if alone else one(before, None if None in counts else tuple(counts))
         tokens = result.tokens
         tokens.check()
@@ -156,7 +158,7 @@ def _stages(recipe: Recipe) -> list[Any]:
     for one in stages:
         for piece in one.parts:
             if isinstance(piece, Learned) and piece.host is None:
-                piece.start(Host("", strategies.WIDTH, strategies.HEADS), seed=0)
+                piece.start(Host("", strategies.WIDTH, strategies.HEADS, 2), seed=0)
     return stages
 
 

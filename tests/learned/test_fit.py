@@ -186,7 +186,7 @@ def test_what_cannot_be_fitted_is_told(embedded: tuple[Any, Any], cases: list[Ca
     with pytest.raises(InputError, match=r"expected at least 2 pictures, .* got 1"):
         fit(model, processor, "text-conditioned", cases[:1], tmp_path / "b")
     with pytest.raises(
-        InputError, match=r"aim: expected attention, logits, reward, got 'logit'.*did you mean 'logits'"
+        InputError, match=r"aim: expected attention, logits, boxes, reward, got 'logit'.*did you mean 'logits'"
     ):
         Plan(aim="logit")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="keep: expected two shares in order"):

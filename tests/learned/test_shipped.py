@@ -79,7 +79,7 @@ def test_the_script_writes_names_into_the_recipe_and_nothing_else(name: str, tmp
     ship = script()
     text, recipe = recipe_path(name).read_text(encoding="utf-8"), load_recipe(name)
     bare = without_weights(recipe)
-    parts = learned_parts(fresh_stages(recipe, Host("llava", 8, 2)))
+    parts = learned_parts(fresh_stages(recipe, Host("llava", 8, 2, 2)))
     path, files = write_weights(bare, parts, tmp_path, made_by="a test")
     digests = {file.name: digest(file.read_bytes()) for file in files}
     written = ship.named(text, recipe, digests)

@@ -132,7 +132,7 @@ def test_a_model_of_another_family_or_width_is_refused_when_attached(tmp_path: P
 
 @pytest.mark.parametrize("name", list_learned_recipes())
 def test_fresh_parts_start_the_same_for_the_same_seed(name: str) -> None:
-    host = Host("", 8, 2)
+    host = Host("", 8, 2, 2)
     one, same, other = (fresh_stages(load_recipe(name), host, seed=seed) for seed in (0, 0, 1))
     states = [[value for stage in stages for value in stage.state_dict().values()] for stages in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))

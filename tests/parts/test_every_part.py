@@ -116,7 +116,7 @@ WITH_ARGUMENTS: list[Part] = [
 
 def trained(part: Learned) -> Learned:
     """With other weights than training starts from, which may do nothing yet."""
-    part.start(Host("", strategies.WIDTH, strategies.HEADS), seed=0)
+    part.start(Host("", strategies.WIDTH, strategies.HEADS, 2), seed=0)
     draw = torch.Generator().manual_seed(1)
     for parameter in part.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from tokenprune.fitting.fit import Fitted
     from tokenprune.fitting.lessons import Asked
+    from tokenprune.study.cases import Box
 
 NAME = "fit"
 EXAMPLES = (
@@ -52,6 +53,7 @@ class _Pair:
     picture: Callable[[], Image]
     question: str
     picture_id: str
+    target: Box | None = None
 
 
 def command(
@@ -67,16 +69,16 @@ def command(
         Path | None,
         typer.Option(
             help="Questions for a folder: a text file, each line asked about every picture, or JSON lines with image "
-            "and question.",
+            "and question (for --aim boxes, box too: left, top, right and bottom, as shares of the sides).",
             metavar="FILE",
         ),
     ] = None,
     scenes: Annotated[int, typer.Option(min=2, help="Generated scenes, with --data scenes.", metavar="N")] = 2000,
     aim: Annotated[
-        Literal["attention", "logits", "reward"] | None,
+        Literal["attention", "logits", "boxes", "reward"] | None,
         typer.Option(
-            help="What is learned from: where the untouched model looks, what it says (slower), or, for a recipe that "
-            "asks again, rewards. Left out: attention, or reward."
+            help="What is learned from: where the untouched model looks, what it says (slower), boxes around what is "
+            "asked for, which scenes have, or, for a recipe that asks again, rewards. Left out: attention, or reward."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.", metavar="N")] = 400,
@@ -167,14 +169,23 @@ def _row(folder: Path, file: Path, number: int, line: str) -> _Pair:
     try:
         row: Any = json.loads(line)
         image, question = str(row["image"]), str(row["question"]).strip()
-    except (ValueError, KeyError, TypeError):
-        expected = '{"image": …, "question": …}'
+        box = None if row.get("box") is None else _box(row["box"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        expected = '{"image": …, "question": …}, and box as [left, top, right, bottom] within 0 to 1, if any'
         raise InputError(f"{file}:{number}: error: expected {expected}, got {line[:60]}") from None
     if not question:
         raise InputError(f"{file}:{number}: error: the question is empty")
     if not (folder / image).is_file():
         raise InputError(f"{file}:{number}: error: no picture {image} in {folder}")
-    return _Pair(partial(open_picture, folder / image, "--data"), question, image)
+    return _Pair(partial(open_picture, folder / image, "--data"), question, image, box)
+
+
+def _box(given: Any) -> Box:
+    """A box of a JSON-lines file; ValueError for anything else."""
+    left, top, right, bottom = map(float, given)
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(given)
+    return left, top, right, bottom
 
 
 def _bar(steps: int) -> Any:

@@ -43,6 +43,13 @@ class Frame:
         cells[inside] = True
         return cells.reshape(self.height, self.columns)[:, : self.width]
 
+    def under(self, box: tuple[float, float, float, float]) -> NDArray[np.bool_]:
+        """``[height, width]``: True where a cell overlaps `box`: left, top, right, bottom, as shares of the sides."""
+        left, top, right, bottom = box
+        y, x = np.arange(self.height), np.arange(self.width)
+        rows = (y < bottom * self.height) & (y + 1 > top * self.height)
+        return rows[:, None] & ((x < right * self.width) & (x + 1 > left * self.width))
+
 
 def frames_of(grids: Sequence[Grid], images: int | None = None, asker: str = "plot") -> list[Frame]:
     """The picture planes of a sample, in the order of its vision tokens.

@@ -62,6 +62,8 @@ class Needs:
     with `question`, those of the text tokens too (`Tokens.question.keys`)."""
     layer_queries: bool = False
     """Queries of the vision tokens in that layer: ``tokens.signal("layer_queries")``, ``[B, N, H, d]``."""
+    glimpse: bool = False
+    """Attention of a position behind the prompt that the part brings (`Tokens.glimpse`), in the layer that has run."""
     projector: bool = False
     """What makes a vision token of the tower's ``hidden`` signal (`Tokens.projector`), for parts that merge in front of
     it. Only after vision: further on, states are no longer what it gives."""
@@ -95,6 +97,7 @@ class Needs:
             grid=self.grid or other.grid,
             layer_keys=self.layer_keys or other.layer_keys,
             layer_queries=self.layer_queries or other.layer_queries,
+            glimpse=self.glimpse or other.glimpse,
             projector=self.projector or other.projector,
         )
 
@@ -106,7 +109,7 @@ class Needs:
     @property
     def depends_on_question(self) -> bool:
         """Whether what is read may differ between two questions about one picture."""
-        return self.question or self.asks_raters
+        return self.question or self.asks_raters or self.glimpse
 
     @property
     def projections(self) -> bool:
@@ -156,6 +159,7 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
             "the input embedding": reads.embedding,
             "hidden states of an earlier decoder layer": bool(reads.earlier),
             "queries and keys of a decoder layer": reads.projections,
+            "a glimpse behind the prompt": reads.glimpse,
             "the projector": reads.projector,
         }
         found = [what for what, asked in wanted.items() if asked]
@@ -166,4 +170,6 @@ def cannot_give(place: Place, reads: Needs) -> str | None:
         return "hidden states of an earlier decoder layer: none has run after vision"
     if place.kind == "after_vision" and reads.projections:
         return "queries and keys of a decoder layer: none has run after vision"
+    if place.kind == "after_vision" and reads.glimpse:
+        return "a glimpse behind the prompt, which runs through decoder layers: none has run after vision"
     return None

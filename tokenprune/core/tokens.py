@@ -48,6 +48,13 @@ class Attention(Protocol):
         ...
 
 
+Glimpse = Callable[[Tensor], Tensor]
+"""Attention that one more position behind the prompt would pay to the vision tokens, head by head: ``[B, H, N]``
+float32, 0 on padding, summing to 1 over N. Its vectors ``[layers, D]`` are the argument: the first enters the first
+decoder layer, each further one is added to its hidden state before the layer of that number; those of later layers than
+the one that is read are left alone. The prompt does not see it."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
     """Vision tokens of a batch, with all that a part may need to know: B samples, N vision tokens, T text tokens.
@@ -86,6 +93,9 @@ class Tokens:
     """Attention of raters over these tokens, where a language model surrounds the stage."""
     signals: Signals = field(default_factory=Signals)
     """What was recorded elsewhere in the model, read by `signal` and `original`."""
+    glimpse: Glimpse | None = None
+    """What a position behind the prompt would look at, where decoder layers have run below the stage. For parts that
+    declare ``glimpse=True``."""
     projector: Callable[[Tensor], Tensor] | None = None
     """Makes rows ``[B, M, D]`` of what the projector reads of a token, ``[B, M, width of the tower]``; None where it
     does not take tokens one by one. For parts that declare ``projector=True``."""
@@ -102,6 +112,7 @@ class Tokens:
         text_keys: Tensor | None = None,
         attention: Attention | None = None,
         signals: Mapping[str, Tensor] | None = None,
+        glimpse: Glimpse | None = None,
     ) -> Tokens:
         """Tokens of a batch of equal single images, from plain tensors.
 
@@ -114,6 +125,7 @@ class Tokens:
             text_keys: ``[B, T, ...]`` their keys in the layer that has run, for parts that read ``layer_keys``.
             attention: of raters over the tokens, for parts that read it (`tokenprune.core.attention`).
             signals: what parts read by name, ``[B, N, ...]`` each, such as ``embedding``.
+            glimpse: what a position behind the prompt would look at, for parts that bring one.
 
         Raises:
             InputError: `hidden` is not three-dimensional, or the grid does not multiply to N.
@@ -149,6 +161,7 @@ class Tokens:
             total=(n,) * batch,
             grids=((shape,),) * batch,
             attention=attention,
+            glimpse=glimpse,
             signals=Signals({name: Signal(value) for name, value in (signals or {}).items()}),
         )
 
@@ -218,10 +231,14 @@ class Tokens:
         if not reads.attention:
             attention = Undeclared(reader, "attention", 'attention="previous"')
         signals = self.signals.seen_by(reads.signals, reader)
+        glimpse: Any = self.glimpse
+        if not reads.glimpse and glimpse is not None:
+            glimpse = Undeclared(reader, "a glimpse behind the prompt", "glimpse=True")
         projector: Any = self.projector
         if not reads.projector and projector is not None:
             projector = Undeclared(reader, "the projector", "projector=True")
-        seen = _changed(self, question=question, attention=attention, signals=signals, projector=projector)
+        told = {"question": question, "attention": attention, "signals": signals}
+        seen = _changed(self, **told, glimpse=glimpse, projector=projector)
         return seen if reads.grid else seen.without_grid(reader)
 
     def without_grid(self, reader: str) -> Tokens:
@@ -271,6 +288,7 @@ class Tokens:
         attention: Attention | None,
         signals: Mapping[str, Signal] | None = None,
         question: Question | None = None,
+        glimpse: Glimpse | None = None,
     ) -> Tokens:
         """The same tokens at another place of the model.
 
@@ -279,11 +297,12 @@ class Tokens:
             attention: of raters over them, where a stage asks for it.
             signals: recorded for this place, beside those that they carry.
             question: as it is at this place; as they carry it when left out.
+            glimpse: behind the prompt at this place, where a stage asks for it.
         """
         here = self.signals.adding(signals) if signals else self.signals
         states = ops.take_rows(hidden, self.slot.to(hidden.device))
         asked = self.question if question is None else question
-        return _changed(self, hidden=states, attention=attention, signals=here, question=asked)
+        return _changed(self, hidden=states, attention=attention, signals=here, question=asked, glimpse=glimpse)
 
     def moved(self, index: Tensor) -> Tokens:
         """The same tokens after their sequence was shortened: slot `s` of it became ``index[:, s]``."""

@@ -10,7 +10,7 @@ from math import prod
 from tokenprune.budget import Step, survivors
 from tokenprune.core.grids import Grid, pictures_of
 from tokenprune.cost.inside import Inside
-from tokenprune.cost.shape import ModelShape
+from tokenprune.cost.shape import DecoderShape, ModelShape
 from tokenprune.cost.tower_signals import signal_cost
 from tokenprune.parts.work import Work
 from tokenprune.pipeline import Pipeline
@@ -73,12 +73,14 @@ def stage_costs(
     steps = steps_behind(pipeline, decoder.layers, inside)
     within = () if inside is None else tuple(zip(inside.parts, inside.restores, strict=True))
     before, costs = total, []
+    entering: list[int] = []  # vision tokens of each layer below the stage at hand
     asked: set[str | None] = set()
     recorded: set[str] = set()
     sizes = survivors(steps, counts, total)
     for number, (stage, step, planned, kept, after) in enumerate(
         zip(pipeline, steps, counts if plan is None else plan, counts, sizes, strict=True)
     ):
+        entering += [before] * (step.layer - len(entering))
         work = Work(
             tokens=before,
             kept=kept,
@@ -92,6 +94,7 @@ def stage_costs(
             head_dim=decoder.head_dim,
             tower_width=shape.vision.width,
             projected=shape.vision.projected(1) if shape.vision.one_by_one else 0,
+            glimpse=_glimpse(decoder, [n + text for n in entering]) if stage.reads.glimpse else 0,
         )
         parts: dict[str, int | None] = {}
         if number < len(within):
@@ -140,6 +143,19 @@ def _apart(
         )
         for costs in zip(*each, strict=True)
     )
+
+
+def _glimpse(decoder: DecoderShape, entering: Sequence[int]) -> int:
+    """One position behind the prompt: all layers below but the last, whose keys its query is compared with alone, and
+    the weighted row of that. It sees itself, too.
+
+    Args:
+        decoder: the language model.
+        entering: tokens of each layer below, text included; of one at least.
+    """
+    passed = sum(decoder.linear() + decoder.attention(1, tokens + 1) for tokens in entering[:-1])
+    query, row = decoder.width * decoder.heads * decoder.head_dim, entering[-1] * decoder.heads * decoder.head_dim
+    return passed + query + row + entering[-1] * decoder.heads
 
 
 def steps_behind(pipeline: Pipeline, depth: int, inside: Inside | None) -> tuple[Step, ...]:

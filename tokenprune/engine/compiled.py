@@ -62,6 +62,12 @@ class Compiled:
             raise UnsupportedModelError(
                 "compile: stages inside the vision tower are not compiled yet; attach without compile"
             )
+        for stage in engine.pipeline:
+            if stage.reads.glimpse:
+                raise UnsupportedModelError(
+                    f"compile: {stage.name} ({stage.place}): a glimpse behind the prompt runs through layers a second "
+                    "time, which is not supported in one graph; attach without compile"
+                )
         if engine.feed_forwards.layers:
             raise UnsupportedModelError(
                 "compile: a stage with dropped: skip_ffn is not compiled yet; attach without compile"

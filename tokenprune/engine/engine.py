@@ -23,13 +23,14 @@ from tokenprune.engine.deepstack import survivors_only
 from tokenprune.engine.feed_forwards import FeedForwards
 from tokenprune.engine.forward import Forward
 from tokenprune.engine.hooks import Hooks, LayerHooks, Spot, by_name, forget_compiled
+from tokenprune.engine.layer_call import LayerCall
 from tokenprune.engine.leaving import Leaving
 from tokenprune.engine.opening import Opening, entered_chunk
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.reading import position_ids
 from tokenprune.engine.running import run_stage
 from tokenprune.engine.state import State, Threads
-from tokenprune.engine.taps import LayerCall, Taps
+from tokenprune.engine.taps import Taps
 from tokenprune.engine.tower import TowerTaps
 from tokenprune.engine.traces import Handle, post_hook, pre_hook, shadow
 from tokenprune.engine.unseen import Unseen, stated
@@ -337,11 +338,12 @@ class Engine:
                     virtualise(store, self.owner)
                 call = LayerCall(index, hidden, forward.adjust(kwargs, store, recurrent), store, forward, prefill)
             self.taps.layer_enters(call)
+            kwargs = self.taps.glimpses.layer_enters(call)
             if index >= first:
                 forward.store(store)
             if index == self.depth - 1:
                 now.prefill = None
-            args, kwargs = forward.beside(args, call.kwargs, self.anatomy.adapter.per_token)
+            args, kwargs = forward.beside(args, kwargs, self.anatomy.adapter.per_token)
             if args:
                 return (hidden, *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": hidden}

@@ -112,6 +112,7 @@ class Opening:
             limit=forward.length if now.limit is None else max(1, now.limit - forward.past),
             rated=any(stage.raters is not None for stage in self.pipeline),
             placed=self.pipeline.reads_grids,
+            ends=any(stage.reads.glimpse for stage in self.pipeline),
         )
 
         def locate() -> Prefill | None:

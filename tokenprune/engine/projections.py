@@ -178,6 +178,13 @@ def vision_queries(source: LayerInput, at: Tensor) -> Tensor:
     return source.turn(_heads(attention, "q", queries), rope).transpose(1, 2)
 
 
+def queries_behind(source: LayerInput, hidden: Tensor, rope: Rope) -> Tensor:
+    """Queries ``[B, H, 1, d]`` of a position behind the prompt, whose state `hidden` ``[B, 1, D]`` enters the layer."""
+    attention: Any = source.layer.self_attn
+    norm: Any = _norm_before(source.layer)
+    return source.turn(_heads(attention, "q", attention.q_proj(norm(hidden))), rope)
+
+
 def _not_tapped(source: LayerInput) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{type(source.layer).__name__} ran without calling its q_proj and k_proj on what entered its attention (a "

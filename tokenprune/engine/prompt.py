@@ -40,6 +40,8 @@ class Prompt:
     """(T, H, W) of the pictures of each sample, with `UnknownGrid` for those that are not known."""
     causes: tuple[str | None, ...]
     """Why the grids of a sample are not known; None where they are."""
+    last: Tensor | None = None
+    """``[B, 1]`` index in this forward of the last token of the prompt, padding left out; None where nobody asks."""
 
 
 @dataclass(eq=False)
@@ -53,6 +55,8 @@ class Prefill:
     """Real length of each row of the present sequence."""
     text: Tensor
     """``[B, T]`` index of the rating text tokens in the present sequence."""
+    last: Tensor | None = None
+    """``[B, 1]`` as `Prompt.last`, in the present sequence; where a stage has dropped it, of the last before it."""
     drops: bool = True
     """Whether a stage drops something, or may, as far as counts tell; else nothing happens to the sequence."""
     tower: frozenset[str] = frozenset()
@@ -139,7 +143,16 @@ def planned(prompt: Prompt, pipeline: Pipeline, depth: int, length: int) -> Pref
     for stage in acting:
         _check(stage, prompt)
     tower = frozenset(name for stage in acting for name in stage.reads.tower)
-    return Prefill(prompt, counts, [length] * len(plans), prompt.text, drops=bool(acting), tower=tower, alone=alone)
+    return Prefill(
+        prompt,
+        counts,
+        [length] * len(plans),
+        prompt.text,
+        last=prompt.last,
+        drops=bool(acting),
+        tower=tower,
+        alone=alone,
+    )
 
 
 def _acting(

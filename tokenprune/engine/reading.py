@@ -32,6 +32,7 @@ def start_reading(
     limit: int,
     rated: bool,
     placed: bool,
+    ends: bool = False,
 ) -> Callable[[], Prompt | None]:
     """Start to locate the tokens of a forward; call what is returned for them, or None if none is a vision token.
 
@@ -47,11 +48,12 @@ def start_reading(
         limit: tokens of this forward that belong to the prompt; later ones (candidates, re-read answers) never rate.
         rated: whether a stage needs raters.
         placed: whether a part reads where tokens lie on the pictures.
+        ends: whether a part reads where the prompt ends.
     """
     look = _look(anatomy, vision, real, embeddings, positions, pictures.sizes)
     pixels = pictures.pixels
     return lambda: _prompt(
-        anatomy, look(), embeddings, positions, real, pixels=pixels, limit=limit, rated=rated, placed=placed
+        anatomy, look(), embeddings, positions, real, pixels=pixels, limit=limit, rated=rated, placed=placed, ends=ends
     )
 
 
@@ -66,6 +68,7 @@ def _prompt(
     limit: int,
     rated: bool,
     placed: bool,
+    ends: bool,
 ) -> Prompt | None:
     """As in `start_reading`."""
     device, (batch, length) = real.device, seen.real.shape
@@ -130,7 +133,14 @@ def _prompt(
         unrated=unrated,
         grids=grids,
         causes=causes,
+        last=transfer.upload(_last(seen.real, limit), device) if ends else None,
     )
+
+
+def _last(real: np.ndarray, limit: int) -> Tensor:
+    """``[B, 1]`` index of the last token that is no padding and stands before `limit`; 0 in a row without any."""
+    index = np.where(real[:, :limit], np.arange(real[:, :limit].shape[1]), 0)
+    return torch.from_numpy(index.max(1, keepdims=True).astype(np.int64))
 
 
 def _unrated(total: Sequence[int], after_image: np.ndarray) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ from torch import Tensor
 from tokenprune.core.clock import Stopwatch
 from tokenprune.core.report import StageReport
 from tokenprune.engine.cache import slots_of
-from tokenprune.engine.taps import LayerCall, Taps
+from tokenprune.engine.layer_call import LayerCall
+from tokenprune.engine.taps import Taps
 from tokenprune.stage import Stage
 
 
@@ -33,7 +34,11 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
     with nullcontext() if watch is None else watch.measure():
         prompt = prefill.prompt
         before = prompt.tokens.at_place(
-            hidden, taps.attention(stage, call), taps.signals(stage, call), taps.question(stage, call)
+            hidden,
+            taps.attention(stage, call),
+            taps.signals(stage, call),
+            taps.question(stage, call),
+            taps.glimpses.at(stage, call),
         )
         result = prefill.run(number, stage, before)
         tokens = result.tokens
@@ -44,12 +49,12 @@ def run_stage(number: int, stage: Stage, call: LayerCall, taps: Taps) -> tuple[T
             else:
                 hidden, tokens, moved = forward.apply(before, result, hidden, prefill.lengths, renumber=renumbers)
                 prefill.text = moved.gather(1, prefill.text)
+                prefill.last = None if prefill.last is None else moved.gather(1, prefill.last)
         if renumbers:
             forward.renumber(prompt, hidden, slots_of(call.store))
         carried = prompt.tokens
-        prefill.prompt = replace(
-            prompt, tokens=replace(tokens, attention=None, signals=carried.signals, question=carried.question)
-        )
+        tokens = replace(tokens, attention=None, glimpse=None, signals=carried.signals, question=carried.question)
+        prefill.prompt = replace(prompt, tokens=tokens)
     report = StageReport(
         name=stage.name,
         place=str(stage.place),

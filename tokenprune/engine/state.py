@@ -18,6 +18,7 @@ from tokenprune.core.signals import Signal
 from tokenprune.engine.asked import Asked
 from tokenprune.engine.chunks import Chunk
 from tokenprune.engine.forward import Forward
+from tokenprune.engine.passed import Passed
 from tokenprune.engine.projections import LayerInput
 from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.vision_run import Pictured
@@ -66,6 +67,8 @@ class State:
         self.ran: list[StageReport] | None = None
         self.inputs: dict[int, LayerInput] = {}
         """What entered the layers that ran last, of those whose queries and keys are tapped (`Taps.previous`)."""
+        self.passed: list[Passed] = []
+        """The layers that have run, from the first on, where a stage asks for a glimpse behind the prompt."""
         self.hidden: dict[int, Signal] = {}
         """The vision tokens' hidden states that entered the layers of `Taps.earlier`."""
         self.needs_hooks = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import is_
 from typing import Any
@@ -14,10 +14,10 @@ from tokenprune.core import ops
 from tokenprune.core.needs import earlier_signal
 from tokenprune.core.signals import Question, Signal
 from tokenprune.core.tokens import Attention, Tokens
-from tokenprune.engine.cache_layers import CacheLayer
-from tokenprune.engine.forward import Forward
 from tokenprune.engine.gather import take
+from tokenprune.engine.glimpse import Glimpses
 from tokenprune.engine.hooks import Spot
+from tokenprune.engine.layer_call import LayerCall
 from tokenprune.engine.projections import (
     LayerInput,
     Turn,
@@ -29,27 +29,12 @@ from tokenprune.engine.projections import (
     unturned,
     vision_queries,
 )
-from tokenprune.engine.prompt import Prefill
 from tokenprune.engine.state import Threads
 from tokenprune.engine.traces import post_hook, pre_hook
 from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import Anatomy
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
-
-
-@dataclass(frozen=True, eq=False)
-class LayerCall:
-    """A decoder layer that is about to run in a prefill, in that layer's own coordinates."""
-
-    index: int
-    hidden: Tensor
-    """``[B, L, D]`` that enters it."""
-    kwargs: dict[str, Any]
-    """What it is called with."""
-    store: CacheLayer | None
-    forward: Forward
-    prefill: Prefill
 
 
 class Taps:
@@ -79,12 +64,13 @@ class Taps:
             _check_reads(stage, layer)
             if "next" in stage.reads.attention:
                 self.next[layer] = self._turn(layer)
-            if "previous" in stage.reads.attention or stage.reads.projections:
+            if "previous" in stage.reads.attention or stage.reads.projections or stage.reads.glimpse:
                 self.previous[layer - 1] = self._turn(layer - 1)
             if stage.reads.layer_queries:
                 self.queries.add(layer - 1)
             for back in stage.reads.earlier:
                 self.earlier[layer - back] = max(layer, self.earlier.get(layer - back, 0))
+        self.glimpses = Glimpses(anatomy, pipeline, threads)
         self._bound = self._attentions()
 
     def _turn(self, layer: int) -> Turn:
@@ -126,7 +112,7 @@ class Taps:
     @property
     def layers_read(self) -> set[int]:
         """Layers whose input a stage reads once they run."""
-        return {*self.previous, *self.earlier}
+        return {*self.previous, *self.earlier, *range(self.glimpses.until)}
 
     def spots(self) -> list[Spot]:
         """Where hooks belong, and which, in the layers that the model has now."""
@@ -239,6 +225,11 @@ def _check_reads(stage: Stage, layer: int) -> None:
         raise UnsupportedModelError(
             f"{stage.name} ({stage.place}): a part reads queries or keys of the layer before, "
             "but nothing runs before layer 0; place it before a later layer"
+        )
+    if stage.reads.glimpse and layer == 0:
+        raise UnsupportedModelError(
+            f"{stage.name} ({stage.place}): a part reads what a glimpse behind the prompt looks at, but nothing runs "
+            "before layer 0; place it before a later layer"
         )
     for back in stage.reads.earlier:
         if back > layer:

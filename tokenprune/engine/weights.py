@@ -27,4 +27,4 @@ def host_of(parts: Anatomy) -> Host:
     """The model, as weights name it."""
     config: Any = parts.model.config
     text = config.get_text_config()
-    return Host(config.model_type, text.hidden_size, getattr(text, "num_attention_heads", 0))
+    return Host(config.model_type, text.hidden_size, getattr(text, "num_attention_heads", 0), len(parts.layers))

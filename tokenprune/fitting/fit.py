@@ -21,7 +21,7 @@ from tokenprune.errors import InputError
 from tokenprune.families.anatomy import anatomy
 from tokenprune.families.chat import Chat
 from tokenprune.fitting.fresh import without_weights
-from tokenprune.fitting.lessons import Asked, lesson
+from tokenprune.fitting.lessons import Asked, box_of, lesson, with_boxes
 from tokenprune.fitting.plan import Plan
 from tokenprune.recipe import Recipe, load_recipe
 
@@ -68,14 +68,15 @@ def fit(
         model: a supported model; it stays as it is, bit for bit.
         processor: that speaks to it.
         recipe: with at least one learned part.
-        data: pictures and questions, without answers.
+        data: pictures and questions, without answers; for the aim ``boxes`` those with a ``target`` count.
         folder: for the weights, the recipe that names them, the log and the checkpoint.
         plan: what to do; the usual for the recipe when left out.
         progress: told after every step, and while questions are asked before the first one.
 
     Raises:
         RecipeError: the recipe has no learned part.
-        InputError: too little data, an aim of another recipe, or a folder that holds another fit, or in which one runs.
+        InputError: too little data, no boxes where they are the aim, an aim of another recipe, or a folder that holds
+            another fit, or in which one runs.
     """
     loaded = load_recipe(recipe)
     plan = plan or Plan.usual(loaded)
@@ -94,6 +95,7 @@ class _Run:
     def __init__(self, chat: Chat, recipe: Recipe, data: Sequence[Asked], folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
         host = host_of(anatomy(chat.model))
+        data = with_boxes(data) if plan.aim == "boxes" else data
         self.lesson = lesson(chat, recipe, plan, host, data)
         self.learner = nn.ModuleDict(dict(self.lesson.parts)).to(chat.model.device).requires_grad_(True)
         self.train_on, self.held_out = _split(data, plan)
@@ -105,7 +107,7 @@ class _Run:
         self.looks: list[tuple[int, float]] = []
         self.best: dict[str, Any] = {}
         bare = without_weights(recipe).fingerprint
-        self.about = {"plan": plan.to_dict(), "recipe": bare, "data": _digest(data), "host": str(host)}
+        self.about = {"plan": plan.to_dict(), "recipe": bare, "data": _digest(data, plan), "host": str(host)}
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -254,8 +256,12 @@ def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]
     return flat[0], flat[1][: 8 * plan.batch]
 
 
-def _digest(data: Sequence[Asked]) -> str:
-    text = "\n".join(f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data)
+def _digest(data: Sequence[Asked], plan: Plan) -> str:
+    """Of what is asked about what, and of boxes where they are learned from."""
+    lines = [f"{getattr(asked, 'picture_id', '')} {asked.question}" for asked in data]
+    if plan.aim == "boxes":
+        lines += [str(box_of(asked)) for asked in data]
+    text = "\n".join(lines)
     return sha256(text.encode()).hexdigest()[:12]
 
 

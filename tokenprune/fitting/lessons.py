@@ -17,14 +17,16 @@ from tokenprune.core.files import whole_file
 from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError, RecipeError
 from tokenprune.families.chat import Chat
+from tokenprune.fitting.aims import objective
 from tokenprune.fitting.fresh import fresh_stages
-from tokenprune.fitting.objectives import objective
+from tokenprune.fitting.objectives import Prompts
 from tokenprune.fitting.plan import Plan
 from tokenprune.fitting.rewards import group_advantages
 from tokenprune.fitting.written import learned_parts, write_request, write_weights
 from tokenprune.parts.learned import Host, Learned
 from tokenprune.parts.request import RequestHead
 from tokenprune.recipe import Recipe
+from tokenprune.study.cases import Box
 from tokenprune.twice import both_inputs, last_state
 
 if TYPE_CHECKING:
@@ -36,12 +38,35 @@ CHUNK = 256
 
 
 class Asked(Protocol):
-    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one."""
+    """A picture and a question; the answer need not be known. `tokenprune.study.cases.Case` is one.
+
+    With a ``target`` (`tokenprune.study.cases.Box`, or None), the aim ``boxes`` can learn from it.
+    """
 
     @property
     def picture(self) -> Callable[[], Image]: ...
     @property
     def question(self) -> str: ...
+
+
+def box_of(asked: Asked) -> Box | None:
+    """Where the thing asked for is; None where the question does not tell."""
+    return getattr(asked, "target", None)
+
+
+def with_boxes(data: Sequence[Asked]) -> list[Asked]:
+    """The questions with a box around what they ask for.
+
+    Raises:
+        InputError: none has one.
+    """
+    found = [asked for asked in data if box_of(asked) is not None]
+    if not found:
+        raise InputError(
+            f"aim boxes: none of {len(data)} questions has a box around what it asks for (Case.target; box in a file "
+            "of JSON lines); fit with --aim logits, which needs none"
+        )
+    return found
 
 
 class Lesson(Protocol):
@@ -81,9 +106,8 @@ class StagesLesson:
         return asked
 
     def loss(self, prepared: Sequence[Asked], generator: torch.Generator) -> Tensor:
-        return self._objective.loss(
-            ([each.picture() for each in prepared], [each.question for each in prepared]), generator
-        )
+        pictures, questions = [each.picture() for each in prepared], [each.question for each in prepared]
+        return self._objective.loss(Prompts(pictures, questions, [*map(box_of, prepared)]), generator)
 
     def write(self, folder: Path) -> tuple[Path, tuple[Path, ...]]:
         return write_weights(self._recipe, self.parts, folder, made_by=MADE_BY)

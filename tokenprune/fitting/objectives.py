@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tokenprune.core.gates import batch_threshold
+from tokenprune.core.report import Report
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.attach import attach
 from tokenprune.errors import InputError
@@ -25,9 +26,16 @@ from tokenprune.parts.schedulers.threshold import ThresholdScheduler
 from tokenprune.parts.scorers.attention import AttentionScorer
 from tokenprune.pipeline import Pipeline
 from tokenprune.stage import Stage
+from tokenprune.study.cases import Box
 
-Prompts = tuple[list[Any], list[str]]
-"""One picture and one question of each sample."""
+
+class Prompts(NamedTuple):
+    """One picture and one question of each sample."""
+
+    pictures: list[Any]
+    questions: list[str]
+    boxes: Sequence[Box | None] = ()
+    """Where the thing asked for is; only the aim ``boxes`` reads them."""
 
 
 class Objective(Protocol):
@@ -50,17 +58,10 @@ class AttentionObjective:
 
     def __init__(self, chat: Chat, stages: Sequence[Stage], plan: Plan) -> None:
         self._chat = chat
-        self._stages = [stage for stage in stages if any(isinstance(part, Learned) for part in stage.parts)]
-        for stage in self._stages:
-            for part in stage.parts:
-                if isinstance(part, Learned) and part.role != "scorer":
-                    raise InputError(
-                        f"{part.title} does not score, so attention cannot teach it; fit with --aim logits"
-                    )
+        self._stages = scoring(stages, "attention")
         depth = len(anatomy(chat.model).layers)
         low, high = (max(1, min(depth - 1, round(share * depth))) for share in plan.layers)
         self._layers = range(low, high + 1)
-        self._depth = depth
 
     def loss(self, prompts: Prompts, generator: torch.Generator) -> Tensor:
         seen: list[tuple[Stage, Tokens, Tensor | None]] = []
@@ -79,9 +80,7 @@ class AttentionObjective:
                     lambda tokens, weights, own=listener: looks.append((own.scorer(tokens, weights), tokens)),  # type: ignore[misc]
                 )
             )
-        probes.sort(key=lambda stage: stage.place.layer(self._depth))
-        with torch.no_grad(), attach(self._chat.model, Pipeline(probes, depth=self._depth, name="fit")):
-            self._chat.model(**self._chat.batch([[picture] for picture in prompts[0]], prompts[1]))
+        run_probes(self._chat, probes, prompts)
         valid = looks[0][1].valid
         attention = torch.stack([look.masked_fill(~valid, 0.0) for look, _ in looks]).mean(0)
         teacher = attention / attention.sum(1, keepdim=True).clamp(min=1e-12)
@@ -154,6 +153,24 @@ class LogitsObjective:
         return longer, told.float()
 
 
-def objective(chat: Chat, stages: Sequence[Stage], plan: Plan) -> Objective:
-    """What the plan's aim minimises."""
-    return (AttentionObjective if plan.aim == "attention" else LogitsObjective)(chat, stages, plan)
+def scoring(stages: Sequence[Stage], aim: str) -> list[Stage]:
+    """The stages that learn, where an aim teaches scores.
+
+    Raises:
+        InputError: a learned part that is no scorer.
+    """
+    learning = [stage for stage in stages if any(isinstance(part, Learned) for part in stage.parts)]
+    for stage in learning:
+        for part in stage.parts:
+            if isinstance(part, Learned) and part.role != "scorer":
+                raise InputError(f"{part.title} does not score, so {aim} cannot teach it; fit with --aim logits")
+    return learning
+
+
+def run_probes(chat: Chat, probes: Sequence[Stage], prompts: Prompts) -> Report:
+    """Run the model forward once, without gradients, with `probes` at their places; the report of that."""
+    depth = len(anatomy(chat.model).layers)
+    ordered = sorted(probes, key=lambda stage: stage.place.layer(depth))
+    with torch.no_grad(), attach(chat.model, Pipeline(ordered, depth=depth, name="fit")) as attached:
+        chat.model(**chat.batch([[picture] for picture in prompts[0]], prompts[1]))
+    return attached.report

@@ -9,8 +9,9 @@ from tokenprune.errors import InputError, did_you_mean
 from tokenprune.fitting.rewards import Rewards
 from tokenprune.recipe import Recipe
 
-Aim = Literal["attention", "logits", "reward"]
-"""What is learned from: where the untouched model looks, what it says, or rewards of answers."""
+Aim = Literal["attention", "logits", "boxes", "reward"]
+"""What is learned from: where the untouched model looks, what it says, boxes around what is asked for, or rewards of
+answers."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Plan:
     aim: Aim = "attention"
     """``attention``: scores learn the attention of the last text token, which is cheap: the model runs forward only.
     ``logits``: the model runs with gates in place of removed tokens, and its predictions learn to stay the same.
+    ``boxes``: scores learn which tokens the box of a question touches; questions without one are left out.
     ``reward``: of a recipe that asks again, the request learns which questions need the full picture."""
     steps: int = 400
     """Optimiser steps."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -40,6 +40,8 @@ class Host:
     """Numbers per hidden state where the part acts."""
     heads: int = 0
     """Attention heads of a decoder layer, for parts that weigh them one by one; 0 where there are none."""
+    depth: int = field(default=0, compare=False)
+    """Decoder layers, for parts that have something for each, which compare it; 0 where it is not told."""
 
     def __str__(self) -> str:
         heads = f", {self.heads} heads" if self.heads else ""
@@ -147,7 +149,7 @@ class Learned(Part):
         except (OSError, ValueError, SafetensorError) as error:
             raise RecipeError(f"{self.title}: {path} is no readable safetensors file: {error}") from None
         self._check_origin(told, path)
-        self.start(Host(told["family"], told["width"], told["heads"]), seed=0)
+        self.start(Host(told["family"], told["width"], told["heads"], told.get("depth", 0)), seed=0)
         try:
             self.load_state_dict(state)
         except RuntimeError as error:
@@ -175,4 +177,5 @@ def _is_head(told: Any) -> bool:
     kinds = {"part": str, "settings": dict, "family": str, "width": int, "heads": int}
     if not isinstance(told, dict) or any(not isinstance(told.get(key), kind) for key, kind in kinds.items()):
         return False
-    return bool(told["width"] > 0 and told["heads"] >= 0)
+    depth = told.get("depth", 0)  # older files do not tell it
+    return bool(told["width"] > 0 and told["heads"] >= 0 and isinstance(depth, int) and depth >= 0)

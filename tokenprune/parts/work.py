@@ -40,6 +40,10 @@ class Work:
     projected: int = 0
     """What the projector takes for a vision token, in multiply-adds; 0 where it does not take them one by one."""
 
+    glimpse: int = 0
+    """What one position behind the prompt takes to run through the layers below the place and to look at the vision
+    tokens, in multiply-adds; 0 where no part of the stage asks for it."""
+
     @property
     def dropped(self) -> int:
         return self.tokens - self.kept

@@ -51,8 +51,9 @@ def check_packable(model: Any) -> None:
 
 
 def shares_caches(attached: Attached) -> bool:
-    """Whether questions may share the caches of their picture: ``kv: all_layers`` shortens them for each alone."""
-    return all(stage.kv != "all_layers" for stage in attached.engine.pipeline)
+    """Whether questions may share the caches of their picture: ``kv: all_layers`` shortens them for each alone, and a
+    glimpse behind the prompt runs through all layers below its stage."""
+    return all(stage.kv != "all_layers" and not stage.reads.glimpse for stage in attached.engine.pipeline)
 
 
 def shared_layers(pipeline: Pipeline, depth: int) -> int:

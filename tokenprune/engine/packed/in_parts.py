@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokenprune.engine.engine import Engine
-from tokenprune.engine.taps import LayerCall
+from tokenprune.engine.layer_call import LayerCall
 
 
 def begin(engine: Engine, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:

@@ -65,8 +65,7 @@ class GlimpseScorer(Learned, Scorer):
 
     def forward(self, tokens: Tokens, raters: Tensor | None = None) -> Tensor:
         self.ready(tokens)
-        attention, raters = attention_of(self, tokens, raters)
-        paid = attention.scores(raters, normalise="vision").float()
+        paid = self.paid(tokens, raters)
         if paid.shape[1] != self.heads.in_features:
             raise InputError(f"{self.title}: its weights are for {self.heads.in_features} heads, got {paid.shape[1]}")
         # Of padding the logarithm is that of the floor: nobody reads it.
@@ -85,11 +84,19 @@ class GlimpseScorer(Learned, Scorer):
         learned = self.score(state + self.mix(state)).squeeze(-1)
         return tokens.only_valid((paid.mean(1) + FLOOR).log() + learned)
 
+    def paid(self, tokens: Tokens, raters: Tensor | None) -> Tensor:
+        """Attention ``[B, H, N]`` float32 over the vision tokens alone, of each head."""
+        attention, raters = attention_of(self, tokens, raters)
+        return attention.scores(raters, normalise="vision").float()
+
+    def looking(self, work: Work) -> int:
+        """What `paid` costs, in multiply-adds."""
+        return work.rater_rows() + work.raters * work.sequence * work.heads
+
     def multiply_adds(self, work: Work) -> int:
-        """The raters' rows, the projections of each token, and the attention between tokens."""
-        rows = work.rater_rows() + work.raters * work.sequence * work.heads
+        """Rows of attention, the projections of each token, and the attention between tokens."""
         shown = self.dim * self.picture
         each = (
             work.heads * self.dim + work.width * shown + 2 * (self.dim + shown) * self.dim + 5 * self.dim**2 + self.dim
         )
-        return rows + work.tokens * each + 2 * work.tokens**2 * self.dim
+        return self.looking(work) + work.tokens * each + 2 * work.tokens**2 * self.dim

@@ -91,12 +91,7 @@ def _cells(box: Box, frames: Iterable[Frame]) -> list[NDArray[np.bool_]]:
     left, top, right, bottom = box
     if not (left < right and top < bottom and right > 0 and bottom > 0 and left < 1 and top < 1):
         raise InputError(f"audit: target {box}; expected left < right and top < bottom, as shares of the picture")
-    found = []
-    for frame in frames:
-        y, x = np.arange(frame.height), np.arange(frame.width)
-        rows = (y < bottom * frame.height) & (y + 1 > top * frame.height)
-        found.append(rows[:, None] & ((x < right * frame.width) & (x + 1 > left * frame.width)))
-    return found
+    return [frame.under(box) for frame in frames]
 
 
 def _correlation(stage: StageReport, row: int) -> float | None:
