@@ -264,6 +264,21 @@ def test_the_last_token_stands_in_for_missing_raters() -> None:
     assert attached.report.stages[0].kept[1].tolist() == sorted(looked.topk(6).indices.tolist())
 
 
+def test_a_sample_without_raters_alone_keeps_what_it_keeps_in_a_batch() -> None:
+    """A part without raters reads the same question, where the stage with raters has nothing to drop."""
+    model = build("llava", layers=4)
+    reads = stage(1, fixed(6), scorer={"type": "question", "words": "mean"})
+    asked = recipe("both", reads, stage(2, fixed(8), raters="last_text", scorer=ATTENTION))
+    batch = inputs("llava", model, rows=[Row(before=3, after=7), Row(before=9, after=0)])
+    with tp.attach(model, asked) as attached:
+        logits_of(model, batch)
+        assert attached.report.unrated == (1,)
+        together = attached.report.stages[0].kept[1]
+        logits_of(model, row_inputs(batch, 1))
+        assert attached.report.unrated == (0,)
+    assert together.tolist() == attached.report.stages[0].kept[0].tolist()
+
+
 def test_nobody_to_rate_refuses_only_what_would_drop() -> None:
     model = build("llava", layers=6)
     batch = inputs("llava", model, rows=[Row(before=9, after=0)])

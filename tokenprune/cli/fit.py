@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 NAME = "fit"
 EXAMPLES = (
     "  tokenprune fit text-conditioned --output runs/mine      the embedded model",
-    "  tokenprune fit visionthink --variant pooled --output runs/request    when to ask for the full picture",
+    "  tokenprune fit visionthink --variant pooled --output runs/twice   asking again",
     "  tokenprune fit text-conditioned --model my-llava/ --data photos/ \\",
     "                 --questions questions.txt --output runs/photos",
     "  tokenprune run --recipe runs/mine/text-conditioned.yaml        what it gives",

@@ -33,9 +33,10 @@ class Prompt:
     others: tuple[int, ...]
     """Tokens of the prompt that are neither vision tokens nor padding, of each sample."""
     raters: tuple[int, ...]
-    """Of these, the ones behind the first image, which may rate."""
+    """Of these, the ones behind the first image, which may rate; 1 where the last token stands in for them."""
     unrated: tuple[int, ...]
-    """Samples without any, in a recipe with raters. The last token of each rates, unless no sample has any."""
+    """Samples without any, in a recipe with raters: the last token of each stands in. With nobody else in the batch, a
+    stage that must drop refuses."""
     grids: tuple[tuple[Grid, ...], ...]
     """(T, H, W) of the pictures of each sample, with `UnknownGrid` for those that are not known."""
     causes: tuple[str | None, ...]
@@ -171,7 +172,8 @@ def _acting(
 
 def _check(stage: Stage, prompt: Prompt) -> None:
     """Raise `InputError` if a part of `stage` cannot have what it reads of `prompt`."""
-    if stage.raters is not None and prompt.unrated and not any(prompt.raters):
+    nobody = len(prompt.unrated) == sum(n > 0 for n in prompt.tokens.total)
+    if stage.raters is not None and nobody:
         raise InputError(
             f"{stage.name}: sample {prompt.unrated[0]}: no text token follows its first image, so no rater can judge "
             "the vision tokens; put the question after the image, or use a recipe without raters"

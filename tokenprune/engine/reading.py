@@ -80,10 +80,9 @@ def _prompt(
     others[:, limit:] = False
     after_image = others & (vision.cumsum(1, dtype=np.int64) > 0)
     unrated = _unrated(total, after_image) if rated else ()
-    if len(unrated) < sum(n > 0 for n in total):  # with nobody to rate in any sample, a stage that must drop refuses
-        for row in unrated:
-            own = np.flatnonzero(seen.real[row])
-            after_image[row, own[own < max(limit, own[0] + 1)][-1]] = True
+    for row in unrated:
+        own = np.flatnonzero(seen.real[row])
+        after_image[row, own[own < max(limit, own[0] + 1)][-1]] = True
     texts = _counts(after_image)
     slot = transfer.upload(_places(vision, max(total)), device)
     valid, at = slot >= 0, slot.clamp(min=0)
