@@ -19,7 +19,8 @@ import tokenprune as tp
 from tokenprune.core.attention import attention_from_qk
 from tokenprune.core.clock import Stopwatch
 from tokenprune.core.grids import Tiles
-from tokenprune.core.report import Report, StageReport
+from tokenprune.core.report import Report
+from tokenprune.core.stage_report import StageReport
 from tokenprune.errors import InputError
 from tokenprune.families.chat import Chat
 from tokenprune.parts.scorers.attention import AttentionScorer

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from tokenprune.core.clock import Stopwatch
-from tokenprune.core.report import Report, StageReport
+from tokenprune.core.report import Report
+from tokenprune.core.stage_report import StageReport
 
 
 def test_merged_tokens_are_told_apart_from_kept_ones() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokenprune.core.merge import Merge
-from tokenprune.core.report import without
+from tokenprune.core.stage_report import without
 from tokenprune.core.tokens import Tokens
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenprune.core.report import StageReport
+from tokenprune.core.stage_report import StageReport
 from tokenprune.engine.traces import pre_hook
 from tokenprune.engine.vision_run import Run, run_of
 from tokenprune.engine.vision_stages import VisionStages, stages_inside

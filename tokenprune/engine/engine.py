@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from tokenprune.core.report import Report, StageReport
+from tokenprune.core.report import Report
+from tokenprune.core.stage_report import StageReport
 from tokenprune.engine.alive import refuse_numbers
 from tokenprune.engine.asked import with_hidden
 from tokenprune.engine.cache import adopt, cache_in, different_slots, layer_of, virtualise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenprune.core.clock import Stopwatch
-from tokenprune.core.report import StageReport
+from tokenprune.core.stage_report import StageReport
 from tokenprune.engine.cache import slots_of
 from tokenprune.engine.layer_call import LayerCall
 from tokenprune.engine.taps import Taps

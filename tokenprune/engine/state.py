@@ -13,8 +13,8 @@ from weakref import WeakSet
 
 from torch import Tensor
 
-from tokenprune.core.report import StageReport
 from tokenprune.core.signals import Signal
+from tokenprune.core.stage_report import StageReport
 from tokenprune.engine.asked import Asked
 from tokenprune.engine.chunks import Chunk
 from tokenprune.engine.forward import Forward

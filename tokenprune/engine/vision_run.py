@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tokenprune.core.grids import Grid, cells_of, square_or_row
 from tokenprune.core.merge import Merge, unmerge
-from tokenprune.core.report import StageReport
 from tokenprune.core.signals import Question
+from tokenprune.core.stage_report import StageReport
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.calls import bound, takes
 from tokenprune.errors import InputError

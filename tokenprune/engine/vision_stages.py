@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenprune.core.grids import Grid
 from tokenprune.core.merge import merge
-from tokenprune.core.report import StageReport
+from tokenprune.core.stage_report import StageReport
 from tokenprune.core.tokens import Tokens
 from tokenprune.engine.calls import bound, names, takes
 from tokenprune.engine.traces import Handle, post_hook, pre_hook

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from tokenprune.core.frames import Frame, frames_of
 from tokenprune.core.grids import Grid
-from tokenprune.core.report import Report, StageReport
+from tokenprune.core.report import Report
+from tokenprune.core.stage_report import StageReport
 from tokenprune.errors import InputError
 from tokenprune.study.audit.stages import Seen, StageAudit, measure
 from tokenprune.study.cases import Box
