@@ -20,6 +20,7 @@ BEHIND = recipe(
     stage("after_vision", fixed(0.6), scorer="norm", recycler={"type": "cluster", "share": 0.2}),
     stage(2, fixed(0.3), scorer="norm", dropped="skip_ffn", kv="all_layers"),
 )
+SUMMED = recipe("summed", stage(2, fixed(5), scorer="norm", recycler="summary", dropped="skip_ffn"))
 
 
 def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
@@ -35,7 +36,7 @@ def prompt(family: str) -> tuple[Any, Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
-@pytest.mark.parametrize("asked", [SKIP, BEHIND], ids=["skip", "behind"])
+@pytest.mark.parametrize("asked", [SKIP, BEHIND, SUMMED], ids=["skip", "behind", "summed"])
 def test_counters_count_the_same_in_each_layer(family: str, asked: Any) -> None:
     """To the last multiply-add with PyTorch's; fvcore's sees the stage beside its layer."""
     model, batch, told = prompt(family)

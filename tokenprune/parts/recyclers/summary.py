@@ -71,5 +71,5 @@ class SummaryRecycler(Learned, Recycler):
         return worth
 
     def multiply_adds(self, work: Work) -> int:
-        """The sum over all tokens, in which those that are kept have weight 0; with weights, a number for each."""
-        return work.tokens * work.width * (1 + (self.host is not None))
+        """Sums of states and masses of all tokens, where those kept have weight 0; with weights, a number for each."""
+        return work.tokens * (work.width * (1 + (self.host is not None)) + 1)
