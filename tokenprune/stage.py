@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenprune.apart import Alone, run_apart
-from tokenprune.core import ops
+from tokenprune.core import ops, transfer
 from tokenprune.core.groups import fold, unfold
 from tokenprune.core.merge import reduce
 from tokenprune.core.needs import Needs
@@ -214,6 +214,11 @@ class Stage(nn.Module):
         if self.rectifier is not None:
             bias = self.rectifier(self._seen(result.tokens, self.rectifier))
             contract.bias(self.rectifier, bias, result.tokens)
+            same = [k == size for k, size in zip(counts, tokens.sizes, strict=True)]
+            if any(same):  # alone, nothing would happen to them
+                own = result.tokens.bias
+                there = transfer.ints(same, bias.device).bool()[:, None]
+                bias = torch.where(there, torch.zeros_like(bias) if own is None else own, bias)
             result = replace(result, tokens=replace(result.tokens, bias=bias))
         return result
 

@@ -164,3 +164,20 @@ def test_biases_follow_their_slots_through_reordering_and_cropping() -> None:
     assert slots.at(torch.tensor([1, 1, 0])).bias.tolist() == [[3, 4, 5], [3, 4, 5], [0, 1, 2]]
     assert slots.cropped(7).bias.tolist() == [[0, 1], [3, 4]]
     assert not slots.plain and Slots(slots.origin, None, 8).plain
+
+
+def test_a_sample_that_loses_nothing_has_no_bias_for_what_others_of_its_batch_lose() -> None:
+    """As alone, where nothing happens at that stage; the masses are those that the stage before has left."""
+    model = build("llava")
+    size = (20, 20)
+    batch = inputs("llava", model, rows=[Row(images=(size, size)), Row(images=(size,))])
+    merged = stage(1, fixed(0.2), scorer="norm", recycler=CLUSTER)
+    asked = recipe("some", merged, stage(2, fixed(11), scorer="norm", rectifier="log_mass"))
+    with tp.attach(model, asked) as attached:
+        together = generate_logits(model, batch, max_new_tokens=2)[1]
+        before, after = (each.sizes for each in attached.report.stages)
+    assert before[0] > after[0] and before[1] == after[1], "one loses tokens, the other none"
+    alone = row_inputs(batch, 1)
+    with tp.attach(model, asked):
+        single = generate_logits(model, alone, max_new_tokens=2)[1]
+    assert worst(tuple(step[1:] for step in together), single) < TOLERANCE
