@@ -94,6 +94,20 @@ def test_every_side_at_every_batch(result: Bench) -> None:
     assert (result.tokens, result.attention, result.dtype, result.device) == (25, "sdpa", "float32", "cpu")
 
 
+def test_beside_tokens_that_skip_the_baselines_have_as_many_as_run_whole() -> None:
+    """Attention sees all of them there: as many would be all, and a baseline that drops nothing compares nothing."""
+    model = build("llava", layers=4)
+    asked = load_recipe(recipe("skip", stage("after_vision", fixed(0.25), sampler="uniform", dropped="skip_ffn")))
+    with sides(model, asked, usual_pictures(model.config), text=9) as running:
+        counts = []
+        for side in running:
+            side.run(side.prompt(text=9, batch=1), 1)
+            counts.append(side.tokens_per_layer())
+        whole = running[1].attached.report.feed_forward_tokens[0].tolist()
+    assert counts[0] == counts[1] and counts[0] > whole
+    assert counts[2] == counts[3] == whole
+
+
 def test_equal_tokens_and_ceilings(result: Bench) -> None:
     """Half of 25 tokens from layer 2 of 8: 15.25 on average, so the others get 15."""
     rows = {row.name: row for row in result.rows[:5]}

@@ -50,8 +50,7 @@ class Side:
         """Vision tokens that entered each layer in the last run, mean over the batch."""
         if self.attached is None:
             return [float(self.pictures.tokens)] * int(self.model.config.get_text_config().num_hidden_layers)
-        mean: Tensor = self.attached.report.vision_tokens.double().mean(0)
-        return [float(n) for n in mean]
+        return _means(self.attached.report.vision_tokens)
 
 
 def open_side(
@@ -85,6 +84,7 @@ def sides(
     """The untouched model, the recipe, and beside it random and uniform choice and a smaller image at equal tokens.
 
     Equal: as many vision tokens in a layer, on average over the layers, as the recipe had in a first run; rounded down.
+    Behind a stage with ``dropped: skip_ffn`` those that go through feed-forwards count: attention sees all the others.
 
     Raises:
         InputError: sides run different attention kernels; or as `noise` does.
@@ -95,7 +95,8 @@ def sides(
         made = [untouched, open_side(stack, recipe.name, model, pictures, recipe, compile=compile)]
         if baselines:
             made[1].run(made[1].prompt(text=text, batch=1), 1)
-            layers = made[1].tokens_per_layer()
+            assert made[1].attached is not None
+            layers = _means(made[1].attached.report.feed_forward_tokens)
             equal = max(1, int(sum(layers) / len(layers)))
             others = [name for name in BASELINES if name != recipe.name]
             for name, other in ((name, load_recipe(name, average=equal)) for name in others):
@@ -105,6 +106,11 @@ def sides(
             made.append(small)
         check_kernels(made, model)
         yield made
+
+
+def _means(counts: Tensor) -> list[float]:
+    """Of ``[B, layers]`` tokens, the mean over the batch at each layer."""
+    return [float(n) for n in counts.double().mean(0)]
 
 
 def check_kernels(made: Sequence[Side], model: Any) -> None:
