@@ -68,6 +68,15 @@ def test_tables_say_what_the_speed_up_is(capsys: pytest.CaptureFixture[str]) -> 
     assert "median of 3 rounds, no interval under 5 rounds" in few and "–" not in few
 
 
+def test_tokens_that_skip_feed_forwards_are_told(cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    told = "tokens of skip-vision: attention sees them; 64 go through feed-forwards (dropped: skip_ffn)"
+    for asked, end in (((), ", as many as others beside it keep"), (("--no-baselines",), "")):
+        ran = cli("bench", "skip-vision", *QUICK, "--new-tokens", 1, *asked)
+        assert (ran.status, ran.err) == (0, "")
+        assert told + end in [line.rstrip() for line in ran.out.splitlines()]
+
+
 def test_adaptive_recipes_are_marked(cli: Callable[..., Any]) -> None:
     out = cli("bench", "sparsevlm", *SMALL, "--no-baselines").out
     assert "≈" in out and "random" not in out

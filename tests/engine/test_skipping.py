@@ -17,7 +17,7 @@ from tokenprune.engine.skipping import Skipping
 from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
 from tokenprune.families.anatomy import RECURRENT
 from tokenprune.pipeline import Pipeline
-from tokenprune.recipe import load_recipe
+from tokenprune.recipe import InvalidRecipeError, load_recipe
 from tokenprune.serving import PictureReducer
 from tokenprune.stage import Stage
 
@@ -308,12 +308,16 @@ def test_what_cannot_be_is_refused_by_name() -> None:
         (recipe("x", {**ONE["stages"][0], "place": {"in_vision": {"block": 1}}}), "put the stage behind the tower"),
         (recipe("x", ONE["stages"][0], stage(5, fixed(2), scorer="norm")), "no stage may follow, and 'stage_1' does"),
         (skipping(2, dropped="skip_fn"), "skip_ffn"),
-        ({**skipping("after_vision"), "pictures": "apart"}, "leave out pictures: apart"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(made: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        Pipeline(load_recipe(made).build_stages(), depth=8, pictures=made.get("pictures", "together"))
+        Pipeline(load_recipe(made).build_stages(), depth=8)
+
+
+def test_pictures_apart_are_refused_where_the_recipe_is_read() -> None:
+    with pytest.raises(InvalidRecipeError, match=r"stages\.0\.dropped: .*leave out pictures: apart"):
+        load_recipe({**skipping("after_vision"), "pictures": "apart"})
 
 
 def test_stages_made_in_python_are_held_to_the_same() -> None:
@@ -323,6 +327,8 @@ def test_stages_made_in_python_are_held_to_the_same() -> None:
         Stage(place=2, dropped="skip_fnn")  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match=r"no stage may follow, and later \(before_layer: 3\) does"):
         Pipeline([Stage(place=2, dropped="skip_ffn"), Stage(place=3, name="later")], depth=4)
+    with pytest.raises(RecipeError, match="leave out pictures: apart"):
+        Pipeline([Stage(place="after_vision", dropped="skip_ffn")], depth=4, pictures="apart")
 
 
 def test_recipes_that_do_not_ask_for_it_keep_their_fingerprints() -> None:

@@ -51,6 +51,13 @@ def show(result: Bench) -> None:
     )
     if not all(row.ledger.exact for row in result.rows):
         screen.print("[dim]≈: the recipe decides its counts from the data; the ceiling is for those of the last run")
+    for row in result.rows[:2]:  # the recipe's is the second
+        layers = row.ledger.reduced.rows
+        if any(layer.fed != layer.vision for layer in layers):
+            through = sum(layer.fed for layer in layers) / len(layers)
+            told = f"tokens of {row.name}: attention sees them; {through:.4g} go through feed-forwards"
+            beside = ", as many as others beside it keep" if len({row.name for row in result.rows}) > 2 else ""
+            screen.print(f"[dim]{told} (dropped: skip_ffn){beside}")
     for line in benched(result):
         screen.print(Text(line, style="bold"))
 

@@ -358,6 +358,10 @@ class Recipe(Spec):
                 yield ("stages", index, "name"), f"{name!r} is the name of stages.{names.index(name)} already"
 
     def _behind_skipping(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        for index, stage in enumerate(self.stages):
+            if stage.dropped == "skip_ffn" and self.pictures == "apart":
+                told = "'skip_ffn': pictures are taken together there; leave out pictures: apart"
+                yield ("stages", index, "dropped"), told
         for index, stage in enumerate(self.stages[:-1]):
             if stage.dropped == "skip_ffn":
                 later = self.stages[index + 1]
