@@ -83,6 +83,9 @@ def test_what_boxes_cannot_teach_is_told(embedded: tuple[Any, Any], tmp_path: Pa
     cases = [case for case in training_cases(4) if case.target is None]
     with pytest.raises(InputError, match=rf"aim boxes: none of {len(cases)} questions has a box.*--aim logits"):
         fit(*embedded, "glimpseprune-token", cases, tmp_path / "a", plan=Plan(aim="boxes"))
+    boxed = next(case for case in training_cases(4) if case.target is not None)
+    with pytest.raises(InputError, match=r"at least 2 pictures, .* got 1 \(with --aim boxes, questions that"):
+        fit(*embedded, "glimpseprune-token", [boxed, *cases], tmp_path / "c", plan=Plan(aim="boxes"))
     with pytest.raises(InputError, match="recycler 'convolution' does not score, so boxes cannot teach it"):
         fit(*embedded, "fcot-vl", training_cases(4), tmp_path / "b", plan=Plan(aim="boxes"))
 

@@ -251,7 +251,9 @@ def _split(data: Sequence[Asked], plan: Plan) -> tuple[list[Asked], list[Asked]]
     random.Random(plan.seed).shuffle(order)
     count = max(1, round(plan.held_out * len(order)))
     if len(order) < 2:
-        raise InputError(f"data: expected at least 2 pictures, to learn from and to hold some out, got {len(order)}")
+        boxes = " (with --aim boxes, questions that have no box are left out)" if plan.aim == "boxes" else ""
+        told = f"expected at least 2 pictures, to learn from and to hold some out, got {len(order)}"
+        raise InputError(f"data: {told}{boxes}")
     flat = [[asked for group in part for asked in group] for part in (order[count:], order[:count])]
     return flat[0], flat[1][: 8 * plan.batch]
 
