@@ -17,3 +17,9 @@ IDENTITY = recipe(
     stage(5, {"type": "pyramid", "keep": 1.0}, scorer="norm", recycler="cluster", positions="renumber"),
 )
 """Stages everywhere that keep everything."""
+
+
+def skipping(place: Any, count: Any = 6, **parts: Any) -> dict[str, Any]:
+    """A recipe of one stage whose dropped tokens skip."""
+    made = fixed(count) if isinstance(count, int | float) else count
+    return recipe("skip", stage(place, made, **{"scorer": "random", "dropped": "skip_ffn", **parts}))

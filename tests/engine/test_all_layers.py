@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from families import CACHE, Row, build, inputs, next_turn, vision_mask
+from families import CACHE, Row, build, inputs, vision_mask
 from kinds import KINDS, fixed, recipe, stage
-from pruned import TOLERANCE, run_both, stage_results, worst
+from pruned import TOLERANCE, run_both, stage_results, two_turns, worst
 from reference import generate_logits, masked_reference
 
 import tokenprune as tp
@@ -112,18 +112,11 @@ def test_every_layer_stores_the_survivors_alone(family: str) -> None:
     )
 
 
-def test_a_second_turn_and_a_second_picture_go_on_from_it() -> None:
+def test_a_second_turn_goes_on_from_it() -> None:
     model = build("llava")
     batch = inputs("llava", model)
-    with tp.attach(model, ONE) as attached, stage_results(attached) as results:
-        output = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        later = next_turn(batch, output.sequences)
-        stages = reference_stages(attached.report, results)
-        _, logits = generate_logits(model, later, **{CACHE: output[CACHE]})
-    with masked_reference(model, vision_mask(model, batch["input_ids"]), stages):
-        plain = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        _, expected = generate_logits(model, later, **{CACHE: plain[CACHE]})
-    assert torch.equal(output.sequences, plain.sequences)
+    (sequences, logits), (wanted, expected), _ = two_turns(model, batch, ONE)
+    assert torch.equal(sequences, wanted)
     assert worst(logits, expected) < TOLERANCE
 
 

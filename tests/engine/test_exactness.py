@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from families import CACHE, FAMILIES, Row, build, inputs, next_turn, ragged_rows, row_inputs, sizes, vision_mask
+from families import CACHE, FAMILIES, Row, build, inputs, ragged_rows, row_inputs, sizes, vision_mask
 from kinds import KINDS, fixed, recipe, stage
-from pruned import TOLERANCE, logits_of, reference_stages, stage_results, worst
+from pruned import TOLERANCE, logits_of, reference_stages, stage_results, two_turns, worst
 from reference import generate_logits, masked_reference, pruned_difference
 
 import tokenprune as tp
@@ -61,20 +61,10 @@ def test_a_second_turn_of_text_on_the_same_cache_equals_the_masked_reference(
     family: str, attention: Any, kind: str
 ) -> None:
     model = build(family, attention=attention)
-    batch = inputs(family, model)
-    vision = vision_mask(model, batch["input_ids"])
-
-    def two_turns() -> tuple[torch.Tensor, ...]:
-        first = model.generate(**batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
-        following = next_turn(batch, first.sequences)
-        return generate_logits(model, {**following, CACHE: first[CACHE]})[1]
-
-    with tp.attach(model, KINDS[kind]) as attached, stage_results(attached) as results:
-        logits = two_turns()
-    with masked_reference(model, vision, reference_stages(attached.report, results)):
-        expected = two_turns()
+    (sequences, logits), (wanted, expected), report = two_turns(model, inputs(family, model), KINDS[kind])
+    assert torch.equal(sequences, wanted)
     assert worst(logits, expected) < TOLERANCE
-    assert attached.report.prefills == 1
+    assert report.prefills == 1
 
 
 @pytest.mark.in_turn(3)

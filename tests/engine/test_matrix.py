@@ -15,8 +15,7 @@ from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.catalogue import REFUSED, adapter_of, adapters
 
 CHOSEN = pairwise(ALL)
-IN_TURN = [(family, cell) for turn, family in enumerate(MODELS) for cell in CHOSEN[turn % 5 :: 5]]
-"""A fifth of the cells for each family, so that every cell runs on a fifth of the families: what CI has time for."""
+"""Cells in which every two values meet: a fifth of them for each family is what CI has time for."""
 
 
 def check(family: str, cell: Cell) -> None:
@@ -34,15 +33,17 @@ def same_words(refusal: str) -> str:
     return re.sub(r"\d+", "#", refusal)
 
 
-@pytest.mark.parametrize(("family", "cell"), IN_TURN, ids=str)
+@pytest.mark.in_turn(5)
+@pytest.mark.parametrize("cell", CHOSEN, ids=str)
+@pytest.mark.parametrize("family", MODELS)
 def test_cells_in_turn_equal_the_masked_reference(family: str, cell: Cell) -> None:
     check(family, cell)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", ALL, ids=str)
+@pytest.mark.parametrize("cell", [cell for cell in ALL if cell not in CHOSEN], ids=str)
 @pytest.mark.parametrize("family", MODELS)
-def test_all_equal_the_masked_reference(family: str, cell: Cell) -> None:
+def test_all_others_equal_the_masked_reference(family: str, cell: Cell) -> None:
     check(family, cell)
 
 

@@ -7,25 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from families import CACHE, MODELS, Row, build, inputs, next_turn, row_inputs, vision_mask
-from kinds import KINDS, fixed, recipe, stage
-from pruned import TOLERANCE, logits_of, reference_stages, run_both, snapshot, stage_results, worst
+from families import CACHE, MODELS, Row, build, inputs, row_inputs, vision_mask
+from kinds import KINDS, fixed, recipe, skipping, stage
+from pruned import TOLERANCE, logits_of, reference_stages, run_both, snapshot, stage_results, two_turns, worst
 from reference import generate_logits, masked_reference, reference_logits
 
 import tokenprune as tp
 from tokenprune.engine.skipping import Skipping
-from tokenprune.errors import InputError, RecipeError, UnsupportedModelError
+from tokenprune.errors import UnsupportedModelError
 from tokenprune.families.anatomy import RECURRENT
-from tokenprune.pipeline import Pipeline
-from tokenprune.recipe import InvalidRecipeError, load_recipe
-from tokenprune.serving import PictureReducer
-from tokenprune.stage import Stage
-
-
-def skipping(place: Any, count: Any = 6, **parts: Any) -> dict[str, Any]:
-    """A recipe of one stage whose dropped tokens skip."""
-    made = fixed(count) if isinstance(count, int | float) else count
-    return recipe("skip", stage(place, made, **{"scorer": "random", "dropped": "skip_ffn", **parts}))
 
 
 def last_skips(name: str, **more: Any) -> dict[str, Any]:
@@ -232,15 +222,8 @@ def test_nothing_is_left_behind() -> None:
 def test_a_second_turn_goes_on_from_it() -> None:
     model = build("llava", layers=4)
     batch = inputs("llava", model)
-    with tp.attach(model, skipping(1)) as attached, stage_results(attached) as results:
-        output = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        later = next_turn(batch, output.sequences)
-        stages = reference_stages(attached.report, results)
-        _, logits = generate_logits(model, later, **{CACHE: output[CACHE]})
-    with masked_reference(model, vision_mask(model, batch["input_ids"]), stages):
-        plain = model.generate(**batch, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
-        _, expected = generate_logits(model, later, **{CACHE: plain[CACHE]})
-    assert torch.equal(output.sequences, plain.sequences)
+    (sequences, logits), (wanted, expected), _ = two_turns(model, batch, skipping(1))
+    assert torch.equal(sequences, wanted)
     assert worst(logits, expected) < TOLERANCE
 
 
@@ -276,68 +259,6 @@ def test_gradients_are_those_of_the_masked_reference() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_cannot_be_is_refused_by_name() -> None:
-    model = build("llava", layers=4)
-    batch = inputs("llava", model)
-    with pytest.raises(UnsupportedModelError, match="compile: a stage with dropped: skip_ffn is not compiled yet"):
-        tp.attach(model, skipping(2), compile={"backend": "eager"})
-    model.train().gradient_checkpointing_enable()
-    with (
-        tp.attach(model, skipping(2)),
-        pytest.raises(UnsupportedModelError, match=r"stage.* \(before_layer: 2\).*checkpointing"),
-    ):
-        model(**batch)
-    with pytest.raises(UnsupportedModelError, match=r"dropped: skip_ffn: layer 1 of .* is recurrent"):
-        tp.attach(build("qwen3_5"), skipping(1))
-    other = build("llava", layers=4)
-    other.get_decoder().layers[3].feeding = other.get_decoder().layers[3].mlp
-    del other.get_decoder().layers[3].mlp
-    with pytest.raises(UnsupportedModelError, match="nobody knows where the feed-forward of layer 3"):
-        tp.attach(other, skipping(2))
-    with pytest.raises(RecipeError, match=r"serving: .*its dropped tokens skip feed-forwards"):
-        PictureReducer(skipping("after_vision"))
-    with pytest.raises(InputError, match="skip_ffn acts inside the layers of a language model"):
-        tp.build(skipping("after_vision"))["after_vision"](tp.Tokens.from_hidden(torch.randn(1, 25, 8), grid=(1, 5, 5)))
-
-
-@pytest.mark.parametrize(
-    ("made", "message"),
-    [
-        (skipping(2, positions="renumber"), "nothing to renumber"),
-        (skipping(2, rectifier="log_mass"), "a rectifier makes up for tokens"),
-        (recipe("x", {**ONE["stages"][0], "place": {"in_vision": {"block": 1}}}), "put the stage behind the tower"),
-        (recipe("x", ONE["stages"][0], stage(5, fixed(2), scorer="norm")), "no stage may follow, and 'stage_1' does"),
-        (skipping(2, dropped="skip_fn"), "skip_ffn"),
-    ],
-)
-def test_recipes_that_make_no_sense_are_refused(made: dict[str, Any], message: str) -> None:
-    with pytest.raises(RecipeError, match=message):
-        Pipeline(load_recipe(made).build_stages(), depth=8)
-
-
-def test_pictures_apart_are_refused_where_the_recipe_is_read() -> None:
-    with pytest.raises(InvalidRecipeError, match=r"stages\.0\.dropped: .*leave out pictures: apart"):
-        load_recipe({**skipping("after_vision"), "pictures": "apart"})
-
-
-def test_stages_made_in_python_are_held_to_the_same() -> None:
-    with pytest.raises(RecipeError, match="nothing to renumber"):
-        Stage(place=2, dropped="skip_ffn", positions="renumber")
-    with pytest.raises(RecipeError, match="did you mean 'skip_ffn'"):
-        Stage(place=2, dropped="skip_fnn")  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"no stage may follow, and later \(before_layer: 3\) does"):
-        Pipeline([Stage(place=2, dropped="skip_ffn"), Stage(place=3, name="later")], depth=4)
-    with pytest.raises(RecipeError, match="leave out pictures: apart"):
-        Pipeline([Stage(place="after_vision", dropped="skip_ffn")], depth=4, pictures="apart")
-
-
-def test_recipes_that_do_not_ask_for_it_keep_their_fingerprints() -> None:
-    plain, asked = load_recipe(skipping(2, dropped="leave")), load_recipe(skipping(2))
-    assert "dropped" not in plain.to_dict()["stages"][0]
-    assert plain.fingerprint != asked.fingerprint
-    assert load_recipe(asked.to_dict()).fingerprint == asked.fingerprint
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(MODELS))
 def test_every_family_gives_it_or_is_refused(family: str) -> None:
@@ -349,13 +270,6 @@ def test_every_family_gives_it_or_is_refused(family: str) -> None:
     difference, (got, expected), _ = run_both(model, inputs(family, model), EARLY)
     assert difference < TOLERANCE
     assert torch.equal(got, expected)
-
-
-def test_a_flash_kernel_is_refused_before_anything_runs() -> None:
-    with tp.attach(build("llava", layers=2), skipping(1)) as attached:
-        with pytest.raises(UnsupportedModelError, match=r"\(before_layer: 1\): dropped: skip_ffn: .* flash kernel"):
-            attached.engine.feed_forwards.check(flash=True)
-        attached.engine.feed_forwards.check(flash=False)
 
 
 def test_what_a_feed_forward_returns_beside_its_rows_stays() -> None:
@@ -379,13 +293,6 @@ def test_what_a_feed_forward_returns_beside_its_rows_stays() -> None:
             assert told == 2
             assert torch.equal(rows[:, [1, 4]], 2 * tokens.hidden[:, [1, 4]])
             assert not rows[:, [0, 2, 3, 5]].any()
-
-
-def test_experts_beside_an_mlp_are_refused() -> None:
-    model = build("llava", layers=3)
-    model.get_decoder().layers[2].experts = torch.nn.Identity()
-    with pytest.raises(UnsupportedModelError, match=r"layer 2 of LLaVA.*experts run beside its mlp"):
-        tp.attach(model, skipping(1))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
